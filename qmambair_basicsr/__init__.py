@@ -1,0 +1,28 @@
+"""Quantized Mamba image restoration as a BasicSR plugin.
+
+Importing the package registers its archs, models, losses, datasets and metrics in BasicSR's registries.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from . import compat  # noqa: F401  (must come before anything that imports basicsr)
+
+__version__ = "0.1.0"
+
+# folder -> module suffix, as BasicSR's own registry scan does it
+_REGISTERED = {"archs": "_arch", "models": "_model", "losses": "_loss", "data": "_dataset", "metrics": "_metric"}
+
+
+def _register_all() -> None:
+    """Import every module that registers something (``archs/*_arch.py``, ``models/*_model.py`` ...)."""
+    for folder, suffix in _REGISTERED.items():
+        package = importlib.import_module(f"{__name__}.{folder}")
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name.endswith(suffix):
+                importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+_register_all()

@@ -1,0 +1,76 @@
+"""Work-arounds that let BasicSR 1.4.2 run on current torch, torchvision and numpy.
+
+Importing this module applies them; it must happen before ``basicsr`` is imported, which
+``import qmambair_basicsr`` sees to. Every function names the symptom it cures and when it can be deleted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+
+
+def declare_torchvision_ops() -> bool:
+    """Declare the operators ``torchvision`` registers shapes for when its compiled library cannot load.
+
+    Symptom: ``RuntimeError: operator torchvision::nms does not exist`` on ``import torchvision`` when a
+    torchvision built for CUDA stands beside a CPU-only torch.
+    Delete when: PyPI offers a CPU torchvision, or torchvision guards its fake kernels.
+
+    Returns:
+        True when the operators had to be declared.
+    """
+    if "torchvision" in sys.modules:
+        return False
+    try:
+        import torchvision  # noqa: F401
+
+        return False
+    except RuntimeError as err:
+        if "torchvision::" not in str(err):
+            raise
+    for name in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
+        del sys.modules[name]
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in (
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    ):
+        library.define(schema)
+    declare_torchvision_ops.library = library  # the declarations live as long as the Library object
+    import torchvision  # noqa: F401
+
+    return True
+
+
+def alias_functional_tensor() -> bool:
+    """Provide ``torchvision.transforms.functional_tensor``, removed in torchvision 0.17.
+
+    Symptom: ``ModuleNotFoundError: torchvision.transforms.functional_tensor`` from
+    ``basicsr.data.degradations``.
+    Delete when: a BasicSR release imports ``torchvision.transforms.functional`` instead.
+
+    Returns:
+        True when the module had to be provided.
+    """
+    name = "torchvision.transforms.functional_tensor"
+    if name in sys.modules or importlib.util.find_spec(name) is not None:
+        return False
+    from torchvision.transforms.functional import rgb_to_grayscale
+
+    module = types.ModuleType(name)
+    module.rgb_to_grayscale = rgb_to_grayscale
+    sys.modules[name] = module
+    return True
+
+
+def apply() -> None:
+    """Apply every work-around once, in order."""
+    declare_torchvision_ops()
+    alias_functional_tensor()
+
+
+apply()

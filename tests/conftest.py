@@ -1,0 +1,32 @@
+"""Fixtures every test can use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with benchmark images, weights and golden vectors, beside the checkout; absent for users."""
+    path = Path(os.environ.get("QMAMBAIR_SHARED", ROOT.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip(f"needs the development material in {path} (images, official weights), which is not shipped")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """tests/data: small vectors that ship with the repository."""
+    return ROOT / "tests" / "data"
