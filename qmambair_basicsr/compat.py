@@ -24,7 +24,7 @@ def declare_torchvision_ops() -> bool:
     if "torchvision" in sys.modules:
         return False
     try:
-        import torchvision  # noqa: F401
+        import torchvision
 
         return False
     except RuntimeError as err:

@@ -1,0 +1,231 @@
+"""Write ``options/*.yml`` from :mod:`qmambair_basicsr.tools.option_table`.
+
+python -m qmambair_basicsr.tools.make_options            # write them all
+python -m qmambair_basicsr.tools.make_options --check    # exit 1 when a file differs from the table
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from .option_table import DATA, FP, NETS, QAT, ROWS, TASKS, Data, Recipe, Task
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options"
+PLUGIN = "plugin: !!python/name:qmambair_basicsr.__version__"
+
+# Remarks printed above a key, by its path from the top of the file.
+REMARKS = {
+    "name": "experiments/<name> (training) and results/<name> (testing)",
+    "num_gpu": "'auto' = every visible GPU; none = CPU",
+    "datasets": "README, section Data, says how each folder is made",
+    "network_g.img_size": "no effect; kept because official option files carry it",
+    "network_g.quant": "which quantizer, how many bits; overrides change single modules by name pattern",
+    "network_g.quant.act_policy": "code = as released (DLS on out_proj and scan inputs); paper = DLS everywhere",
+    "quant_train": "see qmambair_basicsr/models/README.md",
+    "quant_train.calibration": "batches that initialise every quantizer before the optimizer exists",
+    "path.strict_load_g": "quantizer keys may be missing from a full-precision file; any other difference stops",
+    "train.total_iter": "README, section Training, lists the published figures these settings are for",
+    "val.pbar": "progress bar over the images",
+}
+
+
+def stem(phase: str, family: str, task: str, bits: int) -> str:
+    """File name without ending, which is the ``name:`` inside as well."""
+    arch = family if bits == 32 else f"Q{family}"
+    return f"{phase}_{arch}_{task}" + ("" if bits == 32 else f"_w{bits}a{bits}")
+
+
+def _dataset(data: Data, scale: int) -> dict:
+    return {
+        "name": data.name,
+        "type": data.type,
+        "dataroot_gt": data.gt.format(s=scale),
+        "dataroot_lq": data.lq.format(s=scale),
+        "filename_tmpl": data.template.format(s=scale),
+        **dict(data.extra),
+        "io_backend": {"type": "disk"},
+    }
+
+
+def _network(family: str, task: Task, bits: int) -> dict:
+    net = {"type": family if bits == 32 else f"Q{family}", "upscale": task.scale, "in_chans": task.in_chans}
+    net |= NETS[family, task.size]
+    if bits != 32:
+        net["quant"] = {
+            "weight": {"type": "RFA", "bits": bits},
+            "act": {"type": "LSQOffset", "bits": bits},
+            "scan": {"type": "DLS", "bits": bits},
+            "act_policy": "code",
+        }
+    return net
+
+
+def _metrics(task: Task) -> dict:
+    shared = {"crop_border": task.crop, "test_y_channel": task.y_channel}
+    return {"psnr": {"type": "calculate_psnr", **shared}, "ssim": {"type": "calculate_ssim", **shared}}
+
+
+def _head(phase: str, family: str, task: Task, bits: int) -> dict:
+    return {
+        "name": stem(phase, family, task.name, bits),
+        "model_type": "MambaIRModel" if bits == 32 else "QATModel",
+        "scale": task.scale,
+        "num_gpu": "auto",
+        "manual_seed": 10,
+    }
+
+
+def _weights(family: str, task: Task, bits: int) -> str:
+    """Full-precision weights are downloaded or shipped; quantized ones are where their training leaves them."""
+    if bits == 32:
+        return f"{task.weights}/{family}_{task.name}.pth"
+    return f"experiments/{stem('train', family, task.name, bits)}/models/net_g_latest.pth"
+
+
+def _schedule(recipe: Recipe) -> dict:
+    if recipe.milestones:
+        return {"type": "MultiStepLR", "milestones": list(recipe.milestones), "gamma": 0.5}
+    return {
+        "type": "CosineAnnealingRestartLR",
+        "periods": [recipe.total_iter],
+        "restart_weights": [1],
+        "eta_min": recipe.eta_min,
+    }
+
+
+def train_options(family: str, task: Task, bits: int) -> dict:
+    """Contents of a training file.
+
+    Args:
+        family: ``MambaIR`` ...; the quantized network's type is ``Q`` + family.
+        task: Row of ``TASKS``.
+        bits: Width of weights and activations; 32 trains the full-precision network from scratch.
+    """
+    recipe = (FP if bits == 32 else QAT)[task.recipe]
+    opt = _head("train", family, task, bits)
+    opt["datasets"] = {
+        "train": {
+            **_dataset(DATA[task.train], task.scale),
+            "gt_size": recipe.gt_size,
+            "use_hflip": True,
+            "use_rot": True,
+            "num_worker_per_gpu": recipe.workers,
+            "batch_size_per_gpu": recipe.batch,
+            "dataset_enlarge_ratio": 100,
+            "prefetch_mode": None,
+        },
+        "val": _dataset(DATA[task.tests[0]], task.scale),
+    }
+    opt["network_g"] = _network(family, task, bits)
+    if bits == 32:
+        opt["path"] = {"pretrain_network_g": None, "strict_load_g": True, "resume_state": None}
+    else:
+        start = _weights(family, task, 32)
+        opt["path"] = {"pretrain_network_g": start, "strict_load_g": True, "resume_state": None}
+        opt["quant_train"] = {"calibration": {"batches": recipe.calibration}}
+    opt["train"] = {
+        "ema_decay": recipe.ema,
+        "optim_g": {"type": "Adam", "lr": recipe.lr, "weight_decay": 0, "betas": [0.9, 0.99]},
+        "scheduler": _schedule(recipe),
+        "total_iter": recipe.total_iter,
+        "warmup_iter": -1,
+        "pixel_opt": {"type": recipe.loss, "loss_weight": 1.0, "reduction": "mean"},
+    }
+    opt["val"] = {"val_freq": recipe.val_freq, "save_img": False, "pbar": True, "metrics": _metrics(task)}
+    opt["logger"] = {
+        "print_freq": 100,
+        "save_checkpoint_freq": recipe.save_freq,
+        "use_tb_logger": True,
+        "wandb": {"project": None, "resume_id": None},
+    }
+    opt["dist_params"] = {"backend": "nccl", "port": 29500}
+    return opt
+
+
+def test_options(family: str, task: Task, bits: int) -> dict:
+    """Contents of a test file; arguments as :func:`train_options`."""
+    opt = _head("test", family, task, bits)
+    opt["datasets"] = {f"test_{i}": _dataset(DATA[name], task.scale) for i, name in enumerate(task.tests, start=1)}
+    opt["network_g"] = _network(family, task, bits)
+    opt["path"] = {"pretrain_network_g": _weights(family, task, bits), "strict_load_g": True}
+    opt["val"] = {"save_img": True, "suffix": None, "pbar": True, "metrics": _metrics(task)}
+    return opt
+
+
+def _leaf(value: object) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    return "~" if value is None else text.removesuffix("...\n").strip()
+
+
+def render(opt: dict) -> str:
+    """Options as YAML text: two levels in blocks, what lies below on one line where it holds plain values."""
+    lines = ["# Written by `python -m qmambair_basicsr.tools.make_options`; edit option_table.py, not this file."]
+
+    def walk(node: dict, path: tuple[str, ...]) -> None:
+        for key, value in node.items():
+            here = (*path, key)
+            indent = "  " * len(path)
+            if not path and isinstance(value, dict):
+                lines.append("")
+            if remark := REMARKS.get(".".join(here)):
+                lines.append(f"{indent}# {remark}")
+            flat = isinstance(value, dict) and not any(isinstance(v, dict) for v in value.values())
+            if isinstance(value, dict) and not (flat and len(path) >= 2):
+                lines.append(f"{indent}{key}:")
+                walk(value, here)
+            else:
+                lines.append(f"{indent}{key}: {_leaf(value)}")
+            if here == ("name",):
+                lines.append(
+                    "# registers this package when a BasicSR checkout's own train.py or test.py reads the file"
+                )
+                lines.append(PLUGIN)
+
+    walk(opt, ())
+    return "\n".join(lines) + "\n"
+
+
+def files() -> dict[str, str]:
+    """Every option file: name -> text."""
+    out = {}
+    for family, task, bits in ROWS:
+        for phase, build in (("train", train_options), ("test", test_options)):
+            out[f"{stem(phase, family, task, bits)}.yml"] = render(build(family, TASKS[task], bits))
+    return out
+
+
+def drifted(folder: Path = OPTIONS) -> list[str]:
+    """Names of files that are missing, differ from the table, or are not in it."""
+    wanted = files()
+    present = {p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.yml")}
+    return sorted(name for name in wanted.keys() | present.keys() if wanted.get(name) != present.get(name))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=OPTIONS, help="folder to write to (default: options/)")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file has drifted")
+    args = parser.parse_args(argv)
+    if args.check:
+        names = drifted(args.out)
+        for name in names:
+            sys.stderr.write(f"{name}: differs from option_table.py\n")
+        return 1 if names else 0
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in drifted(args.out):
+        target = args.out / name
+        if name in files():
+            target.write_text(files()[name], encoding="utf-8")
+        else:
+            target.unlink()
+        sys.stderr.write(f"{'wrote' if target.exists() else 'removed'} {target}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

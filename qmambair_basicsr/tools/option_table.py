@@ -1,0 +1,192 @@
+"""The one source of every file in ``options/``.
+
+A file is a row: an architecture, a task and a bit-width. A row's contents are put together from five tables:
+
+========== ============================================================================================
+``DATA``    training and test sets: folders relative to the working directory, names of the low-quality files
+``NETS``    constructor keys of an architecture at one size (official released configurations)
+``FP``      recipe that trains a full-precision network from scratch
+``QAT``     recipe that fine-tunes a quantized network from full-precision weights
+``TASKS``   what ties them together: scale, data, metric protocol, where the weights are
+========== ============================================================================================
+
+To add a task, add one line to ``TASKS`` (and to the other tables what is new in it), list its rows in
+``ROWS``, and run ``python -m qmambair_basicsr.tools.make_options``.
+
+Sources: recipes of the Q-MambaIR paper and of its released ``light x4`` configuration (where the two differ
+the released one is followed: batch 16 per GPU on two GPUs, ground-truth patches of 192, DF2K); full-precision
+recipes of the MambaIR release.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# -- data sets -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """A set of image pairs.
+
+    Attributes:
+        name: Name in log files and result tables.
+        gt: Folder of the ground truth; ``{s}`` stands for the scale.
+        lq: Folder of the network's input.
+        template: How the input file is called, given the stem of the ground-truth file.
+        type: Registered dataset class.
+        extra: Further keys of that class.
+    """
+
+    name: str
+    gt: str
+    lq: str
+    template: str = "{{}}x{s}"
+    type: str = "PairedImageDataset"
+    extra: tuple[tuple[str, object], ...] = ()
+
+
+def _bicubic(name: str) -> Data:
+    """A set whose inputs are MATLAB-bicubic reductions made by ``tools.prepare_data``."""
+    return Data(name, f"datasets/{name}/HR", f"datasets/{name}/LR_bicubic/X{{s}}")
+
+
+DATA = {name: _bicubic(name) for name in ("DF2K", "BSDS400T91", "Set5", "Set14", "B100", "Urban100", "Manga109")}
+
+# -- networks ------------------------------------------------------------------------------------------------
+
+_CLASSIC = {
+    "img_size": 64,
+    "img_range": 1.0,
+    "d_state": 16,
+    "depths": [6, 6, 6, 6, 6, 6],
+    "embed_dim": 180,
+    "mlp_ratio": 2,
+    "upsampler": "pixelshuffle",
+    "resi_connection": "1conv",
+}
+_LIGHT = {
+    **_CLASSIC,
+    "d_state": 10,
+    "depths": [6, 6, 6, 6],
+    "embed_dim": 60,
+    "mlp_ratio": 1.2,
+    "upsampler": "pixelshuffledirect",
+}
+# small enough to train on two CPU cores: about 105 K parameters, 0.4 MB
+_TINY = {**_LIGHT, "d_state": 8, "depths": [2, 2, 2], "embed_dim": 32}
+
+# (architecture family, size) -> constructor keys without type, upscale, in_chans and quant
+NETS = {
+    ("MambaIR", "classic"): _CLASSIC,
+    ("MambaIR", "light"): _LIGHT,
+    ("MambaIR", "tiny"): _TINY,
+}
+
+# -- recipes -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        total_iter: Iterations.
+        lr: Initial learning rate of Adam(0.9, 0.99).
+        milestones: Iterations at which the rate is halved; empty = one cosine down to ``eta_min``.
+        gt_size: Side of the ground-truth patch in pixels.
+        batch: Images per GPU and iteration.
+        gpus: How many GPUs the published figure was trained on (for the comment only).
+        ema: Decay of the averaged weights; 0 = none.
+        loss: Registered pixel loss.
+        val_freq: Validate every so many iterations.
+        save_freq: Save a checkpoint every so many iterations.
+        workers: Data-loading processes per GPU.
+        calibration: Batches that initialise the quantizers (QAT only).
+    """
+
+    total_iter: int
+    lr: float
+    milestones: tuple[int, ...]
+    gt_size: int
+    batch: int
+    gpus: int
+    ema: float = 0.0
+    loss: str = "L1Loss"
+    val_freq: int = 5000
+    save_freq: int = 5000
+    workers: int = 6
+    calibration: int = 0
+    eta_min: float = 1e-6
+
+
+_FP_STEPS = (250_000, 400_000, 450_000, 475_000)
+_QAT_STEPS = (10_000, 15_000, 17_500, 18_750)
+
+FP = {
+    "classic": Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=4, gpus=8, ema=0.999),
+    "light": Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=16, gpus=2, ema=0.999),
+    "tiny": Recipe(30_000, 1e-3, (), gt_size=64, batch=8, gpus=0, ema=0.999, val_freq=1000, save_freq=1000, workers=1),
+}
+QAT = {
+    "classic": Recipe(20_000, 1e-4, _QAT_STEPS, gt_size=192, batch=16, gpus=2, val_freq=1000, calibration=8),
+    "light": Recipe(20_000, 2e-4, _QAT_STEPS, gt_size=192, batch=16, gpus=2, val_freq=1000, calibration=8),
+    "tiny": Recipe(
+        4_000,
+        2e-4,
+        (2_000, 3_000, 3_500, 3_750),
+        gt_size=64,
+        batch=8,
+        gpus=0,
+        val_freq=500,
+        save_freq=500,
+        workers=1,
+        calibration=8,
+    ),
+}
+
+# -- tasks ---------------------------------------------------------------------------------------------------
+
+_FIVE_SR_SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A restoration problem with its data and protocol.
+
+    Attributes:
+        name: As it stands in file names (``SRx2``, ``lightSRx2``).
+        size: Key of ``NETS``.
+        recipe: Key of ``FP`` and ``QAT``.
+        scale: Up-scaling factor.
+        train: Key of ``DATA``.
+        tests: Keys of ``DATA``; the first one also validates during training.
+        crop: Border in pixels left out of PSNR and SSIM.
+        y_channel: PSNR and SSIM on the Y channel of BT.601 instead of on all channels.
+        in_chans: Image channels.
+        weights: Folder of the full-precision weights that fine-tuning starts from.
+    """
+
+    name: str
+    size: str
+    recipe: str
+    scale: int
+    train: str
+    tests: tuple[str, ...]
+    crop: int
+    y_channel: bool = True
+    in_chans: int = 3
+    weights: str = "experiments/pretrained_models"
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("SRx2", "classic", "classic", 2, "DF2K", _FIVE_SR_SETS, crop=2),
+        Task("lightSRx2", "light", "light", 2, "DF2K", _FIVE_SR_SETS, crop=2),
+        Task("tinySRx2", "tiny", "tiny", 2, "BSDS400T91", _FIVE_SR_SETS[:3], crop=2, weights="qmambair_basicsr/assets"),
+    )
+}
+
+# (architecture family, task, bits); bits 32 = the full-precision network
+ROWS = tuple(("MambaIR", task, bits) for task in ("SRx2", "lightSRx2", "tinySRx2") for bits in (32, 4, 2))
