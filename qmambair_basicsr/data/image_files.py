@@ -1,0 +1,200 @@
+"""Reading and writing image files with errors that name the file.
+
+OpenCV returns ``None``, or an image whose lower part is missing, for a damaged file. Here every such file raises
+:class:`ImageFileError` with its name, what is wrong with it and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageFileError",
+    "decode_image",
+    "list_images",
+    "match_channels",
+    "read_image",
+    "write_atomically",
+    "write_image",
+]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".webp")
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_SIGNATURE = b"\xff\xd8"
+
+
+class ImageFileError(ValueError):
+    """A file that should hold an image does not, or holds an unsuitable one. The message starts with its name."""
+
+    def __init__(self, name: str | os.PathLike, problem: str, remedy: str = "replace or remove the file"):
+        self.name, self.problem, self.remedy = str(name), problem, remedy
+        super().__init__(f"{self.name}: {problem}; {remedy}")
+
+    def __reduce__(self):
+        return type(self), (self.name, self.problem, self.remedy)  # picklable: raised in worker processes
+
+
+def _check_png(content: bytes, name: str) -> None:
+    """Walk the chunks: a truncated file ends before IEND, a damaged one fails a chunk's CRC (PNG spec. 5.3, 5.4)."""
+    at = len(_PNG_SIGNATURE)
+    while True:
+        if at + 12 > len(content):
+            raise ImageFileError(name, f"truncated PNG ({len(content)} bytes, no IEND chunk)")
+        (size,) = struct.unpack_from(">I", content, at)
+        kind = content[at + 4 : at + 8]
+        if at + 12 + size > len(content):
+            raise ImageFileError(name, f"truncated PNG (chunk {kind!r} at byte {at} is cut off)")
+        (crc,) = struct.unpack_from(">I", content, at + 8 + size)
+        if zlib.crc32(content[at + 4 : at + 8 + size]) != crc:
+            raise ImageFileError(name, f"damaged PNG (checksum of chunk {kind!r} at byte {at} is wrong)")
+        if kind == b"IHDR" and content[at + 16] == 16:
+            raise ImageFileError(name, "16 bits per sample", "convert it to 8 bits")
+        if kind == b"IEND":
+            return
+        at += 12 + size
+
+
+def _check_jpeg(content: bytes, name: str) -> None:
+    """A complete JPEG has an end-of-image marker after its last start-of-scan marker (T.81, B.1.1.3)."""
+    if content.rfind(b"\xff\xd9") <= content.rfind(b"\xff\xda"):
+        raise ImageFileError(name, f"truncated JPEG ({len(content)} bytes, no end-of-image marker)")
+
+
+def decode_image(content: bytes, name: str | os.PathLike) -> np.ndarray:
+    """Decode an 8-bit grey or colour image.
+
+    Args:
+        content: the file's bytes.
+        name: what to call it in errors.
+
+    Returns:
+        uint8 (H, W, 1) for a grey file, (H, W, 3) in BGR order for a colour file.
+
+    Raises:
+        ImageFileError: empty, truncated, damaged or not an image; more than 8 bits; an alpha channel.
+    """
+    if len(content) == 0:
+        raise ImageFileError(name, "empty file (0 bytes)")
+    is_jpeg = content.startswith(_JPEG_SIGNATURE)
+    if content.startswith(_PNG_SIGNATURE):
+        _check_png(content, str(name))
+    elif is_jpeg:
+        _check_jpeg(content, str(name))
+    flag = (
+        cv2.IMREAD_ANYCOLOR if is_jpeg else cv2.IMREAD_UNCHANGED
+    )  # UNCHANGED shows an alpha channel instead of dropping it
+    try:
+        img = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    except cv2.error as err:
+        raise ImageFileError(name, f"OpenCV cannot decode it ({err.err or err})") from err
+    if img is None:
+        raise ImageFileError(name, "not an image, or damaged beyond decoding")
+    if img.dtype != np.uint8:
+        raise ImageFileError(name, f"samples of type {img.dtype}", "convert it to 8 bits")
+    img = img.reshape(*img.shape[:2], -1)
+    if img.shape[2] not in (1, 3):
+        raise ImageFileError(name, f"{img.shape[2]} channels (alpha?)", "convert it to grey or RGB")
+    return img
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Read an image file.
+
+    Args:
+        path: image file; ``.npy`` files hold a float32 (H, W[, C]) BGR array with the range [0, 1].
+
+    Returns:
+        uint8 (H, W, 1 or 3), BGR; float32 for ``.npy``.
+
+    Raises:
+        ImageFileError: as :func:`decode_image`, or the file cannot be opened.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as err:
+        raise ImageFileError(path, err.strerror or str(err), "check the path and its permissions") from err
+    return decode_image(content, path)
+
+
+def match_channels(img: np.ndarray, channels: int) -> np.ndarray:
+    """Convert (H, W, 1 or 3) to the wanted number of channels.
+
+    Grey becomes colour by repetition; BGR becomes grey by BT.601 luma in 14-bit integers, as OpenCV and hence
+    ``cv2.imread(path, 0)`` do it, so the result does not depend on the machine.
+
+    Args:
+        img: uint8 (H, W, 1 or 3), BGR.
+        channels: 1 or 3.
+
+    Returns:
+        uint8 (H, W, channels).
+
+    Raises:
+        ValueError: ``channels`` is neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, got {channels}")
+    if img.shape[2] == channels:
+        return img
+    if channels == 3:
+        return np.repeat(img, 3, axis=2)
+    luma = img.astype(np.int32) @ np.array([1868, 9617, 4899], dtype=np.int32)  # B, G, R times 2^14
+    return ((luma + (1 << 13)) >> 14).astype(np.uint8)[..., None]
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """Image files of a folder (not of its sub-folders), sorted by name.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ImageFileError: the folder holds no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
+    if not files:
+        raise ImageFileError(folder, f"no image in it ({', '.join(IMAGE_SUFFIXES)})", "check the path")
+    return files
+
+
+def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file so that an interruption never leaves half of it: temporary neighbour, then rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_image(path: str | os.PathLike, img: np.ndarray) -> None:
+    """Write an image losslessly as PNG, atomically.
+
+    Args:
+        path: target; its suffix must be ``.png``.
+        img: uint8 (H, W[, 1 or 3]), BGR.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"{path}: images are written as .png")
+    _, content = cv2.imencode(".png", img)
+    write_atomically(path, content.tobytes())
