@@ -1,0 +1,117 @@
+"""Which implementation of an operator runs: the choice by device, and the environment variable that forces one.
+
+An operator package ``ops/<op>`` names its implementations in ``BACKENDS``; each is a module ``ops/<op>/<name>.py`` with
+
+* ``is_available() -> (bool, reason)``: whether this machine can run it, and why (not),
+* ``DEVICES``: the ``torch.device.type`` values it accepts,
+* the functions of the operator (``forward``, ``backward``), with one signature for all backends.
+
+The module is imported when it is first asked for, so a machine without Triton, mamba_ssm or a compiler loses nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+ENV = "QMAMBAIR_BACKEND"
+NAMES = ("reference", "native", "triton", "mamba_ssm")
+
+# fastest first; a device that is not named here runs the reference
+_PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("mamba_ssm", "triton", "reference")}
+
+
+class BackendError(RuntimeError):
+    """A backend was forced that this machine, this operator's input or this installation cannot run."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of one operator.
+
+    Attributes:
+        op: folder name under ``ops``.
+        name: one of ``NAMES``.
+    """
+
+    op: str
+    name: str
+
+    @property
+    def module(self) -> ModuleType:
+        """The module that implements it (imported on first use)."""
+        return _load(self.op, self.name)
+
+    def is_available(self) -> tuple[bool, str]:
+        """Whether this machine can run the backend, and the reason in words."""
+        return _availability(self.op, self.name)
+
+
+@functools.cache
+def _load(op: str, name: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{op}.{name}")
+
+
+@functools.cache
+def _availability(op: str, name: str) -> tuple[bool, str]:
+    return _load(op, name).is_available()
+
+
+def backends(op: str) -> tuple[Backend, ...]:
+    """All implementations an operator has, available here or not.
+
+    Args:
+        op: folder name under ``ops``, e.g. ``"ss2d_scan"``.
+    """
+    names = importlib.import_module(f"{__package__}.{op}").BACKENDS
+    return tuple(Backend(op, name) for name in names)
+
+
+def forced() -> str | None:
+    """The backend that the environment variable ``QMAMBAIR_BACKEND`` forces, None when it is unset or empty.
+
+    Raises:
+        BackendError: the variable holds a name that is not in ``NAMES``.
+    """
+    name = os.environ.get(ENV) or None
+    if name is not None and name not in NAMES:
+        raise BackendError(f"{ENV}={name} is not a backend; use one of {', '.join(NAMES)}, or unset it")
+    return name
+
+
+def choose(op: str, names: tuple[str, ...], tensor: torch.Tensor) -> ModuleType:
+    """The module that runs an operator on a tensor.
+
+    float64 always goes to the reference (it is the precision the others are measured against). A forced backend that
+    the operator does not have (mamba_ssm for a quantizer) leaves the default choice in place.
+
+    Args:
+        op: folder name under ``ops``.
+        names: the operator's ``BACKENDS``.
+        tensor: the operator's main input; its device and dtype decide.
+
+    Raises:
+        BackendError: a forced backend is not available, or does not run on the tensor's device.
+    """
+    if tensor.dtype == torch.float64:
+        return _load(op, "reference")
+    wanted = forced()
+    if wanted in names:
+        available, reason = _availability(op, wanted)
+        if not available:
+            raise BackendError(f"{ENV}={wanted}: {op} cannot use it here: {reason}")
+        module = _load(op, wanted)
+        if tensor.device.type not in module.DEVICES:
+            raise BackendError(
+                f"{ENV}={wanted}: {op} got a tensor on {tensor.device}, this backend runs on {', '.join(module.DEVICES)}"
+            )
+        return module
+    for name in _PREFERENCE.get(tensor.device.type, ("reference",)):
+        if name in names and _availability(op, name)[0]:
+            return _load(op, name)
+    return _load(op, "reference")
