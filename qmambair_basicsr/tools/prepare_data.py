@@ -1,6 +1,6 @@
 """Prepare image sets in the folder layout that the option files expect.
 
-    python -m qmambair_basicsr.tools.prepare_data sr --input DOWNLOADED_FOLDER --set Set5 --scales 2 3 4
+    python -m qmambair_basicsr.tools.prepare_data sr --input FOLDER --set Set5 --scales 2 3 4
 
 writes, below ``--root`` (default ``datasets``)::
 
@@ -59,11 +59,15 @@ def make_lr(task: Task) -> None:
 def _import(args: argparse.Namespace, run) -> list[Path]:
     """Bring ``--input`` into ``<root>/<set>/HR`` where it is given; return the set's images."""
     target = hr_folder(args.root, args.set)
-    if args.input is not None and args.input.resolve() != target.resolve():
-        files = list_images(args.input)
+    if args.input:
+        files = {}
+        for file in (file for folder in args.input for file in list_images(folder)):
+            if file.stem in files:
+                raise ValueError(f"{file} and {files[file.stem]} would both become {file.stem}.png; rename one")
+            files[file.stem] = file
         if not args.any_count:
-            check_count(args.set, files)
-        run([Task(f, (target / f"{f.stem}.png",)) for f in files], import_image, "HR")
+            check_count(args.set, list(files.values()))
+        run([Task(file, (target / f"{stem}.png",)) for stem, file in files.items()], import_image, "HR")
     files = list_images(target)
     if not args.any_count and args.on_error == "stop":
         check_count(args.set, files)
@@ -83,7 +87,7 @@ def prepare_sr(args: argparse.Namespace, run) -> None:
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--set", required=True, help="name of the set: the folder below --root")
-    common.add_argument("--input", type=Path, help="folder with the images (default: <root>/<set>/HR)")
+    common.add_argument("--input", type=Path, nargs="+", help="folders with the images (default: <root>/<set>/HR)")
     common.add_argument("--root", type=Path, default=Path("datasets"), help="where image sets live (default: datasets)")
     common.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     common.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do with a bad image")
