@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import qmambair_basicsr  # noqa: F401  (mends basicsr's imports before a test module imports basicsr)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -1,0 +1,150 @@
+"""SS2D, the four-direction selective scan of MambaIR, and the scan parameters it shares with MambaIRv2.
+
+Sources: Mamba (arXiv:2312.00752), VMamba (arXiv:2401.10166), MambaIR (arXiv:2402.15648, section 3.3).
+
+Everything is channels-last and indexed at the raster position of the pixel: the input-dependent parameters
+(delta, B, C) of a pixel do not depend on the order in which a direction visits it, so they are computed once where the
+pixel lies and the scan op walks over them. No permuted copy of a feature map is ever made.
+
+Symbols: D = inner channels, N = state size, R = rank of delta, K = number of scan directions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..ops.ss2d_scan import ss2d_scan
+
+FOUR_DIRECTIONS = ("row", "col", "row_rev", "col_rev")
+"""Scan order of the official weights: direction k reads slice k of every scan parameter."""
+
+
+class ScanParameters(nn.Module):
+    """Parameters of K selective scans over one feature map, and the two steps that use them.
+
+    Parameters (names and shapes of the official checkpoints): ``x_proj_weight`` (K, R + 2N, D), ``dt_projs_weight``
+    (K, D, R), ``dt_projs_bias`` (K, D), ``A_logs`` (K * D, N), ``Ds`` (K * D).
+
+    Every tensor that a quantizer may touch passes through :meth:`site`, which returns it unchanged in a
+    full-precision network; ``prepare`` attaches a ``QuantSelectiveScan`` as ``quantized`` to change that.
+
+    Args:
+        d_inner (int): D, channels of the scanned feature map.
+        d_state (int): N, size of the hidden state per channel.
+        dt_rank (int): R, rank of the projection that yields delta.
+        directions (tuple[str, ...]): Scan directions, see ``ops.ss2d_scan``.
+        dt_min (float): Lower end of the step sizes softplus(dt_projs_bias) at initialisation.
+        dt_max (float): Upper end of the same.
+        dt_init_floor (float): Smallest step size at initialisation.
+    """
+
+    def __init__(
+        self,
+        d_inner: int,
+        d_state: int,
+        dt_rank: int,
+        directions: tuple[str, ...] = FOUR_DIRECTIONS,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+    ):
+        super().__init__()
+        self.d_inner, self.d_state, self.dt_rank, self.directions = d_inner, d_state, dt_rank, tuple(directions)
+        k = len(self.directions)
+        self.x_proj_weight = nn.Parameter(torch.empty(k, dt_rank + 2 * d_state, d_inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(k, d_inner, dt_rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(k, d_inner))
+        self.A_logs = nn.Parameter(torch.empty(k * d_inner, d_state))
+        self.Ds = nn.Parameter(torch.empty(k * d_inner))
+        self.register_module("quantized", None)
+        self.reset_scan_parameters(dt_min, dt_max, dt_init_floor)
+
+    @torch.no_grad()
+    def reset_scan_parameters(self, dt_min: float, dt_max: float, dt_init_floor: float) -> None:
+        """Initialise as Mamba does: A = -(1..N), D = 1, step sizes log-uniform in [dt_min, dt_max]."""
+        bound = self.d_inner**-0.5
+        self.x_proj_weight.uniform_(-bound, bound)
+        bound = self.dt_rank**-0.5
+        self.dt_projs_weight.uniform_(-bound, bound)
+        step = torch.empty_like(self.dt_projs_bias).uniform_(math.log(dt_min), math.log(dt_max)).exp_()
+        step.clamp_(min=dt_init_floor)
+        self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+        self.A_logs.copy_(torch.arange(1, self.d_state + 1, device=self.A_logs.device).log().expand_as(self.A_logs))
+        self.Ds.fill_(1)
+
+    def site(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor as the network uses it at a quantization site: itself, or fake-quantized after ``prepare``."""
+        return tensor if self.quantized is None else self.quantized(name, tensor)
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute the input-dependent scan parameters of every pixel and direction.
+
+        Args:
+            x (Tensor): (B, H, W, D).
+
+        Returns:
+            tuple: delta (B, H, W, K, D) before bias and softplus, B and C (B, H, W, K, N), all at raster positions.
+        """
+        k, r, n = len(self.directions), self.dt_rank, self.d_state
+        weight = self.site("x_proj_weight", self.x_proj_weight).flatten(0, 1)  # (K * (R + 2N), D)
+        projected = F.linear(self.site("x_proj_input", x), weight).unflatten(-1, (k, r + 2 * n))  # (B, H, W, K, R + 2N)
+        dt, b, c = projected.split((r, n, n), dim=-1)
+        dt = self.site("dt_projs_input", dt)
+        dt_weight = self.site("dt_projs_weight", self.dt_projs_weight)
+        delta = torch.einsum("bhwkr,kdr->bhwkd", dt, dt_weight)
+        return delta, b, c
+
+    def scan(self, x: torch.Tensor, delta: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Scan x in all directions and sum the results at their pixels.
+
+        Args:
+            x (Tensor): (B, H, W, D).
+            delta (Tensor): (B, H, W, K, D), before bias and softplus.
+            b (Tensor): (B, H, W, K, N).
+            c (Tensor): (B, H, W, K, N).
+
+        Returns:
+            Tensor: (B, H, W, D).
+        """
+        k, d, n = len(self.directions), self.d_inner, self.d_state
+        a = -torch.exp(self.A_logs.float())
+        return ss2d_scan(
+            self.site("u", x),
+            self.site("delta", delta),
+            self.site("A", a).view(k, d, n),
+            self.site("B", b),
+            self.site("C", c),
+            self.site("D", self.Ds).view(k, d),
+            self.site("dt_bias", self.dt_projs_bias),
+            delta_softplus=True,
+            directions=self.directions,
+        )
+
+
+class SS2D(ScanParameters):
+    """2-D selective scan with gating: in_proj, depthwise conv, four scans, LayerNorm, SiLU gate, out_proj.
+
+    Args:
+        d_model (int): Channels of input and output.
+        d_state (int): State size N of the scan.
+        expand (float): Inner channels D = int(expand * d_model).
+    """
+
+    def __init__(self, d_model: int, d_state: int = 16, expand: float = 2.0):
+        d_inner = int(expand * d_model)
+        super().__init__(d_inner, d_state, dt_rank=math.ceil(d_model / 16))
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.conv2d = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner)
+        self.out_norm = nn.LayerNorm(d_inner)
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        x, gate = self.in_proj(x).chunk(2, dim=-1)  # (B, H, W, D) each
+        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)  # a view: channels_last memory
+        y = self.scan(x, *self.project(x))
+        return self.out_proj(self.out_norm(y) * F.silu(gate))
