@@ -1,0 +1,232 @@
+"""Reading and writing checkpoints and training states.
+
+Reading never runs code: files go through ``torch.load(weights_only=True)`` on every torch version, and whatever
+is wrong with a file ends in one :class:`CheckpointError` that names the file and says what to do. Writing is
+atomic: a file is written beside its destination and renamed over it, so a full disk or a kill leaves the previous
+one as it was.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+_LISTED = 20  # keys shown per kind of mismatch
+
+# BasicSR's MultiStepRestartLR keeps its milestones in a Counter; torch 2.4 and 2.5 do not know it as harmless
+torch.serialization.add_safe_globals([Counter])
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint or training state cannot be read, does not fit, or cannot be written."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A file would run code when unpickled."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The tensors of a file are not those of the network."""
+
+
+def _listed(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    more = f"\n    ... and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    return "".join(f"\n    {key}" for key in keys[:_LISTED]) + more
+
+
+def read_file(path: str | os.PathLike, what: str = "checkpoint") -> object:
+    """Read a file written by ``torch.save``, on the CPU and without running code from it.
+
+    Args:
+        path: the file.
+        what: what to call it in messages.
+
+    Returns:
+        What the file holds: tensors and plain containers.
+
+    Raises:
+        UnsafeCheckpointError: the pickle refers to something other than tensors and plain data.
+        CheckpointError: missing, a folder, empty, truncated or not written by torch.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{what} {path} {kind}; check the path (relative paths start at the working folder)")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{what} {path} is empty (0 bytes); delete it and use another copy")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError,
+            IndexError, OverflowError, UnicodeDecodeError, AssertionError, OSError, MemoryError) as err:  # fmt: skip
+        named = re.search(r"(?:GLOBAL|global|class|function)\s+([\w.]+\.[\w.]+)", str(err))
+        if "nsupported" in str(err) or "not an allowed" in str(err) or "unrecognized function" in str(err):
+            reason = f" ({named.group(1)})" if named else ""
+            raise UnsafeCheckpointError(
+                f"{what} {path} is refused: its pickle holds more than tensors and plain data{reason} and could run "
+                "code. Ask its author for a plain state_dict, or convert it yourself where you trust it: "
+                "torch.save({'params': net.state_dict()}, ...)"
+            ) from err
+        first = (str(err).strip().splitlines() or [type(err).__name__])[0]
+        raise CheckpointError(
+            f"{what} {path} cannot be read ({path.stat().st_size:,} bytes; {first[:160]}): it is truncated or was not "
+            "written by torch.save. Delete it and use another copy"
+        ) from err
+
+
+def select_params(content: object, path: str | os.PathLike, param_key: str | None) -> dict[str, Tensor]:
+    """The state_dict a checkpoint holds under one key.
+
+    Args:
+        content: what :func:`read_file` returned.
+        path: the file it came from, for messages.
+        param_key: ``params``, ``params_ema`` ...; None when the file is the state_dict itself.
+
+    Returns:
+        Parameter and buffer names to tensors, without DDP's ``module.`` prefix.
+
+    Raises:
+        CheckpointError: the key is missing (those present are listed) or does not hold tensors.
+    """
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, not a state_dict")
+    if param_key is None:
+        state = content
+    elif param_key in content:
+        state = content[param_key]
+    else:
+        bare = bool(content) and all(isinstance(v, Tensor) for v in content.values())
+        advice = (
+            "the file is a bare state_dict: set `path: param_key_g: ~`"
+            if bare
+            else f"it holds: {', '.join(map(str, list(content)[:_LISTED])) or 'nothing'}; set `path: param_key_g`"
+        )
+        raise CheckpointError(f"checkpoint {path} has no {param_key!r}; {advice}")
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"checkpoint {path}: {param_key!r} is not a state_dict or is empty")
+    wrong = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint {path}: {wrong[0]!r} is a {type(state[wrong[0]]).__name__}, not a tensor; "
+            f"top-level keys are {', '.join(map(str, list(content)[:_LISTED]))}: set `path: param_key_g`"
+        )
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def describe_mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Keys the network lacks in ``state``, keys it does not know, and keys of another shape (with both shapes)."""
+    own = net.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key}: network {tuple(own[key].shape)}, file {tuple(state[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    return missing, unexpected, shapes
+
+
+def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike, strict: bool = True) -> list[str]:
+    """Load a state_dict; a tensor of another shape is never skipped silently.
+
+    Args:
+        net: bare network.
+        state: names to tensors.
+        path: where it came from, for messages.
+        strict: refuse missing and unknown keys too. When False they are returned for the caller to report.
+
+    Returns:
+        Lines naming the keys that were skipped; empty when strict.
+
+    Raises:
+        CheckpointMismatchError: listing every kind of mismatch.
+    """
+    missing, unexpected, shapes = describe_mismatch(net, state)
+    parts = []
+    if shapes:
+        parts.append(f"  {len(shapes)} of another shape:{_listed(shapes)}")
+    if strict or shapes:
+        if missing:
+            parts.append(f"  {len(missing)} missing in the file:{_listed(missing)}")
+        if unexpected:
+            parts.append(f"  {len(unexpected)} unknown to the network:{_listed(unexpected)}")
+    if parts:
+        hint = (
+            "Shapes are never ignored: make `network_g` describe the network the file was trained with."
+            if shapes
+            else "Make `network_g` describe the network the file was trained with."
+        )
+        raise CheckpointMismatchError(
+            f"checkpoint {path} does not fit {type(net).__name__}:\n" + "\n".join(parts) + "\n" + hint
+        )
+    net.load_state_dict(dict(state), strict=strict)
+    return [f"not in the file: {key}" for key in missing] + [f"not in the network: {key}" for key in unexpected]
+
+
+def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the first floating-point tensor with NaN or infinity in it, None when all are finite."""
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return key
+    return None
+
+
+def write_file(content: object, path: str | os.PathLike) -> None:
+    """Write with ``torch.save`` so that ``path`` always holds either the old or the whole new content.
+
+    Args:
+        content: tensors and plain containers.
+        path: destination; its folder must exist.
+
+    Raises:
+        CheckpointError: the file cannot be written (full disk, no permission); what was at ``path`` is untouched.
+    """
+    path = Path(path)
+    # serialised in memory first: torch's own file writer hides the operating system's reason
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    # hidden and with a foreign suffix, so that BasicSR's search for *.state never sees a half-written file
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as err:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path} ({buffer.getbuffer().nbytes:,} bytes): {err.strerror or err}. Files saved earlier "
+            "are intact; free space or permit writing, then continue with --auto_resume"
+        ) from err
+
+
+def load_training_state(path: str | os.PathLike) -> dict:
+    """Read a BasicSR training state (``*.state``) without running code from it; tensors arrive on the CPU.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Mapping with at least ``epoch``, ``iter``, ``optimizers`` and ``schedulers``.
+
+    Raises:
+        CheckpointError: unreadable, unsafe, or not a training state.
+    """
+    state = read_file(path, "training state")
+    wanted = ("epoch", "iter", "optimizers", "schedulers")
+    lacking = [key for key in wanted if not isinstance(state, dict) or key not in state]
+    if lacking:
+        raise CheckpointError(
+            f"{path} is not a training state: it lacks {', '.join(lacking)}. `path: resume_state` takes an "
+            "experiments/NAME/training_states/ITERATION.state; network weights belong in `pretrain_network_g`"
+        )
+    return state

@@ -1,0 +1,302 @@
+"""``MambaIRModel``: BasicSR's SR model with the published tiled test, safe files and exact resume."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from os import path as osp
+
+import torch
+from basicsr.archs import build_network
+from basicsr.losses import build_loss
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from . import checkpoint_io, data_order, non_finite
+from .random_stream import seeded
+from .tiling import parse_tile_option, run_tiled
+
+_OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
+
+
+@MODEL_REGISTRY.register()
+class MambaIRModel(SRModel):
+    """Trains and tests one restoration network (super-resolution, denoising, JPEG) in the stock BasicSR loop.
+
+    Beyond ``SRModel``: tests tile by tile (``tiling``), loads files without running code from them
+    (``checkpoint_io``), saves atomically and never a NaN, stops at a non-finite loss with its place, resumes
+    bit-exactly (``data_order``, ``random_stream``), keeps buffers in the EMA, and trains with gloo on CPUs.
+    Options: the table in this folder's README.
+
+    Args:
+        opt: options as BasicSR's ``parse_options`` returns them.
+
+    Raises:
+        ValueError: an option value that makes no sense, named.
+        checkpoint_io.CheckpointError: weights that cannot be loaded.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        # SRModel's constructor wraps the network for DDP before it loads weights; here weights, and what
+        # subclasses derive from them, are in place first, so that DDP's first broadcast makes replicas equal
+        super(SRModel, self).__init__(opt)
+        if opt["num_gpu"] != 0 and not torch.cuda.is_available():
+            raise ValueError(f"num_gpu: {opt['num_gpu']}, but torch sees no CUDA device; set num_gpu: 0 (or auto)")
+        self.seed = opt.get("manual_seed") or 0
+        self.rank = opt.get("rank", 0)
+        self.tile_plan = parse_tile_option(_tile_option(opt))
+        self.order = data_order.attach(opt) if self.is_train else None
+        self._iteration = 0
+
+        self.net_g = build_network(opt["network_g"]).to(self.device)
+        self.print_network(self.net_g)
+        self.load_initial_weights()
+        self.net_g = self.model_to_device(self.net_g)
+        if self.is_train:
+            self.init_training_settings()
+
+    # -- set-up ---------------------------------------------------------------------------------------------------
+
+    def load_initial_weights(self) -> None:
+        """Fill the bare network from ``path: pretrain_network_g`` where that is set."""
+        path = self.opt["path"].get("pretrain_network_g")
+        if path is not None:
+            strict = self.opt["path"].get("strict_load_g", True)
+            self.load_network(self.net_g, path, strict, self.opt["path"].get("param_key_g", "params"))
+        elif not self.is_train:
+            get_root_logger().warning("path: pretrain_network_g is not set: a network with random weights is tested")
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """Move the network to the run's device and wrap it for several processes (gloo on CPUs) or GPUs."""
+        net = net.to(self.device)
+        if self.opt["dist"]:
+            return DistributedDataParallel(
+                net,
+                device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
+                find_unused_parameters=self.opt.get("find_unused_parameters", False),
+            )
+        return DataParallel(net) if self.opt["num_gpu"] > 1 else net
+
+    def init_training_settings(self) -> None:
+        """Build EMA, losses, optimizer and schedulers from ``opt['train']``."""
+        self.net_g.train()
+        self.ema_decay = self.opt["train"].get("ema_decay", 0)
+        if self.ema_decay > 0:
+            self.build_ema()
+        self.build_losses()
+        self.setup_optimizers()
+        self.setup_schedulers()
+
+    def build_ema(self) -> None:
+        """A copy of the network that follows it; on resume it continues from the saved ``params_ema``."""
+        self.net_g_ema = build_network(self.opt["network_g"]).to(self.device)
+        self.net_g_ema.load_state_dict(self.get_bare_model(self.net_g).state_dict())
+        self.net_g_ema.requires_grad_(False)
+        self.net_g_ema.eval()
+        get_root_logger().info(f"Exponential moving average of the weights, decay {self.ema_decay}")
+        path = self.opt["path"]
+        if path.get("resume_state") and path.get("pretrain_network_g"):
+            content = checkpoint_io.read_file(path["pretrain_network_g"])
+            if isinstance(content, dict) and "params_ema" not in content:
+                get_root_logger().warning(f"{path['pretrain_network_g']} has no params_ema: the average starts anew")
+                return
+            state = checkpoint_io.select_params(content, path["pretrain_network_g"], "params_ema")
+            checkpoint_io.load_state(self.net_g_ema, state, path["pretrain_network_g"])
+
+    def build_losses(self) -> None:
+        """Build the losses named in ``opt['train']``.
+
+        Raises:
+            ValueError: when there is none.
+        """
+        train = self.opt["train"]
+        self.cri_pix = build_loss(train["pixel_opt"]).to(self.device) if train.get("pixel_opt") else None
+        perceptual = train.get("perceptual_opt")
+        self.cri_perceptual = build_loss(perceptual).to(self.device) if perceptual else None
+        if self.cri_pix is None and self.cri_perceptual is None:
+            raise ValueError("train: no loss; set pixel_opt, for example pixel_opt: {type: L1Loss}")
+
+    def get_optimizer(self, optim_type: str, params, lr: float, **options) -> torch.optim.Optimizer:
+        """The optimizer ``train: optim_g: type`` names: Adam, AdamW or SGD.
+
+        Raises:
+            ValueError: another name, or options the optimizer does not know.
+        """
+        if optim_type not in _OPTIMIZERS:
+            raise ValueError(f"train: optim_g: type: {optim_type!r} is unknown; use one of {', '.join(_OPTIMIZERS)}")
+        try:
+            return _OPTIMIZERS[optim_type](params, lr, **options)
+        except TypeError as err:
+            raise ValueError(f"train: optim_g: {err}") from err
+
+    # -- one iteration --------------------------------------------------------------------------------------------
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One training step, drawing from the random stream of (seed, rank, iteration).
+
+        Raises:
+            non_finite.NonFiniteError: the loss or a gradient is NaN or infinite; the weights are as before the step.
+        """
+        self._iteration = current_iter
+        self.optimizer_g.zero_grad()
+        with seeded(*self.step_key()):
+            losses = self.compute_losses()
+            total = sum(losses.values())
+            if not math.isfinite(total.item()):
+                raise self.non_finite_error(losses)
+            total.backward()
+        # a gradient norm costs one pass over the gradients and keeps NaN out of the weights and the optimizer
+        limit = self.opt["train"].get("grad_clip", math.inf)
+        norm = nn.utils.clip_grad_norm_(self.net_g.parameters(), limit)
+        if not math.isfinite(norm.item()):
+            raise self.non_finite_error(losses)
+        self.optimizer_g.step()
+        self.log_dict = self.reduce_loss_dict(losses)
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def step_key(self) -> tuple[int, ...]:
+        """Random key of the current training step."""
+        return (data_order.STEP_STREAM, self.seed, self.rank, self._iteration)
+
+    def compute_losses(self) -> OrderedDict[str, Tensor]:
+        """Run the network on the current batch; weighted losses by log name (``l_...``), which are summed."""
+        self.output = self.net_g(self.lq)
+        losses = OrderedDict()
+        if self.cri_pix is not None:
+            losses["l_pix"] = self.cri_pix(self.output, self.gt)
+        if self.cri_perceptual is not None:
+            content, style = self.cri_perceptual(self.output, self.gt)
+            losses.update({k: v for k, v in (("l_percep", content), ("l_style", style)) if v is not None})
+        return losses
+
+    def non_finite_error(self, losses: dict[str, Tensor]) -> non_finite.NonFiniteError:
+        """The error that says where the current step went wrong and which checkpoint is the last good one."""
+        where = non_finite.locate(self.get_bare_model(self.net_g), self.lq, getattr(self, "gt", None), self.step_key())
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+        return non_finite.NonFiniteError(
+            f"training stopped at iteration {self._iteration} ({values}): {where}. "
+            f"{non_finite.last_checkpoint(self.opt['path'].get('models'))}"
+        )
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """Move the average towards the network by ``1 - decay``; buffers (calibration state) are copied."""
+        net = self.get_bare_model(self.net_g)
+        with torch.no_grad():
+            for average, value in zip(self.net_g_ema.parameters(), net.parameters(), strict=True):
+                average.mul_(decay).add_(value, alpha=1 - decay)
+            for average, value in zip(self.net_g_ema.buffers(), net.buffers(), strict=True):
+                average.copy_(value)
+
+    # -- test -----------------------------------------------------------------------------------------------------
+
+    def test(self) -> None:
+        """Restore ``self.lq`` tile by tile into ``self.output``, with the average where there is one.
+
+        The bare network runs: rank 0 validates alone, and DDP's forward would wait for the other ranks.
+        """
+        net = self.net_g_ema if hasattr(self, "net_g_ema") else self.get_bare_model(self.net_g)
+        training = net.training
+        net.eval()
+        with torch.no_grad():
+            self.output = run_tiled(net, self.lq, self.tile_plan, getattr(net, "size_multiple", 1))
+        net.train(training)
+
+    def validation(self, dataloader, current_iter, tb_logger, save_img: bool = False) -> None:
+        """BasicSR's validation under a random state of its own: networks that draw at test time repeat."""
+        with seeded(data_order.VALIDATION_STREAM, self.seed):
+            super().validation(dataloader, current_iter, tb_logger, save_img)
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"):
+        """Load weights (``checkpoint_io``); with ``strict`` False skipped keys are listed, wrong shapes refused."""
+        net = self.get_bare_model(net)
+        logger = get_root_logger()
+        logger.info(f"Loading {type(net).__name__} from {load_path}, key {param_key}")
+        state = checkpoint_io.select_params(checkpoint_io.read_file(load_path), load_path, param_key)
+        for line in checkpoint_io.load_state(net, state, load_path, strict):
+            logger.warning(f"strict_load_g is false, skipped: {line}")
+
+    @master_only
+    def save_network(self, net, net_label: str, current_iter: int, param_key="params") -> None:
+        """Write ``LABEL_ITERATION.pth`` atomically.
+
+        Raises:
+            non_finite.NonFiniteError: a weight is NaN or infinite; nothing is written.
+            checkpoint_io.CheckpointError: the file cannot be written; earlier files are intact.
+        """
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        content = {}
+        for one, key in zip(nets, keys, strict=True):
+            state = {k: v.detach().cpu() for k, v in self.get_bare_model(one).state_dict().items()}
+            bad = checkpoint_io.first_non_finite(state)
+            if bad is not None:
+                raise non_finite.NonFiniteError(
+                    f"nothing is saved at iteration {self._iteration}: {key} {bad} is not finite. "
+                    f"{non_finite.last_checkpoint(self.opt['path'].get('models'))}"
+                )
+            content[key] = state
+        name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
+        checkpoint_io.write_file(content, osp.join(self.opt["path"]["models"], name))
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Write ``ITERATION.state`` atomically: optimizers, schedulers, place in the data, seed, best metrics."""
+        if current_iter == -1:
+            return
+        state = {
+            "epoch": epoch,
+            "iter": current_iter,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "manual_seed": self.seed,
+            "data_order": self.order.position(epoch, current_iter) if self.order else None,
+            "best_metric_results": getattr(self, "best_metric_results", {}),
+        }
+        checkpoint_io.write_file(state, osp.join(self.opt["path"]["training_states"], f"{current_iter}.state"))
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Write the network (and average) and, within training, the state to resume from."""
+        super().save(epoch, current_iter)
+        total = int(self.opt["train"]["total_iter"]) if self.is_train else 0
+        if current_iter == -1 and self._iteration < total:
+            get_root_logger().warning(
+                f"training ended after {self._iteration} of {total} iterations: BasicSR counts an incomplete last "
+                "batch as an iteration but drops it. Raise datasets: train: dataset_enlarge_ratio"
+            )
+
+    def resume_training(self, resume_state: dict) -> None:
+        """Continue optimizers, schedulers and the order of the data from a training state.
+
+        Raises:
+            checkpoint_io.CheckpointError: the state belongs to another set of parameters.
+        """
+        try:
+            super().resume_training(resume_state)
+        except (ValueError, KeyError, AssertionError) as err:
+            raise checkpoint_io.CheckpointError(
+                f"the training state of iteration {resume_state.get('iter')} does not fit this option file's network "
+                f"or optimizer ({err}); resume with the option file it was written by"
+            ) from err
+        self._iteration = resume_state["iter"]
+        self.seed = resume_state.get("manual_seed", self.seed)
+        if resume_state.get("best_metric_results"):
+            self.best_metric_results = resume_state["best_metric_results"]
+        if self.order is not None:
+            reason = self.order.resume(resume_state["epoch"], resume_state["iter"], resume_state.get("data_order"))
+            if reason is not None:
+                get_root_logger().warning(f"The running epoch begins again from its first sample: {reason}")
+
+
+def _tile_option(opt: dict) -> object:
+    """``val: tile`` or, for test files, ``tile`` at the top level; the published protocol where neither is set."""
+    in_val = "tile" in (opt.get("val") or {})
+    if in_val and "tile" in opt:
+        raise ValueError("tile is set twice: keep `val: tile` or the top-level `tile`")
+    return opt["val"]["tile"] if in_val else opt.get("tile", "release")
