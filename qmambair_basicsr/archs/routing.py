@@ -1,0 +1,153 @@
+"""Token routing of MambaIRv2: Gumbel noise, prompt look-up with a straight-through gradient, semantic ordering.
+
+Every token picks one of T prompts by ``argmax(logits + Gumbel noise)``, in training *and* at test time
+(Guo et al., "MambaIRv2: Attentive State Space Restoration", sec. 3.2). The noise decides which noise source
+is used, see :class:`RoutingNoise`; the pick itself is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+EVAL_ROUTINGS = ("gumbel", "argmax")
+
+_shared_seed: ContextVar[int | None] = ContextVar("shared_routing_seed", default=None)
+
+
+@contextmanager
+def shared_routing_noise(seed: int) -> Iterator[None]:
+    """Give every MambaIRv2 forward inside the block the same Gumbel noise.
+
+    A teacher and its student then route a token differently only where their logits differ, so that feature
+    losses compare like with like. Holds for training and evaluation mode, and for either ``eval_routing``;
+    each image of a batch has its own noise.
+
+    Args:
+        seed: Seed of the noise; use a fresh one every iteration.
+    """
+    token = _shared_seed.set(int(seed))
+    try:
+        yield
+    finally:
+        _shared_seed.reset(token)
+
+
+class RoutingNoise:
+    """Gumbel noise of one forward pass; layers draw from it in order.
+
+    ========================== =============================== =========================
+    mode                       generator                       noise per image
+    ========================== =============================== =========================
+    inside shared_routing_noise seeded with the shared seed    own
+    training                   torch's global one              own
+    evaluation, ``gumbel``     seeded with ``eval_seed``       same for the whole batch
+    evaluation, ``argmax``     none: no noise                  -
+    ========================== =============================== =========================
+
+    Sharing the noise within an evaluation batch makes the result of an image independent of the batch it is in.
+    """
+
+    def __init__(self, training: bool, eval_routing: str, eval_seed: int, device: torch.device) -> None:
+        shared = _shared_seed.get()
+        self.silent = not training and eval_routing == "argmax" and shared is None
+        self.per_image = training or shared is not None
+        self.generator = None
+        if not self.silent and (shared is not None or not training):
+            self.generator = torch.Generator(device=device)
+            self.generator.manual_seed(eval_seed if shared is None else shared)
+
+    def add_to(self, logits: Tensor) -> Tensor:
+        """Add standard Gumbel noise, ``-log(-log(U))`` with U uniform in [0, 1), to logits (B, L, T)."""
+        if self.silent:
+            return logits
+        shape = logits.shape if self.per_image else (1, *logits.shape[1:])
+        # torch's exponential_() costs 4 times as much as two logarithms on a CPU; U = 0 gives -inf: never picked
+        uniform = torch.rand(shape, generator=self.generator, dtype=logits.dtype, device=logits.device)
+        return logits - uniform.log_().neg_().log_()
+
+
+class _PickPrompt(torch.autograd.Function):
+    """Rows of a table by index; the backward pretends that the pick was the soft policy times the table."""
+
+    @staticmethod
+    def forward(ctx, policy: Tensor, picked: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(picked, table)
+        return table[picked]  # (B, L, N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        picked, table = ctx.saved_tensors
+        grad_policy = grad_table = None
+        if ctx.needs_input_grad[0]:
+            grad_policy = grad @ table.transpose(0, 1)  # (B, L, T)
+        if ctx.needs_input_grad[2]:
+            grad_table = torch.zeros_like(table).index_add_(0, picked.flatten(), grad.flatten(0, 1))
+        return grad_policy, None, grad_table
+
+
+def pick_prompt(scores: Tensor, table: Tensor, straight_through: bool = True) -> tuple[Tensor, Tensor]:
+    """Pick one prompt per token (``gumbel_softmax(hard=True, tau=1) @ table``).
+
+    Args:
+        scores: Logits plus noise, (B, L, T).
+        table: Prompt dictionary, (T, N).
+        straight_through: Send gradients to ``scores`` through softmax(scores); False: the pick is a constant.
+
+    Returns:
+        picked (B, L) int64 and the prompts (B, L, N).
+    """
+    picked = scores.argmax(dim=-1)
+    if not torch.is_grad_enabled() or not (scores.requires_grad or table.requires_grad):
+        return picked, table[picked]
+    policy = scores.softmax(dim=-1) if straight_through else scores.detach()
+    return picked, _PickPrompt.apply(policy, picked, table)
+
+
+class _PermuteTokens(torch.autograd.Function):
+    """index_select whose backward is the inverse index_select instead of a scattered addition."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return x.flatten(0, 1).index_select(0, order).view(x.shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        order, inverse = ctx.saved_tensors
+        return _PermuteTokens.apply(grad, inverse, order), None, None
+
+
+def permute_tokens(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Reorder the tokens of x (B, L, C) by flat permutations of range(B * L), as made by :func:`flat_order`."""
+    return _PermuteTokens.apply(x, order, inverse)
+
+
+def flat_order(order: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn one permutation per image (B, L) into a permutation of all B*L rows, and its inverse."""
+    batch, length = order.shape
+    start = torch.arange(batch, device=order.device).mul_(length).unsqueeze(1)
+    flat = (order + start).flatten()
+    inverse = torch.empty_like(flat)
+    inverse[flat] = torch.arange(batch * length, device=order.device)
+    return flat, inverse
+
+
+def semantic_order(picked: Tensor) -> tuple[Tensor, Tensor]:
+    """Order that brings tokens with the same prompt together (semantic guided neighbouring).
+
+    The sort is stable, raster order decides within a prompt; the official code leaves ties open.
+
+    Args:
+        picked: Prompt index of every token, (B, L).
+
+    Returns:
+        Flat permutation and its inverse for :func:`permute_tokens`, (B * L) each.
+    """
+    return flat_order(torch.sort(picked, dim=-1, stable=True).indices)
