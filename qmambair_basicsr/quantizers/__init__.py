@@ -1,1 +1,59 @@
-"""TO BE DESCRIBED by its owner."""
+"""Quantizers: one file per published quantizer, one registry, one way to build them.
+
+A new quantizer is one file plus one line in ``QUANTIZER_REGISTRY`` (see README.md in this folder).
+"""
+
+from __future__ import annotations
+
+from .base import Quantizer, UncalibratedError
+from .identity import Identity
+from .lsq import LSQ
+from .lsq_offset import LSQOffset
+from .minmax import MinMax
+from .spec import QuantizerSpec, QuantSpec, SpecError
+
+QUANTIZER_REGISTRY: dict[str, type[Quantizer]] = {
+    "LSQOffset": LSQOffset,
+    "LSQ": LSQ,
+    "MinMax": MinMax,
+    "Identity": Identity,
+}
+
+
+def build_quantizer(
+    spec: QuantizerSpec,
+    *,
+    role: str,
+    channels: int | None = None,
+    channel_dim: int | None = None,
+    name: str = "",
+    copies: int = 1,
+) -> Quantizer:
+    """Build the quantizer that ``spec`` describes.
+
+    Args:
+        spec: validated settings; 32 bits build :class:`Identity` whatever the type.
+        role: ``weight``, ``act`` (dim 0 is the batch) or ``param`` (no batch dimension).
+        channels: size of the channel dimension; needed by per-channel options.
+        channel_dim: index of the channel dimension (may be negative); needed by per-channel options.
+        name: place in the network, for messages.
+        copies: see :class:`Quantizer`.
+
+    Raises:
+        SpecError: an option needs the channel count or dimension and it is None.
+    """
+    shape = {"role": role, "channels": channels, "channel_dim": channel_dim, "name": name, "copies": copies}
+    if spec.bits == 32:
+        return Identity(32, **shape)
+    return QUANTIZER_REGISTRY[spec.type](spec.bits, **shape, **spec.options)
+
+
+__all__ = [
+    "QUANTIZER_REGISTRY",
+    "QuantSpec",
+    "Quantizer",
+    "QuantizerSpec",
+    "SpecError",
+    "UncalibratedError",
+    "build_quantizer",
+]

@@ -1,0 +1,72 @@
+"""What the quantizers share whose codes are ``clamp(round((x + offset) / scale), qmin, qmax)``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops.lsq import lsq
+from ..ops.lsq.reference import codes
+from .base import Quantizer
+from .spec import Option, SpecError
+
+GRANULARITY = Option("tensor", "parameters per tensor or per channel", choices=("tensor", "channel"))
+
+
+class AffineQuantizer(Quantizer):
+    """A quantizer whose :meth:`affine` gives step and offset, and whose rounding is straight-through.
+
+    Args:
+        granularity: ``tensor``, or ``channel`` for one step (and offset) per channel.
+
+    Raises:
+        SpecError: per channel where the site has no channels.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        role: str = "act",
+        channels: int | None = None,
+        channel_dim: int | None = None,
+        name: str = "",
+        copies: int = 1,
+        granularity: str = "tensor",
+    ) -> None:
+        super().__init__(bits, role=role, channels=channels, channel_dim=channel_dim, name=name, copies=copies)
+        self.dim = None
+        if granularity == "channel":
+            if channels is None or channel_dim is None:
+                raise SpecError(f"{self._label()}: granularity 'channel' is not possible, this site has no channels")
+            self.dim = channel_dim
+        self.groups = 1 if self.dim is None else channels
+
+    def affine(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Step (> 0) and offset in use for ``x``, (groups,) each and attached to the graph; offset None for 0."""
+        raise NotImplementedError
+
+    def quantize(self, x: Tensor) -> Tensor:
+        scale, offset = self.affine(x)
+        return lsq(x, scale, offset, qmin=self.qmin, qmax=self.qmax, dim=self.dim)
+
+    @torch.no_grad()
+    def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self._require_initialized()
+        x = self._full(x)
+        scale, offset = self.affine(x)
+        integers = codes(x, scale, offset, self.qmin, self.qmax, self.dim).to(torch.int32)
+        zero = torch.zeros_like(scale) if offset is None else offset / scale
+        return integers, self._spread(scale, x), self._spread(zero, x)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """View of ``x`` as (groups, elements of the group)."""
+        return x.reshape(1, -1) if self.dim is None else x.movedim(self.dim, 0).flatten(1)
+
+    def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """View of a (groups,) parameter that broadcasts to ``x``."""
+        if self.dim is None:
+            return parameter.reshape(())
+        shape = [1] * x.ndim
+        shape[self.dim] = -1
+        return parameter.reshape(shape)

@@ -1,0 +1,243 @@
+"""The contract of every quantizer.
+
+A quantizer maps a floating-point tensor onto an affine grid of at most ``2**bits`` levels::
+
+    codes, scale, zero = quantizer.to_int(x)     # codes: int32 in [qmin, qmax]
+    quantizer(x) == (codes - zero) * scale       # bit for bit, broadcasting scale and zero
+
+``zero`` is the code of the real value 0 and need not be an integer: with ``offset = zero * scale`` a
+quantizer computes ``codes = clamp(round((x + offset) / scale), qmin, qmax)`` (two exceptions place their
+code borders elsewhere: RFA and N2UQ), which exports as an addition in front of a symmetric Q/DQ pair.
+A quantizer whose output is clamped once more (``DLS`` with ``mode: official``) has ``affine = False`` and
+returns the bounds from :meth:`Quantizer.output_bounds`; :meth:`Quantizer.dequantize` applies them.
+
+Life cycle: ``prepare`` builds it uninitialised; calibration sets ``calibrating`` and shows it batches
+(:meth:`Quantizer.observe` keeps the running mean of the initial values); afterwards ``initialized`` is true.
+Without calibration the first *training* forward initialises from that batch, which is fine on one process
+but makes DDP replicas differ, so calibrate first. Evaluating an uninitialised quantizer raises.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .spec import Option, check_bits
+
+ROLES = ("weight", "act", "param")
+
+
+class UncalibratedError(RuntimeError):
+    """A quantizer was used before it was calibrated, trained or loaded."""
+
+
+class Quantizer(nn.Module):
+    """Base class: bookkeeping, calibration and diagnostics; a subclass adds the arithmetic.
+
+    A subclass declares ``bit_widths`` and ``options``, creates its parameters with their final shapes in
+    ``__init__`` and implements :meth:`estimate`, :meth:`quantize` and :meth:`to_int`.
+
+    Args:
+        bits: bit-width; one of ``bit_widths``.
+        role: ``weight``; ``act`` (dim 0 is the batch); ``param`` (a parameter such as A or D of the scan
+            that goes through an activation quantizer: no batch dimension).
+        channels: size of the channel dimension, for per-channel parameters; None when unknown.
+        channel_dim: index of the channel dimension; None when unknown.
+        name: where it sits in the network, for messages; ``prepare`` sets it.
+        copies: how many copies of the tensor the published network would quantize together. SS2D's u is
+            quantized once here, on (B, H, W, D), where the release quantizes four stacked permutations
+            of it; ``copies=4`` keeps the release's gradient scale 1/sqrt(numel * Qp).
+
+    Attributes:
+        qmin, qmax: smallest and largest code.
+        initialized: bool buffer (); whether the parameters mean something.
+        observed: int64 buffer (); calibration batches seen.
+        calibrating: plain flag set during calibration.
+    """
+
+    bit_widths: ClassVar[tuple[int, ...]] = tuple(range(2, 9))
+    options: ClassVar[dict[str, Option]] = {}
+    affine: bool = True
+
+    initialized: Tensor
+    observed: Tensor
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        role: str = "act",
+        channels: int | None = None,
+        channel_dim: int | None = None,
+        name: str = "",
+        copies: int = 1,
+    ) -> None:
+        super().__init__()
+        check_bits(bits, self.bit_widths, f"{type(self).__name__}.bits")
+        if role not in ROLES:
+            raise ValueError(f"{type(self).__name__}: role {role!r} is unknown; allowed: {', '.join(ROLES)}")
+        if copies < 1:
+            raise ValueError(f"{type(self).__name__}: copies must be at least 1, got {copies}")
+        self.bits = bits
+        self.role = role
+        self.channels = channels
+        self.channel_dim = channel_dim
+        self.quantizer_name = name
+        self.copies = copies
+        self.calibrating = False
+        self.qmin, self.qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        # read once, then remembered: looking at the buffer stalls a GPU at every forward
+        self._ready = False
+        self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("observed", torch.tensor(0, dtype=torch.int64))
+
+    # ---- what a subclass implements -------------------------------------------------------------------
+
+    def estimate(self, x: Tensor) -> dict[str, Tensor]:
+        """Initial values for tensor ``x``: name of a parameter or buffer -> value of its shape.
+
+        Bool values are combined over batches by "or", others averaged. Called without gradients.
+        """
+        raise NotImplementedError
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Fake-quantize ``x`` (differentiable), parameters as they are. Same shape and dtype."""
+        raise NotImplementedError
+
+    def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Integer form of ``x``.
+
+        Returns:
+            ``codes`` int32, shape of ``x``, in [qmin, qmax]; ``scale`` > 0 and ``zero``, floating point,
+            broadcastable to ``x``. ``(codes - zero) * scale`` equals ``forward(x)`` exactly (for half
+            precision: after the cast to it, as all arithmetic is float32 there).
+
+        Raises:
+            UncalibratedError: before initialisation.
+        """
+        raise NotImplementedError
+
+    def output_bounds(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Bounds that ``forward`` clamps the dequantized value to, or None (every affine quantizer)."""
+        return None
+
+    # ---- life cycle -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def init_from(self, x: Tensor) -> None:
+        """Set the parameters from one tensor (in place, with ``copy_``) and mark them initialised.
+
+        Raises:
+            ValueError: when ``x`` is empty or holds NaN or infinity.
+        """
+        self.observed.zero_()
+        self.observe(x)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Take one calibration batch into the running mean of the initial values.
+
+        Raises:
+            ValueError: when ``x`` is empty or holds NaN or infinity.
+        """
+        if x.numel() == 0 or not bool(torch.isfinite(x).all()):
+            what = "an empty tensor" if x.numel() == 0 else "NaN or infinity"
+            raise ValueError(f"{self._label()}: cannot calibrate on {what}; look at the layer in front of it")
+        self.observed.add_(1)
+        weight = 1.0 / self.observed
+        first = self.observed == 1
+        for key, value in self.estimate(x.detach()).items():
+            state = getattr(self, key)
+            value = value.reshape(state.shape).to(state)
+            if state.dtype == torch.bool:
+                state.copy_((state & ~first) | value)
+            else:
+                state.copy_(torch.where(first, value, state + (value - state) * weight))
+        self.initialized.fill_(True)
+        self._ready = True
+
+    def is_initialized(self) -> bool:
+        """Whether the parameters were calibrated, trained or loaded."""
+        if not self._ready:
+            self._ready = bool(self.initialized)
+        return self._ready
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize ``x``.
+
+        Calibrating: observes ``x`` and uses the parameters so far. Not initialised: initialises from ``x``
+        in training mode.
+
+        Raises:
+            UncalibratedError: in eval mode before initialisation.
+        """
+        if self.calibrating:
+            self.observe(x)
+        elif not self.is_initialized():
+            if not self.training:
+                self._require_initialized()
+            self.init_from(x)
+        return self.quantize(x)
+
+    def dequantize(self, codes: Tensor, scale: Tensor, zero: Tensor, bounds=None) -> Tensor:
+        """Real value of integer codes: ``(codes - zero) * scale``, clamped to ``bounds`` where given."""
+        value = (codes - zero) * scale
+        return value if bounds is None else torch.minimum(torch.maximum(value, bounds[0]), bounds[1])
+
+    # ---- diagnostics ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def health(self, x: Tensor | None = None) -> dict[str, float]:
+        """Figures for TensorBoard.
+
+        Args:
+            x: an input of this quantizer; without it only what the parameters alone tell is returned.
+
+        Returns:
+            Without ``x``: subclass-specific parameter summaries (may be empty). With ``x`` also ``scale``
+            and ``offset`` (means, units of x), ``clipped`` (share of values outside the grid, 0..1) and
+            ``dead_levels`` (number of the 2**bits codes that no value takes).
+        """
+        report = self.parameter_health()
+        if x is None or not self.is_initialized():
+            return report
+        x = self._full(x)
+        codes, scale, zero = self.to_int(x)
+        low, high = (self.qmin - zero) * scale, (self.qmax - zero) * scale
+        used = torch.bincount((codes - self.qmin).flatten(), minlength=self.qmax - self.qmin + 1)
+        return report | {
+            "scale": scale.mean().item(),
+            "offset": (zero * scale).mean().item(),
+            "clipped": ((x < low) | (x > high)).float().mean().item(),
+            "dead_levels": float((used == 0).sum()),
+        }
+
+    def parameter_health(self) -> dict[str, float]:
+        """The part of :meth:`health` that needs no input."""
+        return {}
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, role={self.role}"
+
+    # ---- helpers --------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _full(x: Tensor) -> Tensor:
+        """Half precision as float32, which is what all arithmetic here uses."""
+        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+    def _label(self) -> str:
+        return f"{type(self).__name__} quantizer {self.quantizer_name or '(unnamed)'}"
+
+    def _require_initialized(self) -> None:
+        if not self.is_initialized():
+            raise UncalibratedError(
+                f"{self._label()} was never calibrated. Calibrate the network, train it, or load a checkpoint "
+                "of the quantized network before evaluating it."
+            )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._ready = False
+        super()._load_from_state_dict(*args, **kwargs)

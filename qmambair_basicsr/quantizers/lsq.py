@@ -1,0 +1,105 @@
+"""LSQ: learned step size quantization.
+
+Esser et al., "Learned Step Size Quantization", ICLR 2020.
+
+=============  =====================================================  ======================
+paper          meaning                                                here
+=============  =====================================================  ======================
+s              step size, learned                                     ``scale``
+v, v-bar       data, its code: round(clip(v / s, -Q_N, Q_P)) (eq. 1)   ``to_int(...)[0]``
+v-hat          v-bar * s (eq. 2)                                      ``forward(...)``
+g              gradient scale 1 / sqrt(numel * Q_P) (section 2.2)     ``_gradient_scale``
+=============  =====================================================  ======================
+
+Gradient to s (eq. 3): round(v/s) - v/s inside the range, -Q_N or Q_P outside. Initial s: 2 mean|v| / sqrt(Q_P),
+averaged over the calibration batches (paper: first batch).
+
+Activations that are never negative use codes 0..2^n - 1 as in the paper. Here this is the signed grid moved
+by 2^(n-1) steps, so codes always fit a signed n-bit integer, ``zero`` is -2^(n-1) there, and the ``signed``
+flag is arithmetic on the device instead of a branch on the host.
+
+An optimizer step can carry s to or past zero, where the formula divides by zero or mirrors the grid. The step
+in use is max(|s|, 1e-8), with gradient sign(s); for s > 1e-8 that is the paper's.
+
+``granularity: channel`` learns one step per channel of the tensor's channel dimension (lsq-net's option);
+the gradient scale then counts the elements that share a step.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .affine import GRANULARITY, AffineQuantizer
+from .ste import positive, scale_grad
+
+SCALE_FLOOR = 1e-8
+INITIAL_FLOOR = 1e-6  # an all-zero tensor starts here, well above SCALE_FLOOR
+NEGATIVE = -1e-5  # the authors' border between "signed" and "never negative"
+
+
+class LSQ(AffineQuantizer):
+    """Uniform quantizer with a learned step; see the module docstring.
+
+    Args:
+        granularity: ``tensor`` (one step) or ``channel``.
+
+    Raises:
+        SpecError: per channel without ``channels`` and ``channel_dim``.
+    """
+
+    options: ClassVar = {"granularity": GRANULARITY}
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        role: str = "act",
+        channels: int | None = None,
+        channel_dim: int | None = None,
+        name: str = "",
+        copies: int = 1,
+        granularity: str = "tensor",
+    ) -> None:
+        super().__init__(
+            bits,
+            role=role,
+            channels=channels,
+            channel_dim=channel_dim,
+            name=name,
+            copies=copies,
+            granularity=granularity,
+        )
+        self.scale = nn.Parameter(torch.ones(self.groups))
+        self.register_buffer("signed", torch.tensor(True))
+
+    def estimate(self, x: Tensor) -> dict[str, Tensor]:
+        signed = self._is_signed(x)
+        magnitude = self._rows(x).abs().mean(1)
+        return {"scale": (2 * magnitude / self._largest(signed).sqrt()).clamp_min(INITIAL_FLOOR), "signed": signed}
+
+    def affine(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        scale = scale_grad(positive(self.scale, SCALE_FLOOR), self._gradient_scale(x))
+        return scale, None if self.role == "weight" else self._unsigned_shift() * scale
+
+    def parameter_health(self) -> dict[str, float]:
+        return {"scale": self.scale.detach().abs().mean().item()}
+
+    def _is_signed(self, x: Tensor) -> Tensor:
+        if self.role == "weight":
+            return torch.ones((), dtype=torch.bool, device=x.device)
+        return x.amin() < NEGATIVE
+
+    def _unsigned_shift(self) -> Tensor:
+        """Steps by which the signed grid is moved: -2^(n-1) when the data is never negative, else 0."""
+        return torch.where(self.signed, 0.0, float(self.qmin))
+
+    def _largest(self, signed: Tensor) -> Tensor:
+        """Q_P of the paper: 2^(n-1) - 1 signed, 2^n - 1 unsigned."""
+        return torch.where(signed, float(self.qmax), float(self.qmax - self.qmin))
+
+    def _gradient_scale(self, x: Tensor) -> Tensor:
+        shared = x.numel() * self.copies / self.groups
+        return (shared * self._largest(self.signed)).rsqrt()

@@ -1,0 +1,87 @@
+"""LSQOffset: LSQ with a learned offset, the activation quantizer of the Q-MambaIR release (its ``Act_Quant``).
+
+Not described in the Q-MambaIR paper, which claims DLS for all activations; the release uses this one for
+the inputs of convolutions, linears and raw projections, except ``out_proj``. Code semantics are followed.
+
+==============  ==============================================  =============
+release         meaning                                         here
+==============  ==============================================  =============
+scale           step size, learned                              ``scale``
+offset          b, added before and subtracted after, learned   ``offset``
+signed          false when the data is never negative           ``signed``
+==============  ==============================================  =============
+
+Forward ``(round(clamp((x + b) / s, Q_N, Q_P))) * s - b``. Gradients: as LSQ with x + b in place of x; to b,
+0 inside the range and -1 outside; only s has the gradient scale 1 / sqrt(numel * Q_P). b starts at 0.
+
+``mode: official`` is that, with s used as it is (it may become zero or negative), initialised from the first
+batch shown. ``mode: stable`` (default) differs in two points: the step in use is max(|s|, 1e-8), and the
+initial step and the ``signed`` flag come from all calibration batches (mean; signed if any batch is).
+In both the output is ``(codes - zero) * scale`` exactly, where the release adds round-off by its detach trick.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .lsq import LSQ, NEGATIVE
+from .spec import Option
+from .ste import scale_grad
+
+MODE = Option("stable", "the mended quantizer, or the release's arithmetic", choices=("stable", "official"))
+
+
+class LSQOffset(LSQ):
+    """LSQ with a learned offset; see the module docstring.
+
+    Args:
+        mode: ``stable`` or ``official``.
+        granularity: ``tensor`` (release) or ``channel``.
+    """
+
+    options: ClassVar = {"mode": MODE, **LSQ.options}
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        role: str = "act",
+        channels: int | None = None,
+        channel_dim: int | None = None,
+        name: str = "",
+        copies: int = 1,
+        granularity: str = "tensor",
+        mode: str = "stable",
+    ) -> None:
+        super().__init__(
+            bits,
+            role=role,
+            channels=channels,
+            channel_dim=channel_dim,
+            name=name,
+            copies=copies,
+            granularity=granularity,
+        )
+        self.mode = mode
+        self.offset = nn.Parameter(torch.zeros_like(self.scale))
+
+    def observe(self, x: Tensor) -> None:
+        if self.mode == "official" and self.is_initialized() and self.observed > 0:
+            return
+        super().observe(x)
+
+    def parameter_health(self) -> dict[str, float]:
+        return super().parameter_health() | {"offset": self.offset.detach().mean().item()}
+
+    def affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mode == "official":
+            scale = scale_grad(self.scale, self._gradient_scale(x))
+        else:
+            scale, _ = super().affine(x)
+        return scale, self.offset + self._unsigned_shift() * scale
+
+    def _is_signed(self, x: Tensor) -> Tensor:
+        return x.amin() < NEGATIVE

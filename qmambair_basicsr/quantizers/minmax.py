@@ -1,0 +1,97 @@
+"""MinMax: uniform quantizer between two bounds, the naive baseline and the quantizer of 2DQuant and SPR2Q.
+
+Liu et al., "2DQuant", NeurIPS 2024, eq. 1; gradients to the bounds as SPR2Q eq. 8.
+
+=========  =======================================================  ==============================
+paper      meaning                                                  here
+=========  =======================================================  ==============================
+l, u       bounds                                                   ``lower``, ``upper``
+s          (u - l) / (2^n - 1)                                      ``to_int(...)[1]``
+x_q        round((clip(x, l, u) - l) / s) * s + l                   ``forward(...)``
+=========  =======================================================  ==============================
+
+l and u start as minimum and maximum, averaged over the calibration batches. ``learnable: false`` (default)
+freezes them; ``true`` trains both through dx_q/du = [x > u] + (k - (c-l)/s) / (2^n-1) and
+dx_q/dl = [x < l] - (k - (c-l)/s) / (2^n-1), with c the clipped value and k its level: what autograd gives for
+the formula with a straight-through rounding. ``symmetric: true`` uses l = -m, u = m with m the largest
+magnitude, and the codes -(2^(n-1)-1)..2^(n-1)-1, so that 0 is a level (2 bits and more).
+
+Codes are signed: the lowest level is code -2^(n-1). One bit gives the two levels l and u. An interval of
+zero length (a constant tensor) is widened to 1e-6 of its magnitude.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .affine import GRANULARITY, AffineQuantizer
+from .spec import Option, SpecError
+
+
+class MinMax(AffineQuantizer):
+    """Uniform quantizer between two bounds; see the module docstring.
+
+    Args:
+        granularity: ``tensor`` or ``channel``.
+        symmetric: symmetric bounds about zero.
+        learnable: train the bounds.
+
+    Raises:
+        SpecError: symmetric at 1 bit; per channel where the site has no channels.
+    """
+
+    bit_widths = tuple(range(1, 9))
+    options: ClassVar = {
+        "granularity": GRANULARITY,
+        "symmetric": Option(False, "bounds symmetric about zero", choices=(False, True)),
+        "learnable": Option(False, "train the bounds", choices=(False, True)),
+    }
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        role: str = "act",
+        channels: int | None = None,
+        channel_dim: int | None = None,
+        name: str = "",
+        copies: int = 1,
+        granularity: str = "tensor",
+        symmetric: bool = False,
+        learnable: bool = False,
+    ) -> None:
+        super().__init__(
+            bits,
+            role=role,
+            channels=channels,
+            channel_dim=channel_dim,
+            name=name,
+            copies=copies,
+            granularity=granularity,
+        )
+        if symmetric and bits == 1:
+            raise SpecError(f"{self._label()}: one symmetric bit has the single level 0; use symmetric: false")
+        self.symmetric = symmetric
+        if symmetric:
+            self.qmin = -self.qmax
+        self.lower = nn.Parameter(-torch.ones(self.groups), requires_grad=learnable)
+        self.upper = nn.Parameter(torch.ones(self.groups), requires_grad=learnable)
+
+    def estimate(self, x: Tensor) -> dict[str, Tensor]:
+        lower, upper = self._rows(x).aminmax(dim=1)
+        if self.symmetric:
+            upper = torch.maximum(upper, -lower)
+            lower = -upper
+        return {"lower": lower, "upper": upper}
+
+    def affine(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        lower, upper = self.lower, self.upper
+        floor = 1e-6 * torch.maximum(lower.detach().abs(), upper.detach().abs()) + 1e-12
+        scale = torch.maximum(upper - lower, floor) / (self.qmax - self.qmin)
+        return scale, None if self.symmetric else self.qmin * scale - lower
+
+    def parameter_health(self) -> dict[str, float]:
+        return {"lower": self.lower.detach().min().item(), "upper": self.upper.detach().max().item()}

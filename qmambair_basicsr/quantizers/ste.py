@@ -1,0 +1,93 @@
+"""Straight-through and other surrogate gradients: the only ones of the package.
+
+Each is an ``autograd.Function`` whose forward returns the exact value. The usual detach trick,
+``(round(x) - x).detach() + x``, returns the value plus round-off, so its output is not on the grid.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad
+
+
+class _RoundTanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * tanh_slope(x)
+
+
+class _ScaleGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: Tensor | float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+class _Positive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, floor: float) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.abs().clamp_min(floor)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return torch.where(x < 0, -grad, grad), None
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to the nearest integer (ties to even); gradient 1 (Bengio et al., 2013)."""
+    return _Round.apply(x)
+
+
+def tanh_slope(x: Tensor) -> Tensor:
+    """Derivative of ``phi(v) = floor(v) + 1/2 + tanh(f - 1/2) / (2 tanh(1/2))`` with ``f = v - floor(v)``.
+
+    0.851 at integers, 1.082 half-way between two (QuantSR, RLQ).
+    """
+    fraction = x - torch.floor(x)
+    return (1 - torch.tanh(fraction - 0.5).square()) / (2 * math.tanh(0.5))
+
+
+def round_tanh(x: Tensor) -> Tensor:
+    """Round to the nearest integer; gradient of the soft rounding ``phi`` of :func:`tanh_slope`."""
+    return _RoundTanh.apply(x)
+
+
+def scale_grad(x: Tensor, factor: Tensor | float) -> Tensor:
+    """Return ``x`` unchanged with its gradient multiplied by ``factor`` (LSQ, eq. 4 and section 2.2).
+
+    ``factor`` is a number or a tensor that broadcasts to ``x`` and needs no gradient.
+    """
+    return _ScaleGrad.apply(x, factor)
+
+
+def positive(x: Tensor, floor: float) -> Tensor:
+    """``max(|x|, floor)`` with gradient ``sign(x)`` everywhere (``+1`` at 0).
+
+    A learned step size that an optimizer step carried to or past zero stays usable, and the floor does
+    not cut its gradient off.
+    """
+    return _Positive.apply(x, floor)
