@@ -22,7 +22,7 @@ from pathlib import Path
 
 from qmambair_basicsr.data.benchmarks import check_count
 from qmambair_basicsr.data.image_files import list_images, read_image, write_atomically, write_image
-from qmambair_basicsr.data.matlab_resize import bicubic_downscale
+from qmambair_basicsr.data.matlab_resize import bicubic_downscale, modcrop
 from qmambair_basicsr.tools.batch import Report, Task, run_tasks
 
 __all__ = ["main"]
@@ -41,9 +41,12 @@ def lr_folder(root: Path, name: str, scale: int) -> Path:
 
 
 def import_image(task: Task) -> None:
-    """Copy a PNG byte for byte once it is known to decode; store any other format as PNG."""
+    """Copy a PNG byte for byte once it is known to decode; store any other format, or a cropped image, as PNG."""
     img = read_image(task.source)
-    if task.source.suffix.lower() == ".png":
+    multiple = task.options.get("modcrop", 1)
+    if multiple > 1:
+        write_image(task.outputs[0], modcrop(img, multiple))
+    elif task.source.suffix.lower() == ".png":
         write_atomically(task.outputs[0], task.source.read_bytes())
     else:
         write_image(task.outputs[0], img)
@@ -67,7 +70,8 @@ def _import(args: argparse.Namespace, run) -> list[Path]:
             files[file.stem] = file
         if not args.any_count:
             check_count(args.set, list(files.values()))
-        run([Task(file, (target / f"{stem}.png",)) for stem, file in files.items()], import_image, "HR")
+        crop = {"modcrop": args.modcrop}
+        run([Task(file, (target / f"{stem}.png",), crop) for stem, file in files.items()], import_image, "HR")
     files = list_images(target)
     if not args.any_count and args.on_error == "stop":
         check_count(args.set, files)
@@ -92,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     common.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do with a bad image")
     common.add_argument("--any-count", action="store_true", help="accept a known set with another number of images")
+    common.add_argument(
+        "--modcrop",
+        type=int,
+        default=1,
+        metavar="N",
+        help="store HR images cropped to multiples of N: BasicSR trains only on pairs of exact scale (12 fits x2 to x4)",
+    )
     common.add_argument("--overwrite", action="store_true", help="redo files that exist")
     parser = argparse.ArgumentParser(
         prog="python -m qmambair_basicsr.tools.prepare_data",
