@@ -67,10 +67,34 @@ def alias_functional_tensor() -> bool:
     return True
 
 
+def use_gloo_without_cuda() -> bool:
+    """Let ``--launcher pytorch`` start on machines without a CUDA device.
+
+    Symptom: ``ZeroDivisionError`` in ``basicsr.utils.dist_util._init_dist_pytorch`` (rank modulo 0 GPUs), after which
+    NCCL would be asked for in any case.
+    Delete when: BasicSR chooses the backend by the devices there are.
+
+    Returns:
+        True when the function had to be replaced.
+    """
+    import torch
+    from basicsr.utils import dist_util
+
+    if torch.cuda.is_available() or dist_util._init_dist_pytorch.__module__ == __name__:
+        return False
+
+    def init_gloo(backend: str) -> None:
+        torch.distributed.init_process_group(backend="gloo")
+
+    dist_util._init_dist_pytorch = init_gloo
+    return True
+
+
 def apply() -> None:
     """Apply every work-around once, in order."""
     declare_torchvision_ops()
     alias_functional_tensor()
+    use_gloo_without_cuda()
 
 
 apply()

@@ -117,8 +117,22 @@ class MambaIRModel(SRModel):
         self.cri_pix = build_loss(train["pixel_opt"]).to(self.device) if train.get("pixel_opt") else None
         perceptual = train.get("perceptual_opt")
         self.cri_perceptual = build_loss(perceptual).to(self.device) if perceptual else None
-        if self.cri_pix is None and self.cri_perceptual is None:
+        if not self.has_loss():
             raise ValueError("train: no loss; set pixel_opt, for example pixel_opt: {type: L1Loss}")
+
+    def has_loss(self) -> bool:
+        """Whether any loss was built."""
+        return self.cri_pix is not None or self.cri_perceptual is not None
+
+    def setup_optimizers(self) -> None:
+        """Build the optimizer ``train: optim_g`` describes over :meth:`parameter_groups`."""
+        options = dict(self.opt["train"]["optim_g"])
+        self.optimizer_g = self.get_optimizer(options.pop("type"), self.parameter_groups(), **options)
+        self.optimizers.append(self.optimizer_g)
+
+    def parameter_groups(self) -> list[dict]:
+        """Trainable parameters as optimizer groups."""
+        return [{"params": [p for p in self.net_g.parameters() if p.requires_grad]}]
 
     def get_optimizer(self, optim_type: str, params, lr: float, **options) -> torch.optim.Optimizer:
         """The optimizer ``train: optim_g: type`` names: Adam, AdamW or SGD.

@@ -11,6 +11,7 @@ Spans are plain integers; only :func:`run_tiled` and :func:`pad_to` touch tensor
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,8 +80,8 @@ def fixed_spans(length: int, size: int, overlap: int) -> AxisPlan:
     """
     if length <= size:
         return whole_spans(length)
-    starts = list(range(0, length - size, size - overlap)) + [length - size]
-    seams = [0] + [(low + size + following) // 2 for low, following in zip(starts, starts[1:], strict=False)] + [length]
+    starts = [*range(0, length - size, size - overlap), length - size]
+    seams = [0] + [(low + size + following) // 2 for low, following in itertools.pairwise(starts)] + [length]
     spans = [Span(low, low + size, seams[i], seams[i + 1]) for i, low in enumerate(starts)]
     return AxisPlan(length, tuple(spans))
 
