@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="N",
-        help="store HR images cropped to multiples of N: BasicSR trains only on pairs of exact scale (12 fits x2 to x4)",
+        help="crop HR images to multiples of N: BasicSR trains only on pairs of exact scale (12 fits x2 to x4)",
     )
     common.add_argument("--overwrite", action="store_true", help="redo files that exist")
     parser = argparse.ArgumentParser(
