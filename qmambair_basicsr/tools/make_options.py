@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from .option_table import DATA, FP, NETS, QAT, ROWS, TASKS, Data, Recipe, Task
+from .option_table import DATA, NETS, ROWS, TASKS, WEIGHTS, Data, Recipe, Task, recipe_of
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 PLUGIN = "plugin: !!python/name:qmambair_basicsr.__version__"
@@ -72,7 +72,7 @@ def _metrics(task: Task) -> dict:
 def _head(phase: str, family: str, task: Task, bits: int) -> dict:
     return {
         "name": stem(phase, family, task.name, bits),
-        "model_type": "MambaIRModel" if bits == 32 else "QATModel",
+        "model_type": f"{family}Model" if bits == 32 else "QATModel",
         "scale": task.scale,
         "num_gpu": "auto",
         "manual_seed": 10,
@@ -82,7 +82,7 @@ def _head(phase: str, family: str, task: Task, bits: int) -> dict:
 def _weights(family: str, task: Task, bits: int) -> str:
     """Full-precision weights are downloaded or shipped; quantized ones are where their training leaves them."""
     if bits == 32:
-        return f"{task.weights}/{family}_{task.name}.pth"
+        return f"{task.weights}/{WEIGHTS.get((family, task.name), f'{family}_{task.name}.pth')}"
     return f"experiments/{stem('train', family, task.name, bits)}/models/net_g_latest.pth"
 
 
@@ -105,11 +105,11 @@ def train_options(family: str, task: Task, bits: int) -> dict:
         task: Row of ``TASKS``.
         bits: Width of weights and activations; 32 trains the full-precision network from scratch.
     """
-    recipe = (FP if bits == 32 else QAT)[task.recipe]
+    recipe = recipe_of(family, task, bits)
     opt = _head("train", family, task, bits)
     opt["datasets"] = {
         "train": {
-            **_dataset(DATA[task.train], task.scale),
+            **_dataset(DATA[recipe.train or task.train], task.scale),
             "gt_size": recipe.gt_size,
             "use_hflip": True,
             "use_rot": True,
@@ -122,7 +122,8 @@ def train_options(family: str, task: Task, bits: int) -> dict:
     }
     opt["network_g"] = _network(family, task, bits)
     if bits == 32:
-        opt["path"] = {"pretrain_network_g": None, "strict_load_g": True, "resume_state": None}
+        start = _weights(family, TASKS[recipe.start], 32) if recipe.start else None
+        opt["path"] = {"pretrain_network_g": start, "strict_load_g": not start, "resume_state": None}
     else:
         start = _weights(family, task, 32)
         opt["path"] = {"pretrain_network_g": start, "strict_load_g": True, "resume_state": None}

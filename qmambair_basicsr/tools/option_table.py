@@ -51,7 +51,9 @@ def _bicubic(name: str) -> Data:
     return Data(name, f"datasets/{name}/HR", f"datasets/{name}/LR_bicubic/X{{s}}")
 
 
-DATA = {name: _bicubic(name) for name in ("DF2K", "BSDS400T91", "Set5", "Set14", "B100", "Urban100", "Manga109")}
+DATA = {
+    name: _bicubic(name) for name in ("DF2K", "DIV2K", "BSDS400T91", "Set5", "Set14", "B100", "Urban100", "Manga109")
+}
 
 # -- networks ------------------------------------------------------------------------------------------------
 
@@ -76,11 +78,40 @@ _LIGHT = {
 # small enough to train on two CPU cores: 93,570 parameters at x2, 0.4 MB
 _TINY = {**_LIGHT, "d_state": 4, "depths": [2, 2, 2], "embed_dim": 32}
 
+_V2 = {
+    "img_size": 64,
+    "img_range": 1.0,
+    "embed_dim": 174,
+    "d_state": 16,
+    "depths": [6, 6, 6, 6, 6, 6],
+    "num_heads": [6, 6, 6, 6, 6, 6],
+    "window_size": 16,
+    "inner_rank": 64,
+    "num_tokens": 128,
+    "convffn_kernel_size": 5,
+    "mlp_ratio": 2.0,
+    "upsampler": "pixelshuffle",
+    "resi_connection": "1conv",
+}
+_V2_LIGHT = {
+    **_V2,
+    "embed_dim": 48,
+    "d_state": 8,
+    "depths": [5, 5, 5, 5],
+    "num_heads": [4, 4, 4, 4],
+    "inner_rank": 32,
+    "num_tokens": 64,
+    "mlp_ratio": 1.0,
+    "upsampler": "pixelshuffledirect",
+}
+
 # (architecture family, size) -> constructor keys without type, upscale, in_chans and quant
 NETS = {
     ("MambaIR", "classic"): _CLASSIC,
     ("MambaIR", "light"): _LIGHT,
     ("MambaIR", "tiny"): _TINY,
+    ("MambaIRv2", "classic"): _V2,
+    ("MambaIRv2Light", "light"): _V2_LIGHT,
 }
 
 # -- recipes -------------------------------------------------------------------------------------------------
@@ -103,6 +134,9 @@ class Recipe:
         save_freq: Save a checkpoint every so many iterations.
         workers: Data-loading processes per GPU.
         calibration: Batches that initialise the quantizers (QAT only).
+        eta_min: Last learning rate of the cosine.
+        start: Task whose full-precision weights training starts from (FP only; the tail is skipped); empty = none.
+        train: Key of ``DATA`` to train on instead of the task's.
     """
 
     total_iter: int
@@ -118,14 +152,22 @@ class Recipe:
     workers: int = 6
     calibration: int = 0
     eta_min: float = 1e-6
+    start: str = ""
+    train: str = ""
 
 
 _FP_STEPS = (250_000, 400_000, 450_000, 475_000)
+_FP_HALF_STEPS = tuple(step // 2 for step in _FP_STEPS)
 _QAT_STEPS = (10_000, 15_000, 17_500, 18_750)
 
 FP = {
     "classic": Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=4, gpus=8, ema=0.999),
     "light": Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=16, gpus=2, ema=0.999),
+    # own recipes of one family and task; their official files differ from the rule of the size
+    ("MambaIRv2", "SRx2"): Recipe(500_000, 1e-3, _FP_STEPS, gt_size=128, batch=4, gpus=8),
+    ("MambaIRv2", "SRx4"): Recipe(250_000, 1e-4, _FP_HALF_STEPS, gt_size=192, batch=4, gpus=8, start="SRx2"),
+    ("MambaIRv2Light", "lightSRx2"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=16, gpus=2, train="DIV2K"),
+    ("MambaIRv2Light", "lightSRx4"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=192, batch=16, gpus=2, train="DIV2K"),
     "tiny": Recipe(30_000, 1e-3, (), gt_size=64, batch=8, gpus=0, ema=0.999, val_freq=1000, save_freq=1000, workers=1),
 }
 QAT = {
@@ -183,10 +225,35 @@ TASKS = {
     task.name: task
     for task in (
         Task("SRx2", "classic", "classic", 2, "DF2K", _FIVE_SR_SETS, crop=2),
+        Task("SRx4", "classic", "classic", 4, "DF2K", _FIVE_SR_SETS, crop=4),
         Task("lightSRx2", "light", "light", 2, "DF2K", _FIVE_SR_SETS, crop=2),
+        Task("lightSRx4", "light", "light", 4, "DF2K", _FIVE_SR_SETS, crop=4),
         Task("tinySRx2", "tiny", "tiny", 2, "BSDS400T91", _FIVE_SR_SETS[:3], crop=2, weights="qmambair_basicsr/assets"),
     )
 }
 
+# (architecture family, task) -> file of the released full-precision weights; others are called <family>_<task>.pth
+WEIGHTS = {
+    ("MambaIRv2", "SRx2"): "mambairv2_classicSR_Base_x2.pth",
+    ("MambaIRv2", "SRx4"): "mambairv2_classicSR_Base_x4.pth",
+    ("MambaIRv2Light", "lightSRx2"): "mambairv2_lightSR_x2.pth",
+    ("MambaIRv2Light", "lightSRx4"): "mambairv2_lightSR_x4.pth",
+}
+
 # (architecture family, task, bits); bits 32 = the full-precision network
-ROWS = tuple(("MambaIR", task, bits) for task in ("SRx2", "lightSRx2", "tinySRx2") for bits in (32, 4, 2))
+ROWS = tuple(
+    (family, task, bits)
+    for family, tasks in (
+        ("MambaIR", ("SRx2", "lightSRx2", "tinySRx2")),
+        ("MambaIRv2", ("SRx2", "SRx4")),
+        ("MambaIRv2Light", ("lightSRx2", "lightSRx4")),
+    )
+    for task in tasks
+    for bits in (32, 4, 2)
+)
+
+
+def recipe_of(family: str, task: Task, bits: int) -> Recipe:
+    """The recipe of an architecture and task: its own where it has one, else that of the task's size."""
+    table = FP if bits == 32 else QAT
+    return table.get((family, task.name)) or table[task.recipe]
