@@ -30,7 +30,7 @@ class ScanParameters(nn.Module):
     (K, D, R), ``dt_projs_bias`` (K, D), ``A_logs`` (K * D, N), ``Ds`` (K * D).
 
     Every tensor that a quantizer may touch passes through :meth:`site`, which returns it unchanged in a
-    full-precision network; ``prepare`` attaches a ``QuantSelectiveScan`` as ``quantized`` to change that.
+    full-precision network; ``prepare`` attaches a ``QuantSelectiveScan`` as ``quantizers`` to change that.
 
     Args:
         d_inner (int): D, channels of the scanned feature map.
@@ -60,7 +60,7 @@ class ScanParameters(nn.Module):
         self.dt_projs_bias = nn.Parameter(torch.empty(k, d_inner))
         self.A_logs = nn.Parameter(torch.empty(k * d_inner, d_state))
         self.Ds = nn.Parameter(torch.empty(k * d_inner))
-        self.register_module("quantized", None)
+        self.register_module("quantizers", None)
         self.reset_scan_parameters(dt_min, dt_max, dt_init_floor)
 
     @torch.no_grad()
@@ -76,9 +76,15 @@ class ScanParameters(nn.Module):
         self.A_logs.copy_(torch.arange(1, self.d_state + 1, device=self.A_logs.device).log().expand_as(self.A_logs))
         self.Ds.fill_(1)
 
-    def site(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor as the network uses it at a quantization site: itself, or fake-quantized after ``prepare``."""
-        return tensor if self.quantized is None else self.quantized(name, tensor)
+    def site(self, name: str, tensor: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
+        """The tensor as the network uses it at a quantization site: itself, or fake-quantized after ``prepare``.
+
+        Args:
+            name (str): Site, one of those in ``layers/quant_scan.py``.
+            tensor (Tensor): Value at the site.
+            source (Tensor | None): Parameter that the value is computed from, if it is not a parameter itself.
+        """
+        return tensor if self.quantizers is None else self.quantizers(name, tensor, source)
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the input-dependent scan parameters of every pixel and direction.
@@ -115,7 +121,7 @@ class ScanParameters(nn.Module):
         return ss2d_scan(
             self.site("u", x),
             self.site("delta", delta),
-            self.site("A", a).view(k, d, n),
+            self.site("A", a, source=self.A_logs).view(k, d, n),
             self.site("B", b),
             self.site("C", c),
             self.site("D", self.Ds).view(k, d),

@@ -1,1 +1,24 @@
-"""TO BE DESCRIBED by its owner."""
+"""Quantized layers, and the functions that put them into a network, calibrate it and describe it."""
+
+from __future__ import annotations
+
+from .calibrate import calibrate, uncalibrated
+from .checkpoint import CheckpointMismatchError, load_fp_state
+from .placement import placement
+from .prepare import prepare
+from .quant_layers import QuantConv2d, QuantLinear
+from .quant_matmul import QuantMatMul
+from .quant_scan import QuantSelectiveScan
+
+__all__ = [
+    "CheckpointMismatchError",
+    "QuantConv2d",
+    "QuantLinear",
+    "QuantMatMul",
+    "QuantSelectiveScan",
+    "calibrate",
+    "load_fp_state",
+    "placement",
+    "prepare",
+    "uncalibrated",
+]

@@ -1,0 +1,119 @@
+"""Linear, convolution and matrix product with fake-quantized operands.
+
+Each layer is a subclass of torch's and keeps its parameter names, so that checkpoints of the full-precision network
+load into the quantized one. Biases stay in full precision (methods of Q-MambaIR's release).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..quantizers.base import Quantizer
+from .weight_cache import WeightCache
+
+
+class QuantLinear(nn.Linear):
+    """y = act_quantizer(x) @ weight_quantizer(W)^T + b.
+
+    Args:
+        in_features (int): Input channels.
+        out_features (int): Output channels.
+        bias (bool): Whether there is a (full-precision) bias.
+        weight_quantizer (Quantizer): For the weight (out_features, in_features).
+        act_quantizer (Quantizer): For the input (..., in_features).
+        device: As in torch.nn.Linear.
+        dtype: As in torch.nn.Linear.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        weight_quantizer: Quantizer,
+        act_quantizer: Quantizer,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.weight_quantizer = weight_quantizer
+        self.act_quantizer = act_quantizer
+        self.weight_cache = WeightCache()
+
+    @classmethod
+    def from_float(cls, layer: nn.Linear, weight_quantizer: Quantizer, act_quantizer: Quantizer) -> QuantLinear:
+        """Take over a layer; its Parameter objects are shared, not copied."""
+        quantized = cls(
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            weight_quantizer=weight_quantizer,
+            act_quantizer=act_quantizer,
+            device="meta",
+        )
+        quantized.weight, quantized.bias = layer.weight, layer.bias
+        return quantized.train(layer.training)
+
+    def quantized_weight(self) -> torch.Tensor:
+        """The fake-quantized weight, (out_features, in_features)."""
+        return self.weight_cache(self.weight_quantizer, self.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return F.linear(self.act_quantizer(x), self.quantized_weight(), self.bias)
+
+    def train(self, mode: bool = True) -> QuantLinear:
+        self.weight_cache.clear()
+        return super().train(mode)
+
+
+class QuantConv2d(nn.Conv2d):
+    """Convolution of act_quantizer(x) with weight_quantizer(W), plus a full-precision bias.
+
+    Zero padding is applied after quantization: padded pixels are exactly 0 whatever the grid, as in the release.
+    Use :meth:`from_float`; the constructor takes torch's arguments as they are stored in a layer.
+
+    Args:
+        layer (nn.Conv2d): Layer whose geometry is taken over.
+        weight_quantizer (Quantizer): For the weight (C_out, C_in / groups, kH, kW).
+        act_quantizer (Quantizer): For the input (B, C_in, H, W).
+    """
+
+    def __init__(self, layer: nn.Conv2d, *, weight_quantizer: Quantizer, act_quantizer: Quantizer):
+        super().__init__(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            bias=layer.bias is not None,
+            padding_mode=layer.padding_mode,
+            device="meta",
+        )
+        self.weight, self.bias = layer.weight, layer.bias
+        self.weight_quantizer = weight_quantizer
+        self.act_quantizer = act_quantizer
+        self.weight_cache = WeightCache()
+
+    @classmethod
+    def from_float(cls, layer: nn.Conv2d, weight_quantizer: Quantizer, act_quantizer: Quantizer) -> QuantConv2d:
+        """Take over a layer; its Parameter objects are shared, not copied."""
+        quantized = cls(layer, weight_quantizer=weight_quantizer, act_quantizer=act_quantizer)
+        return quantized.train(layer.training)
+
+    def quantized_weight(self) -> torch.Tensor:
+        """The fake-quantized weight, (C_out, C_in / groups, kH, kW)."""
+        return self.weight_cache(self.weight_quantizer, self.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+        return self._conv_forward(self.act_quantizer(x), self.quantized_weight(), self.bias)
+
+    def train(self, mode: bool = True) -> QuantConv2d:
+        self.weight_cache.clear()
+        return super().train(mode)

@@ -1,0 +1,109 @@
+"""Print which quantizer sits where in the network of an option file.
+
+python -m qmambair_basicsr.tools.placement -opt options/train_QMambaIR_SRx2_w2a2.yml             # table
+python -m qmambair_basicsr.tools.placement -opt FILE --full                                      # every module on a row
+python -m qmambair_basicsr.tools.placement -opt FILE --csv > placement.csv                       # or --markdown
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+
+import torch
+import yaml
+from basicsr.archs import build_network
+from basicsr.utils.options import ordered_yaml
+from rich.console import Console
+from rich.table import Table
+
+import qmambair_basicsr  # noqa: F401  (registers the networks)
+
+from ..layers.placement import PlacementRow, collapse, placement, quantizer_scalars
+
+COLUMNS = ("module", "count", "weight quantizer", "activation quantizer", "bits W/A", "quantized", "full precision")
+
+
+def cells(row: PlacementRow) -> tuple[str, ...]:
+    """The row as text, in the order of ``COLUMNS``."""
+    numbers = str(row.quantized), str(row.full_precision)
+    return (row.module or "(network)", str(row.count), row.weight, row.act, row.bits, *numbers)
+
+
+def totals(rows: Sequence[PlacementRow], scalars: int) -> list[tuple[str, str]]:
+    """Labelled totals: parameters by precision, quantizer scalars, and the size they add up to.
+
+    Args:
+        rows (Sequence[PlacementRow]): All rows of the network.
+        scalars (int): Trainable scalars of the quantizers, kept in 32 bits.
+    """
+    quantized, full = sum(r.quantized for r in rows), sum(r.full_precision for r in rows)
+    bits = sum(r.quantized * r.weight_bits for r in rows) + 32 * (full + scalars)
+    return [
+        ("quantized parameters", f"{quantized:,}"),
+        ("full-precision parameters", f"{full:,}"),
+        ("quantizer parameters (full precision)", f"{scalars:,}"),
+        ("size", f"{bits / 8 / 1024:,.1f} KiB, full precision {4 * (quantized + full) / 1024:,.1f} KiB"),
+    ]
+
+
+def render(rows: Sequence[PlacementRow], summary: Sequence[tuple[str, str]], form: str) -> str:
+    """Format rows and totals.
+
+    Args:
+        rows (Sequence[PlacementRow]): Rows to show.
+        summary (Sequence[tuple[str, str]]): Labelled totals; not part of the CSV.
+        form (str): 'table', 'csv' or 'markdown'.
+    """
+    out = io.StringIO()
+    if form == "csv":
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(cells(row) for row in rows)
+    elif form == "markdown":
+        lines = [COLUMNS, ["---"] * 4 + [":---:", "---:", "---:"], *map(cells, rows)]
+        out.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+        out.writelines(f"\n{label}: {value}\n" for label, value in summary)
+    else:
+        table = Table(*COLUMNS[:5])
+        for column in COLUMNS[5:]:
+            table.add_column(column, justify="right")
+        for row in rows:
+            table.add_row(*cells(row))
+        width = None if sys.stdout.isatty() else 160
+        console = Console(file=out, width=width, force_terminal=sys.stdout.isatty())
+        console.print(table)
+        for label, value in summary:
+            console.print(f"{label}: {value}", highlight=False)
+    return out.getvalue()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-opt", required=True, help="option file with a network_g block")
+    parser.add_argument("--full", action="store_true", help="one row per module; default merges equal blocks")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", default="table")
+    form.add_argument("--markdown", dest="form", action="store_const", const="markdown")
+    args = parser.parse_args(argv)
+    try:
+        with open(args.opt, encoding="utf-8") as file:
+            network = yaml.load(file, Loader=ordered_yaml()[0])["network_g"]
+    except FileNotFoundError:
+        parser.error(f"-opt: there is no file {args.opt}")
+    except KeyError:
+        parser.error(f"-opt: {args.opt} has no network_g block")
+    with torch.device("meta"):  # shapes are all that is needed
+        net = build_network(network)
+    rows = placement(net)
+    shown = rows if args.full else collapse(rows)
+    sys.stdout.write(render(shown, totals(rows, quantizer_scalars(net)), args.form))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
