@@ -6,13 +6,17 @@ A new quantizer is one file plus one line in ``QUANTIZER_REGISTRY`` (see README.
 from __future__ import annotations
 
 from .base import Quantizer, UncalibratedError
+from .dls import DLS
 from .identity import Identity
 from .lsq import LSQ
 from .lsq_offset import LSQOffset
 from .minmax import MinMax
+from .rfa import RFA
 from .spec import QuantizerSpec, QuantSpec, SpecError
 
 QUANTIZER_REGISTRY: dict[str, type[Quantizer]] = {
+    "DLS": DLS,
+    "RFA": RFA,
     "LSQOffset": LSQOffset,
     "LSQ": LSQ,
     "MinMax": MinMax,

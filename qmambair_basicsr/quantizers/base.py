@@ -87,6 +87,7 @@ class Quantizer(nn.Module):
         self.quantizer_name = name
         self.copies = copies
         self.calibrating = False
+        self.first_batch_only = False  # the release's way: later calibration batches change nothing
         self.qmin, self.qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         # read once, then remembered: looking at the buffer stalls a GPU at every forward
         self._ready = False
@@ -142,6 +143,8 @@ class Quantizer(nn.Module):
         Raises:
             ValueError: when ``x`` is empty or holds NaN or infinity.
         """
+        if self.first_batch_only and self.observed > 0:
+            return
         if x.numel() == 0 or not bool(torch.isfinite(x).all()):
             what = "an empty tensor" if x.numel() == 0 else "NaN or infinity"
             raise ValueError(f"{self._label()}: cannot calibrate on {what}; look at the layer in front of it")

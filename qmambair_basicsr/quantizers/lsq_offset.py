@@ -66,12 +66,8 @@ class LSQOffset(LSQ):
             granularity=granularity,
         )
         self.mode = mode
+        self.first_batch_only = mode == "official"
         self.offset = nn.Parameter(torch.zeros_like(self.scale))
-
-    def observe(self, x: Tensor) -> None:
-        if self.mode == "official" and self.is_initialized() and self.observed > 0:
-            return
-        super().observe(x)
 
     def parameter_health(self) -> dict[str, float]:
         return super().parameter_health() | {"offset": self.offset.detach().mean().item()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..backend import choose
 
@@ -21,9 +22,10 @@ class _LSQ(torch.autograd.Function):
         return choose("lsq", BACKENDS, x).forward(x, scale, offset, qmin, qmax, dim)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, scale, offset = ctx.saved_tensors
-        gradients = choose("lsq", BACKENDS, x).backward(grad, x, scale, offset, *ctx.bounds)
+        gradients = choose("lsq", BACKENDS, x).backward(grad.contiguous(), x, scale, offset, *ctx.bounds)
         return (*gradients, None, None, None)
 
 
@@ -51,5 +53,5 @@ def lsq(
             size = "no dim given" if dim is None else f"dimension {dim} has {x.shape[dim]}"
             raise ValueError(f"lsq: {label} has {parameter.numel()} elements, but of x {tuple(x.shape)} {size}")
     if x.dtype in (torch.float16, torch.bfloat16):
-        return _LSQ.apply(x.float(), scale, offset, qmin, qmax, dim).to(x.dtype)
-    return _LSQ.apply(x, scale, offset, qmin, qmax, dim)
+        return _LSQ.apply(x.float().contiguous(), scale, offset, qmin, qmax, dim).to(x.dtype)
+    return _LSQ.apply(x.contiguous(), scale, offset, qmin, qmax, dim)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DEVICES = ("cpu", "cuda", "mps", "xpu")
+DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 
 
 def is_available() -> tuple[bool, str]:
-    """Plain PyTorch runs everywhere."""
+    """Always: it needs torch only."""
     return True, "plain PyTorch"
 
 

@@ -1,0 +1,58 @@
+"""``dls``: dynamic fake quantization whose grid follows the statistics of the tensor (README.md has the maths)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..backend import choose
+
+BACKENDS = ("reference",)
+
+
+class _DLS(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w, v, qmin, qmax, cap_share, grad_scale):
+        out, stats, grid = choose("dls", BACKENDS, x).forward(x, w, v, qmin, qmax, cap_share)
+        ctx.save_for_backward(x, w, v, stats, grid)
+        ctx.constants = cap_share, grad_scale
+        ctx.mark_non_differentiable(grid)
+        return out, grid
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):
+        x = ctx.saved_tensors[0]
+        gradients = choose("dls", BACKENDS, x).backward(grad.contiguous(), *ctx.saved_tensors, *ctx.constants)
+        return (*gradients, None, None, None, None)
+
+
+def dls(
+    x: Tensor, w: Tensor, v: Tensor, *, qmin: int, qmax: int, cap_share: float, grad_scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Quantize each row of ``x`` on the grid that its own mean, std, min and max define.
+
+    Differentiable in ``x`` (statistics included), ``w`` and ``v``; the rounding is straight-through.
+
+    Args:
+        x: (G, M), one group of statistics per row; half precision is computed in float32.
+        w, v: (4,), weights of (mean, std, min, max) that make the step and the offset.
+        qmin, qmax: smallest and largest code.
+        cap_share: the step saturates towards ``cap_share * (max - min)``.
+        grad_scale: factor on the gradient that reaches the step.
+
+    Returns:
+        The quantized tensor (G, M) in the dtype of ``x``, and the grid (G, 4) in use, without gradient: step,
+        offset, lowest and highest code. ``out = (code - offset / step) * step`` exactly.
+
+    Raises:
+        ValueError: ``x`` is not (G, M) with M >= 1, or ``w``, ``v`` are not (4,).
+    """
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(f"dls: x must be (groups, values) with at least one value, got {tuple(x.shape)}")
+    if w.shape != (4,) or v.shape != (4,):
+        raise ValueError(f"dls: w and v must be (4,), got {tuple(w.shape)} and {tuple(v.shape)}")
+    full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    out, grid = _DLS.apply(full.contiguous(), w, v, qmin, qmax, cap_share, grad_scale)
+    return out.to(x.dtype), grid

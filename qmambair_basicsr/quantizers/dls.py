@@ -1,0 +1,221 @@
+"""DLS: dynamic-balancing learnable scalar, the quantizer of the scan's inputs in Q-MambaIR.
+
+"Q-MambaIR", section 3.3 (eq. 6, supplement eq. 9); the authors' release calls it ``DDA_Quant``.
+
+================  ==================================================================  ======================
+paper / release   meaning                                                             here
+================  ==================================================================  ======================
+w1..w4            weights of |mean|, std, min, max of the shifted tensor: the step    ``w`` (4,)
+v1..v4            weights of mean, std, min, max of the tensor: the shift             ``v`` (4,)
+beta              v . (mean, std, min, max)                                           offset of the grid
+alpha             |w . (|mean|, std, min, max) of x + beta|                           step of the grid
+signed            false when the first training batch is never negative               ``signed`` (official)
+================  ==================================================================  ======================
+
+Paper against release: eq. 6 multiplies by alpha and takes the floor, while the text learns alpha as a range
+and beta as -mean. Only the release is consistent: alpha is the step, it divides, floor means round. The
+release is followed. Statistics are part of the graph: gradients reach x through them.
+
+``mode: official`` is the release's arithmetic: step = min(max(alpha, 1e-6), (max - min) / 2^n) with a
+constant cap; codes unsigned if the data is never negative; output clamped to [min, max] of x, so it is not
+wholly on the grid (``affine`` is false, see ``output_bounds``). Where the release returns NaN (constant
+tensor, one element) this returns the constant.
+
+``mode: stable`` (default) mends what does not work there:
+
+* a non-negative tensor gets unsigned codes although beta = -mean, so all values below the mean collapse onto
+  it. Here codes are always signed, about -beta;
+* whenever the cap binds (always at 2 bits on bell-shaped data) all gradients to w vanish. Here the step is the
+  smooth minimum (alpha^-4 + cap^-4)^(-1/4) of both, with its exact gradient;
+* the final clamp leaves the grid, so integer export is impossible. Here the output is affine. What the clamp
+  was good for is kept by leaving out codes on the other side of zero when the data has one sign: the decay
+  rates A of the scan stay <= 0, or the recurrence would explode;
+* the smallest step is 2^-20 of the largest magnitude instead of 1e-6, so small tensors are not erased and the
+  output scales with the input.
+
+``stats: sample`` (default in stable mode, for activations) takes the statistics of each sample, so a result
+does not depend on the batch; ``tensor`` (default in official mode) takes one set for all.
+
+``init`` chooses the starting weights (paper, Table 6), with Q = 2^(n-1) - 1 and N = 2^n - 1. The paper's text
+and its table disagree, so there are two conventions:
+
+=====  ======================================  ===============================================
+group  convention: text                        convention: grid
+=====  ======================================  ===============================================
+G1     mean +- 3 std (release; default)        step 3 std / Q,          centre mean
+G2     mean +- 4 std                           step 3 std / Q,          centre (max + min) / 2
+G3     [min, max]                              step (max - min) / N,    centre mean
+G4     mean +- (max - min) / 2                 step (max - min) / N,    centre (max + min) / 2
+=====  ======================================  ===============================================
+
+The step (max - min) / N exceeds the release's cap (max - min) / 2^n, which would hide the difference, so the
+cap is widened for these groups: to (max - min) / N (official) or twice that (stable).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.dls import dls
+from ..ops.dls.reference import codes as dls_codes
+from ..ops.lsq import lsq
+from ..ops.lsq.reference import codes as lsq_codes
+from .base import Quantizer
+from .lsq import NEGATIVE
+from .lsq_offset import MODE
+from .spec import Option
+from .ste import scale_grad
+
+INIT = Option(
+    {"group": "G1", "convention": "text"},
+    "starting weights (Table 6)",
+    keys={
+        "group": Option("G1", "initialisation group", choices=("G1", "G2", "G3", "G4")),
+        "convention": Option("text", "reading of the paper", choices=("text", "grid")),
+    },
+)
+OFFICIAL_FLOOR = 1e-6
+ZERO_CAP = 1e-12  # stands in for a cap of 0, with which the release divides
+
+
+def initial_weights(bits: int, group: str, convention: str) -> tuple[list[float], list[float], bool]:
+    """Starting ``w`` and ``v`` of an initialisation group, and whether its step spans max - min."""
+    largest, intervals = 2 ** (bits - 1) - 1, 2**bits - 1
+    spanning = group in ("G3", "G4")
+    if spanning:
+        w = [0.0, 0.0, -1 / intervals, 1 / intervals]
+    else:
+        deviations = 4.0 if (group, convention) == ("G2", "text") else 3.0
+        w = [1 / largest, deviations / largest, 0.0, 0.0]
+    middle = group == "G3" if convention == "text" else group in ("G2", "G4")
+    v = [0.0, 0.0, -0.5, -0.5] if middle else [-1.0, 0.0, 0.0, 0.0]
+    return w, v, spanning
+
+
+class DLS(Quantizer):
+    """Quantizer whose grid follows the statistics of the tensor; see the module docstring.
+
+    Args:
+        mode: ``stable`` or ``official``.
+        stats: ``sample`` or ``tensor``; None for the mode's default. A ``weight`` or ``param`` has no
+            samples and always takes ``tensor``.
+        init: ``{group: G1..G4, convention: text|grid}``, both optional.
+    """
+
+    options: ClassVar = {
+        "mode": MODE,
+        "stats": Option(None, "statistics per sample or tensor; by mode", choices=("tensor", "sample")),
+        "init": INIT,
+    }
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        role: str = "act",
+        channels: int | None = None,
+        channel_dim: int | None = None,
+        name: str = "",
+        copies: int = 1,
+        mode: str = "stable",
+        stats: str | None = None,
+        init: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(bits, role=role, channels=channels, channel_dim=channel_dim, name=name, copies=copies)
+        self.mode = mode
+        self.affine = mode == "stable"
+        wanted = stats or ("sample" if mode == "stable" else "tensor")
+        self.stats = wanted if role == "act" else "tensor"
+        self.first_batch_only = mode == "official"
+        w, v, spanning = initial_weights(bits, **{**INIT.default, **(init or {})})
+        if not spanning:
+            self.cap_share = 1 / 2**bits
+        else:
+            self.cap_share = (2 if mode == "stable" else 1) / (2**bits - 1)
+        self.w = nn.Parameter(torch.tensor(w))
+        self.v = nn.Parameter(torch.tensor(v))
+        self.register_buffer("signed", torch.tensor(True))
+
+    def estimate(self, x: Tensor) -> dict[str, Tensor]:
+        return {"signed": x.amin() < NEGATIVE} if self.mode == "official" else {}
+
+    def quantize(self, x: Tensor) -> Tensor:
+        rows = self._rows(x)
+        if self.mode == "stable":
+            out, _ = self._stable(rows)
+        else:
+            full = self._full(rows)
+            step, offset, low, high = self._official_grid(full)
+            out = lsq(full, step, offset, qmin=self.qmin, qmax=self.qmax, dim=0)
+            out = torch.clamp(out, low[:, None], high[:, None]).to(x.dtype)
+        return out.view(x.shape)
+
+    @torch.no_grad()
+    def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self._require_initialized()
+        rows = self._full(self._rows(x))
+        if self.mode == "stable":
+            _, grid = self._stable(rows)
+            step, offset = grid[:, 0], grid[:, 1]
+            integers = dls_codes(rows, grid)
+        else:
+            step, offset, _, _ = self._official_grid(rows)
+            integers = lsq_codes(rows, step, offset, self.qmin, self.qmax, 0)
+        return integers.to(torch.int32).view(x.shape), self._spread(step, x), self._spread(offset / step, x)
+
+    @torch.no_grad()
+    def output_bounds(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.affine:
+            return None
+        low, high = self._full(self._rows(x)).aminmax(dim=1)
+        return self._spread(low, x), self._spread(high, x)
+
+    def parameter_health(self) -> dict[str, float]:
+        names = ("mean", "std", "min", "max")
+        pairs = (("w", self.w), ("v", self.v))
+        return {f"{p}_{n}": value for p, tensor in pairs for n, value in zip(names, tensor.tolist(), strict=True)}
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """(G, M): one row per group of statistics."""
+        return x.reshape(x.shape[0] if self.stats == "sample" else 1, -1)
+
+    def _spread(self, value: Tensor, x: Tensor) -> Tensor:
+        return value.view(-1, *[1] * (x.ndim - 1)) if value.numel() > 1 else value.reshape(())
+
+    def _gradient_scale(self, rows: Tensor, largest: Tensor | float) -> Tensor | float:
+        return (rows.numel() * self.copies * largest) ** -0.5
+
+    def _stable(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return dls(
+            rows,
+            self.w,
+            self.v,
+            qmin=self.qmin,
+            qmax=self.qmax,
+            cap_share=self.cap_share,
+            grad_scale=self._gradient_scale(rows, self.qmax),
+        )
+
+    def _official_grid(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Step, offset, minimum and maximum of each row, (G,) each, attached to the graph."""
+        mean, std, low, high = _statistics(rows)
+        v, w = self.v, self.w
+        beta = v[0] * mean + v[1] * std + v[2] * low + v[3] * high
+        mean_, std_, low_, high_ = _statistics(rows + beta[:, None])
+        alpha = (w[0] * mean_.abs() + w[1] * std_ + w[2] * low_ + w[3] * high_).abs()
+        largest = torch.where(self.signed, float(self.qmax), float(self.qmax - self.qmin))
+        alpha = scale_grad(alpha, self._gradient_scale(rows, largest)).clamp_min(OFFICIAL_FLOOR)
+        cap = ((high - low) * self.cap_share).detach().clamp_min(ZERO_CAP)
+        step = torch.minimum(alpha, cap)
+        # codes 0..2^n - 1 are the signed ones moved by 2^(n-1) steps
+        return step, beta + torch.where(self.signed, 0.0, float(self.qmin)) * step, low, high
+
+
+def _statistics(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, unbiased std (0 for one value), minimum and maximum of each row, differentiable."""
+    std = rows.std(dim=1) if rows.shape[1] > 1 else rows.new_zeros(rows.shape[0])
+    return rows.mean(dim=1), std, rows.amin(dim=1), rows.amax(dim=1)

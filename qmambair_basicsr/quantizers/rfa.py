@@ -1,0 +1,116 @@
+"""RFA: range-floating flexible allocator, the weight quantizer of Q-MambaIR.
+
+"Q-MambaIR", section 3.4 (eq. 7, Algorithm 1); the authors' release calls it ``oneRK_U``.
+
+=============  ====================================================================  ================
+paper          meaning                                                               here
+=============  ====================================================================  ================
+alpha          step size, learned                                                    ``scale`` (1,)
+beta           added before and subtracted after, learned, starts at 0               ``offset`` (1,)
+T_i            thresholds in units of codes, learned, start at Q_N + i               ``thresholds`` (2^n,)
+q_i            levels, Q_N + i                                                       codes
+Q_N, Q_P       -2^(n-1), 2^(n-1) - 1                                                 ``qmin``, ``qmax``
+=============  ====================================================================  ================
+
+Forward: v = clamp((w + beta) / alpha, Q_N, Q_P) takes level q_k for the largest k >= 1 with
+v > (T_{k-1} + T_k) / 2, else q_0; at the start this is ordinary rounding (ties down). Backward: the gradient of
+the piecewise linear curve through the points (T_i, q_i), slope 0.1 outside them; formulas in
+``ops/rfa/README.md``. Only alpha has LSQ's gradient scale. Initial alpha: 2 mean|w| / sqrt(Q_P).
+
+Paper against release: Algorithm 1 counts thresholds T_0..T_N, the release has 2^n of them (the last is never
+used); eq. 7 says w in [T_i, T_{i+1}), the release compares with midpoints of neighbours; line 15 is dead, since
+line 21 overwrites the same region. The release's unsigned case pairs unsigned thresholds with signed levels;
+weights are always signed here. In all this the release is followed otherwise.
+
+``mode: official`` uses thresholds and alpha as they are. Nothing keeps thresholds apart there: two crossed ones
+give a negative slope, two equal ones an infinite one, then NaN in every weight.
+
+``mode: stable`` (default) uses T_i = max over j <= i of (T_j + (i - j) min_gap): sorted, gaps of at least
+``min_gap``, hence slopes of at most 1 / min_gap (10 by default). Thresholds that satisfy this already, official
+ones included, are used unchanged, so states are interchangeable; one that a lower neighbour pushes up leaves its
+gradient to that neighbour. alpha is used as max(|alpha|, 1e-8).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.rfa import rfa
+from ..ops.rfa.reference import codes
+from .base import Quantizer
+from .lsq import INITIAL_FLOOR, SCALE_FLOOR
+from .lsq_offset import MODE
+from .spec import Option
+from .ste import positive, scale_grad
+
+
+class RFA(Quantizer):
+    """Quantizer with learned thresholds; see the module docstring.
+
+    Args:
+        mode: ``stable`` or ``official``.
+        min_gap: smallest distance of neighbouring thresholds in stable mode, in steps.
+    """
+
+    options: ClassVar = {
+        "mode": MODE,
+        "min_gap": Option(0.1, "smallest gap of thresholds, in steps (stable)", low=1e-3, high=1.0),
+    }
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        role: str = "weight",
+        channels: int | None = None,
+        channel_dim: int | None = None,
+        name: str = "",
+        copies: int = 1,
+        mode: str = "stable",
+        min_gap: float = 0.1,
+    ) -> None:
+        super().__init__(bits, role=role, channels=channels, channel_dim=channel_dim, name=name, copies=copies)
+        self.mode = mode
+        self.min_gap = min_gap
+        self.first_batch_only = mode == "official"
+        self.scale = nn.Parameter(torch.ones(1))
+        self.offset = nn.Parameter(torch.zeros(1))
+        self.thresholds = nn.Parameter(torch.arange(self.qmin, self.qmax + 1, dtype=torch.float32))
+
+    def estimate(self, x: Tensor) -> dict[str, Tensor]:
+        return {"scale": (2 * x.abs().mean() / self.qmax**0.5).clamp_min(INITIAL_FLOOR)}
+
+    def quantize(self, x: Tensor) -> Tensor:
+        return rfa(x, self._step(x), self.offset, self.ordered_thresholds(), qmin=self.qmin)
+
+    @torch.no_grad()
+    def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self._require_initialized()
+        x, scale = self._full(x), self._step(x)
+        integers = codes(x, scale, self.offset, self.ordered_thresholds(), self.qmin)
+        return integers.to(torch.int32), scale.reshape(()), (self.offset / scale).reshape(())
+
+    def ordered_thresholds(self) -> Tensor:
+        """Thresholds in use, (2^n,): as stored in official mode, sorted with a smallest gap in stable mode."""
+        if self.mode == "official":
+            return self.thresholds
+        index = torch.arange(self.thresholds.numel(), device=self.thresholds.device)
+        source = (self.thresholds.detach() - self.min_gap * index).cummax(0).indices
+        return self.thresholds[source] + self.min_gap * (index - source)
+
+    def parameter_health(self) -> dict[str, float]:
+        thresholds = self.thresholds.detach()
+        start = torch.arange(self.qmin, self.qmax + 1, device=thresholds.device)
+        return {
+            "scale": self.scale.detach().item(),
+            "offset": self.offset.detach().item(),
+            "crossed_thresholds": float((thresholds.diff() <= 0).sum()),
+            "moved_thresholds": (thresholds - start).abs().mean().item(),
+        }
+
+    def _step(self, x: Tensor) -> Tensor:
+        step = self.scale if self.mode == "official" else positive(self.scale, SCALE_FLOOR)
+        return scale_grad(step, (x.numel() * self.copies * self.qmax) ** -0.5)
