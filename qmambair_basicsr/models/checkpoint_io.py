@@ -11,7 +11,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 _LISTED = 20  # keys shown per kind of mismatch
+# what pickles of state_dicts refer to: rebuild functions, storages, dtypes, plain containers
+_PLAIN = re.compile(r"torch\.\w+$|torch\.(_utils|_tensor|storage)\.|collections\.(OrderedDict|Counter)$")
 
 # BasicSR's MultiStepRestartLR keeps its milestones in a Counter; torch 2.4 and 2.5 do not know it as harmless
 torch.serialization.add_safe_globals([Counter])
@@ -67,11 +71,10 @@ def read_file(path: str | os.PathLike, what: str = "checkpoint") -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError,
             IndexError, OverflowError, UnicodeDecodeError, AssertionError, OSError, MemoryError) as err:  # fmt: skip
-        named = re.search(r"(?:GLOBAL|global|class|function)\s+([\w.]+\.[\w.]+)", str(err))
-        if "nsupported" in str(err) or "not an allowed" in str(err) or "unrecognized function" in str(err):
-            reason = f" ({named.group(1)})" if named else ""
+        foreign = _foreign_global(path)
+        if foreign is not None:
             raise UnsafeCheckpointError(
-                f"{what} {path} is refused: its pickle holds more than tensors and plain data{reason} and could run "
+                f"{what} {path} is refused: its pickle refers to {foreign}, which is not plain tensor data and could run "
                 "code. Ask its author for a plain state_dict, or convert it yourself where you trust it: "
                 "torch.save({'params': net.state_dict()}, ...)"
             ) from err
@@ -80,6 +83,43 @@ def read_file(path: str | os.PathLike, what: str = "checkpoint") -> object:
             f"{what} {path} cannot be read ({path.stat().st_size:,} bytes; {first[:160]}): it is truncated or was not "
             "written by torch.save. Delete it and use another copy"
         ) from err
+
+
+def _foreign_global(path: Path) -> str | None:
+    """First name in the file's pickle that is not tensor data; found by reading opcodes, nothing is executed."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+                content = archive.read(name)
+        else:
+            content = path.read_bytes()
+        strings: list[str] = []
+        stream = io.BytesIO(content)
+        # torch's old format is several pickles in a row
+        while stream.tell() < len(content):
+            for opcode, argument, _ in pickletools.genops(stream):
+                if isinstance(argument, str):
+                    strings.append(argument)
+                named = None
+                if opcode.name in ("GLOBAL", "INST"):
+                    named = argument.replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL":
+                    named = ".".join(strings[-2:])
+                if named is not None and _PLAIN.match(named) is None:
+                    return named
+    except (
+        ValueError,
+        OSError,
+        StopIteration,
+        zipfile.BadZipFile,
+        KeyError,
+        IndexError,
+        EOFError,
+        NotImplementedError,
+    ):
+        return None  # not a readable pickle: damaged rather than unsafe
+    return None
 
 
 def select_params(content: object, path: str | os.PathLike, param_key: str | None) -> dict[str, Tensor]:
