@@ -90,11 +90,61 @@ def use_gloo_without_cuda() -> bool:
     return True
 
 
+def resume_anywhere() -> bool:
+    """Let ``--auto_resume`` and ``path: resume_state`` work without CUDA and without running code from the state.
+
+    Symptom: ``AssertionError: Torch not compiled with CUDA enabled`` from ``basicsr.train.load_resume_state``, which
+    also unpickles the state with whatever ``torch.load`` allows by default in the torch at hand. A BasicSR checkout's
+    own ``train.py`` holds its own copy of that function, which this cannot reach: resume with
+    ``python -m qmambair_basicsr.train``.
+    Delete when: BasicSR loads training states on the CPU with ``weights_only=True``.
+
+    Returns:
+        True when the function had to be replaced.
+    """
+    import basicsr.train
+
+    if basicsr.train.load_resume_state.__module__ == __name__:
+        return False
+    basicsr.train.load_resume_state = load_resume_state
+    return True
+
+
+def load_resume_state(opt: dict) -> dict | None:
+    """The training state a run goes on from, on the CPU; None for a new run.
+
+    Args:
+        opt: options; ``path`` is completed with where the state and its network are.
+
+    Raises:
+        CheckpointError: the state cannot be read; the file is named.
+    """
+    from pathlib import Path
+
+    from basicsr.utils import check_resume
+
+    from .models.checkpoint_io import load_training_state
+
+    if opt["auto_resume"]:
+        # ITERATION.state; anything else in the folder is not ours
+        states = [p for p in Path(opt["path"]["training_states"]).glob("*.state") if p.stem.isdecimal()]
+        if states:
+            opt["path"]["resume_state"] = str(max(states, key=lambda p: int(p.stem)))
+        else:
+            opt["path"].pop("resume_state", None)
+    if not opt["path"].get("resume_state"):
+        return None
+    state = load_training_state(opt["path"]["resume_state"])
+    check_resume(opt, state["iter"])
+    return state
+
+
 def apply() -> None:
     """Apply every work-around once, in order."""
     declare_torchvision_ops()
     alias_functional_tensor()
     use_gloo_without_cuda()
+    resume_anywhere()
 
 
 apply()

@@ -271,7 +271,11 @@ class MambaIRModel(SRModel):
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "manual_seed": self.seed,
             "data_order": self.order.position(epoch, current_iter) if self.order else None,
-            "best_metric_results": getattr(self, "best_metric_results", {}),
+            # plain numbers: metrics return NumPy scalars, which weights_only refuses
+            "best_metric_results": {
+                dataset: {name: {**best, "val": float(best["val"])} for name, best in metrics.items()}
+                for dataset, metrics in getattr(self, "best_metric_results", {}).items()
+            },
         }
         checkpoint_io.write_file(state, osp.join(self.opt["path"]["training_states"], f"{current_iter}.state"))
 
