@@ -131,7 +131,7 @@ class ResidualStateSpaceBlock(nn.Module):
         return torch.addcmul(conv_channels_last(self.conv_blk, self.ln_2(x)), x, self.skip_scale2)
 
 
-class BlockSequence(nn.Module):
+class BlockSequence(nn.ModuleList):
     """Residual state-space blocks one after the other.
 
     Args:
@@ -140,13 +140,12 @@ class BlockSequence(nn.Module):
     """
 
     def __init__(self, blocks: list[nn.Module], use_checkpoint: bool = False):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
+        super().__init__(blocks)
         self.use_checkpoint = use_checkpoint
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        for block in self.blocks:
+        for block in self:
             if self.use_checkpoint and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
@@ -190,9 +189,9 @@ class ResidualStateSpaceGroup(nn.Module):
 
     def __init__(self, blocks: list[nn.Module], dim: int, resi_connection: str, use_checkpoint: bool):
         super().__init__()
-        self.residual_group = BlockSequence(blocks, use_checkpoint)
+        self.residual_group = nn.ModuleDict({"blocks": BlockSequence(blocks, use_checkpoint)})
         self.conv = residual_conv(dim, resi_connection)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        return x + conv_channels_last(self.conv, self.residual_group(x))
+        return x + conv_channels_last(self.conv, self.residual_group["blocks"](x))
