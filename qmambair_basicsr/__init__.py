@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from . import compat  # noqa: F401  (must come before anything that imports basicsr)
+from . import compat, preflight
+
+compat.apply()  # before anything else that imports basicsr
 
 __version__ = "0.1.0"
 
@@ -26,3 +28,4 @@ def _register_all() -> None:
 
 
 _register_all()
+preflight.install()

@@ -1,7 +1,9 @@
-"""Work-arounds that let BasicSR 1.4.2 run on current torch, torchvision and numpy.
+"""Work-arounds that let BasicSR 1.4.2 run on current torch, torchvision, SciPy, OpenCV and Python.
 
-Importing this module applies them; it must happen before ``basicsr`` is imported, which
-``import qmambair_basicsr`` sees to. Every function names the symptom it cures and when it can be deleted.
+Importing :mod:`qmambair_basicsr` (or this module, which imports the package first) applies them. Every function
+names the symptom it cures and when it can be deleted; each returns True when there was something to cure.
+
+BasicSR 1.4.2 itself needs nothing for numpy 2: it uses none of the aliases that numpy 1.24 and 2.0 removed.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
+from pathlib import Path
+
+# -- before basicsr is imported ------------------------------------------------------------------------------
 
 
 def declare_torchvision_ops() -> bool:
@@ -46,6 +51,15 @@ def declare_torchvision_ops() -> bool:
     return True
 
 
+def _absent(name: str) -> bool:
+    if name in sys.modules:
+        return False
+    try:
+        return importlib.util.find_spec(name) is None
+    except ModuleNotFoundError:  # a parent package is absent
+        return True
+
+
 def alias_functional_tensor() -> bool:
     """Provide ``torchvision.transforms.functional_tensor``, removed in torchvision 0.17.
 
@@ -57,7 +71,7 @@ def alias_functional_tensor() -> bool:
         True when the module had to be provided.
     """
     name = "torchvision.transforms.functional_tensor"
-    if name in sys.modules or importlib.util.find_spec(name) is not None:
+    if not _absent(name):
         return False
     from torchvision.transforms.functional import rgb_to_grayscale
 
@@ -67,84 +81,198 @@ def alias_functional_tensor() -> bool:
     return True
 
 
-def use_gloo_without_cuda() -> bool:
-    """Let ``--launcher pytorch`` start on machines without a CUDA device.
+def provide_loose_version() -> bool:
+    """Provide ``distutils.version.LooseVersion``, which left Python with 3.12.
 
-    Symptom: ``ZeroDivisionError`` in ``basicsr.utils.dist_util._init_dist_pytorch`` (rank modulo 0 GPUs), after which
-    NCCL would be asked for in any case.
-    Delete when: BasicSR chooses the backend by the devices there are.
+    Symptom: ``ModuleNotFoundError: No module named 'distutils'`` from ``basicsr.archs.arch_util`` on Python 3.12
+    in an environment without setuptools (which brings a copy of distutils).
+    Delete when: a BasicSR release compares versions with ``packaging``.
 
     Returns:
-        True when the function had to be replaced.
+        True when the module had to be provided.
+    """
+    if not _absent("distutils.version"):
+        return False
+    from packaging.version import Version
+
+    version = types.ModuleType("distutils.version")
+    version.LooseVersion = Version
+    package = sys.modules.setdefault("distutils", types.ModuleType("distutils"))
+    package.version = version
+    sys.modules["distutils.version"] = version
+    return True
+
+
+def alias_scipy_filters() -> bool:
+    """Provide ``scipy.ndimage.filters``, a deprecated name that SciPy 2.0 removes.
+
+    Symptom: ``ModuleNotFoundError: No module named 'scipy.ndimage.filters'`` from ``basicsr.metrics.niqe``.
+    Delete when: a BasicSR release imports from ``scipy.ndimage``.
+
+    Returns:
+        True when the module had to be provided.
+    """
+    name = "scipy.ndimage.filters"
+    if not _absent(name):
+        return False
+    from scipy import ndimage
+
+    module = types.ModuleType(name)
+    module.convolve, module.gaussian_filter = ndimage.convolve, ndimage.gaussian_filter
+    ndimage.filters = module
+    sys.modules[name] = module
+    return True
+
+
+# -- after basicsr is imported -------------------------------------------------------------------------------
+
+
+def whole_jpeg_quality() -> bool:
+    """Pass OpenCV a whole number as JPEG quality.
+
+    Symptom: ``cv2.error: ... Can't parse 'params'`` from ``basicsr.data.degradations.random_add_jpg_compression``,
+    which draws the quality with ``numpy.random.uniform``; OpenCV 4.9 and later refuse a float there.
+    Delete when: a BasicSR release converts the drawn quality.
+
+    Returns:
+        True when the function was wrapped, False when it had been before.
+    """
+    from basicsr.data import degradations
+
+    stock = degradations.add_jpg_compression
+    if hasattr(stock, "__wrapped__"):
+        return False
+
+    def add_jpg_compression(img, quality=90):
+        return stock(img, int(quality))
+
+    add_jpg_compression.__wrapped__ = stock
+    degradations.add_jpg_compression = add_jpg_compression
+    return True
+
+
+def sqrtm_without_disp() -> bool:
+    """Give ``basicsr.metrics.fid`` a matrix square root that still takes ``disp``.
+
+    Symptom: ``TypeError: sqrtm() got an unexpected keyword argument 'disp'`` from ``calculate_fid`` with
+    SciPy 1.18 and later.
+    Delete when: a BasicSR release calls ``scipy.linalg.sqrtm`` without ``disp``.
+
+    Returns:
+        True when the function had to be provided.
+    """
+    import inspect
+
+    from basicsr.metrics import fid
+    from scipy import linalg
+
+    if fid.linalg is not linalg or "disp" in inspect.signature(linalg.sqrtm).parameters:
+        return False
+
+    def sqrtm(matrix, disp=True):
+        root = linalg.sqrtm(matrix)
+        # the second value was an error estimate, which calculate_fid drops
+        return root if disp else (root, None)
+
+    fid.linalg = types.SimpleNamespace(sqrtm=sqrtm)
+    return True
+
+
+def gloo_without_cuda() -> bool:
+    """Let ``--launcher pytorch`` run on machines without a GPU.
+
+    Symptom: ``ZeroDivisionError`` (rank modulo the number of GPUs) from ``basicsr.utils.dist_util``, which also
+    asks for NCCL, which needs GPUs.
+    Delete when: a BasicSR release chooses the process-group backend by device.
+
+    Returns:
+        True when the function was wrapped, False when it had been before.
     """
     import torch
     from basicsr.utils import dist_util
 
-    if torch.cuda.is_available() or dist_util._init_dist_pytorch.__module__ == __name__:
+    stock = dist_util._init_dist_pytorch
+    if hasattr(stock, "__wrapped__"):
         return False
 
-    def init_gloo(backend: str) -> None:
-        torch.distributed.init_process_group(backend="gloo")
+    def init_dist_pytorch(backend, **kwargs):
+        if torch.cuda.is_available():
+            stock(backend, **kwargs)
+        else:
+            torch.distributed.init_process_group(backend="gloo", **kwargs)
 
-    dist_util._init_dist_pytorch = init_gloo
-    return True
-
-
-def resume_anywhere() -> bool:
-    """Let ``--auto_resume`` and ``path: resume_state`` work without CUDA and without running code from the state.
-
-    Symptom: ``AssertionError: Torch not compiled with CUDA enabled`` from ``basicsr.train.load_resume_state``, which
-    also unpickles the state with whatever ``torch.load`` allows by default in the torch at hand. A BasicSR checkout's
-    own ``train.py`` holds its own copy of that function, which this cannot reach: resume with
-    ``python -m qmambair_basicsr.train``.
-    Delete when: BasicSR loads training states on the CPU with ``weights_only=True``.
-
-    Returns:
-        True when the function had to be replaced.
-    """
-    import basicsr.train
-
-    if basicsr.train.load_resume_state.__module__ == __name__:
-        return False
-    basicsr.train.load_resume_state = load_resume_state
+    init_dist_pytorch.__wrapped__ = stock
+    dist_util._init_dist_pytorch = init_dist_pytorch
     return True
 
 
 def load_resume_state(opt: dict) -> dict | None:
-    """The training state a run goes on from, on the CPU; None for a new run.
+    """The training state that ``--auto_resume`` or ``path: resume_state`` names, read without running code.
+
+    Takes the place of ``basicsr.train.load_resume_state``: tensors arrive on the CPU (``load_state_dict`` moves
+    them), and files that are not ``<iteration>.state`` are passed over.
 
     Args:
-        opt: options; ``path`` is completed with where the state and its network are.
+        opt: options as ``parse_options`` returns them; ``path`` is updated for resuming.
+
+    Returns:
+        The state, or None when there is nothing to resume from.
 
     Raises:
-        CheckpointError: the state cannot be read; the file is named.
+        qmambair_basicsr.models.checkpoint_io.CheckpointError: the file cannot be read or could run code.
     """
-    from pathlib import Path
-
     from basicsr.utils import check_resume
 
     from .models.checkpoint_io import load_training_state
 
+    path = opt["path"].get("resume_state")
     if opt["auto_resume"]:
-        # ITERATION.state; anything else in the folder is not ours
-        states = [p for p in Path(opt["path"]["training_states"]).glob("*.state") if p.stem.isdecimal()]
-        if states:
-            opt["path"]["resume_state"] = str(max(states, key=lambda p: int(p.stem)))
-        else:
-            opt["path"].pop("resume_state", None)
-    if not opt["path"].get("resume_state"):
+        states = [p for p in Path(opt["path"]["training_states"]).glob("*.state") if p.stem.isdigit()]
+        path = str(max(states, key=lambda p: int(p.stem))) if states else None
+    if path is None:
+        opt["path"].pop("resume_state", None)
         return None
-    state = load_training_state(opt["path"]["resume_state"])
+    opt["path"]["resume_state"] = path
+    state = load_training_state(path)
     check_resume(opt, state["iter"])
     return state
 
 
+def resume_without_cuda() -> bool:
+    """Let ``basicsr.train`` resume on a CPU, and read training states with ``weights_only=True``.
+
+    Symptom: ``AssertionError: Torch not compiled with CUDA enabled`` from ``load_resume_state``; on torch older
+    than 2.6 it would also run code that a state file carries. A BasicSR checkout's own ``train.py`` holds its own
+    copy of the function, which this cannot reach: resume on a CPU with ``python -m qmambair_basicsr.train``.
+    Delete when: a BasicSR release loads the state to the CPU with ``weights_only=True``.
+
+    Returns:
+        True when the function was replaced, False when it had been before.
+    """
+    from basicsr import train
+
+    if train.load_resume_state is load_resume_state:
+        return False
+    train.load_resume_state = load_resume_state
+    return True
+
+
+BEFORE = (declare_torchvision_ops, alias_functional_tensor, provide_loose_version, alias_scipy_filters)
+AFTER = (whole_jpeg_quality, sqrtm_without_disp, gloo_without_cuda, resume_without_cuda)
+
+
 def apply() -> None:
-    """Apply every work-around once, in order."""
-    declare_torchvision_ops()
-    alias_functional_tensor()
-    use_gloo_without_cuda()
-    resume_anywhere()
+    """Apply every work-around, in order.
 
-
-apply()
+    Raises:
+        ImportError: BasicSR is not installed.
+    """
+    for cure in BEFORE:
+        cure()
+    if _absent("basicsr"):
+        raise ImportError(
+            "qmambair_basicsr needs BasicSR 1.4.2, which is not installed: "
+            "pip install --no-build-isolation basicsr==1.4.2 (README, section Installation)"
+        )
+    for cure in AFTER:
+        cure()
