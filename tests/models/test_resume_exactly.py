@@ -1,0 +1,64 @@
+"""One run, and one that is killed and resumed, give the same bits."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from qmambair_basicsr.models import checkpoint_io
+
+PSNR = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
+
+
+def same(left, right) -> bool:
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+def outcome(loop, name):
+    folder = loop.folder / "experiments" / name
+    return (
+        checkpoint_io.read_file(folder / "models" / "net_g_8.pth"),
+        checkpoint_io.load_training_state(folder / "training_states" / "8.state"),
+    )
+
+
+def test_killed_and_resumed_run_equals_one_run(loop, train_options):
+    """The kill comes in iteration 7 of 8, after the state of iteration 4, which lies within the first epoch of 5."""
+    loop.here({**copy.deepcopy(train_options), "name": "whole"})
+    loop.run_until(train_options, "iter:       7")
+    assert not (loop.models() / "net_g_8.pth").exists()
+    loop.here(train_options, "--auto_resume")
+    weights, state = outcome(loop, "run")
+    expected_weights, expected_state = outcome(loop, "whole")
+    assert set(weights) == {"params", "params_ema"}
+    assert same(weights, expected_weights)
+    assert same(state, expected_state)
+
+
+def test_validation_and_a_new_start_seed_do_not_matter_on_resume(loop, train_options):
+    """Without workers every draw of loader, validation and network comes from one process's generators."""
+    data = train_options["datasets"]
+    data["train"]["num_worker_per_gpu"] = 0
+    data["val"] = {key: data["train"][key] for key in ("name", "type", "dataroot_gt", "dataroot_lq", "io_backend")}
+    loop.here({**copy.deepcopy(train_options), "name": "whole"})
+    train_options["val"] = {"val_freq": 3, "save_img": False, "metrics": {"psnr": PSNR}}
+    train_options["train"]["total_iter"] = 5
+    loop.here(train_options)
+    train_options["train"]["total_iter"] = 8
+    train_options["manual_seed"] = 77
+    loop.here(train_options, "--auto_resume")
+    assert same(outcome(loop, "run")[0], outcome(loop, "whole")[0])
+
+
+def test_another_seed_gives_other_weights(loop, train_options):
+    """The guarantee above would be empty if training drew nothing."""
+    loop.here({**copy.deepcopy(train_options), "name": "whole"})
+    loop.here({**train_options, "manual_seed": 4})
+    assert not same(outcome(loop, "run")[0], outcome(loop, "whole")[0])
