@@ -1,0 +1,63 @@
+"""Installation of qmambair_basicsr. Nothing here imports torch: `pip install -e .` builds in its own environment."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """``__version__`` of the package, read without importing it."""
+    text = (HERE / "qmambair_basicsr" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
+
+
+def requirements() -> list[str]:
+    """The lines of requirements.txt that name a package."""
+    lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+EXTRAS = {
+    "gpu": ["mamba-ssm>=2.2"],
+    "metrics": ["lpips>=0.1.4,<0.2", "stlpips_pytorch>=0.0.2,<0.1"],
+    "export": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.2"],
+    "deploy": ["tensorrt>=10", "pycuda>=2024.1"],
+    "dev": [
+        "hypothesis>=6.100",
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "ruff>=0.11",
+        # its interpreter runs the GPU kernels in the tests of machines without a GPU
+        'triton>=3.0,<4; platform_system == "Linux" and platform_machine == "x86_64"',
+    ],
+}
+
+setup(
+    name="qmambair_basicsr",
+    version=version(),
+    description="Quantized Mamba networks for image restoration, as a BasicSR plugin",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["qmambair_basicsr", "qmambair_basicsr.*"]),
+    package_data={"qmambair_basicsr": ["assets/*", "data/files/*"]},
+    install_requires=requirements(),
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            "qmambair-train = qmambair_basicsr.train:main",
+            "qmambair-test = qmambair_basicsr.test:main",
+        ]
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
+)
