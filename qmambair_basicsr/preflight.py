@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -212,12 +213,10 @@ def check(opt: dict, source: str = "the option file") -> None:
         raise OptionError(f"{source} cannot run from {Path.cwd()}:{lines}")
 
 
-def _option_file() -> str:
-    """The file behind ``-opt`` on this process's command line."""
-    for word, value in zip(sys.argv, sys.argv[1:], strict=False):
-        if word in ("-opt", "--opt"):
-            return value
-    return "the option file"
+def _argument(name: str) -> str | None:
+    """The word after ``name`` on this process's command line."""
+    words = sys.argv
+    return words[words.index(name) + 1] if name in words[:-1] else None
 
 
 def checked(parse_options: Callable) -> Callable:
@@ -227,7 +226,9 @@ def checked(parse_options: Callable) -> Callable:
     """
 
     def parse_and_check(root_path, is_train=True):
-        source = _option_file()
+        source = _argument("-opt") or "the option file"
+        if _argument("--launcher") == "pytorch" and "RANK" not in os.environ:
+            raise OptionError("--launcher pytorch: start with `torchrun --nproc_per_node N -m qmambair_basicsr.train`")
         try:
             opt, args = parse_options(root_path, is_train)
         except FileNotFoundError as err:
@@ -235,8 +236,6 @@ def checked(parse_options: Callable) -> Callable:
         except yaml.YAMLError as err:
             raise OptionError(f"{source} is not valid YAML: {err}") from err
         except KeyError as err:
-            if err.args[0] in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-                raise OptionError("--launcher pytorch: start with `torchrun --nproc_per_node N -m ...`") from err
             raise OptionError(f"{source} (or --force_yml): there is no key {err.args[0]!r}") from err
         if concerns_us(opt):
             check(opt, source)

@@ -18,7 +18,8 @@ def strict_options(init: Callable, *, base: Callable | None = None) -> Callable:
         base (Callable | None): The constructor that receives those ``**options``; its keywords are allowed as well.
 
     Returns:
-        Callable: The guarded constructor. It raises ValueError on an unknown keyword.
+        Callable: The guarded constructor. It raises ValueError on an unknown keyword; its signature lists all
+        allowed ones, so that option files can be checked without building anything.
     """
     parameters = dict(inspect.signature(init).parameters)
     if base is not None:
@@ -37,4 +38,8 @@ def strict_options(init: Callable, *, base: Callable | None = None) -> Callable:
                 )
         return init(self, *args, **options)
 
+    keywords = [p.replace(kind=p.KEYWORD_ONLY) for p in named if p.name != "self"]
+    guarded.__signature__ = inspect.Signature(
+        [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *keywords]
+    )
     return guarded

@@ -1,0 +1,57 @@
+"""Mistakes end in a message and exit code 2; defects keep their traceback."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+import torch
+
+from qmambair_basicsr import cli
+from qmambair_basicsr.preflight import OptionError
+from qmambair_basicsr.quantizers import QuantSpec
+
+
+def test_success_is_zero_and_the_root_is_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    roots = []
+    assert cli.run_pipeline(roots.append) == 0
+    assert roots == [str(tmp_path)]
+
+
+def raise_option_error(root):
+    raise OptionError("name: missing")
+
+
+def raise_builtin_from_package(root):
+    QuantSpec.from_dict({"wieght": {}})
+
+
+@pytest.mark.parametrize("pipeline", [raise_option_error, raise_builtin_from_package])
+def test_mistake_is_one_message(pipeline, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(logging.getLogger("basicsr"), "handlers", [])
+    assert cli.run_pipeline(pipeline) == cli.EXIT_MISTAKE
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and "Traceback" not in text
+
+
+def test_debug_prints_the_traceback(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--debug"])
+    assert cli.run_pipeline(raise_option_error) == cli.EXIT_MISTAKE
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_defect_is_not_swallowed():
+    def defect(root):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.run_pipeline(defect)
+
+    def foreign(root):
+        int("x")
+
+    with pytest.raises(ValueError, match="invalid literal"):
+        cli.run_pipeline(foreign)
