@@ -18,7 +18,7 @@ import torch
 from basicsr.archs import build_network
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL_NET = {"depths": [1], "embed_dim": 8, "d_state": 2}
+SMALL_NET = {"depths": [1], "embed_dim": 30, "d_state": 2}
 TRAIN_FILE = ROOT / "options" / "train_QMambaIR_lightSRx2_w2a2.yml"
 TEST_FILE = ROOT / "options" / "test_QMambaIR_lightSRx2_w2a2.yml"
 SMALL = [f"network_g:{key}={value}".replace(" ", "") for key, value in SMALL_NET.items()] + ["num_gpu=0"]
@@ -62,7 +62,9 @@ def run(command: list[str], cwd: Path, forced: list[str] = ()) -> subprocess.Com
 def command_of_the_readme(script: str) -> list[str]:
     """The line that runs a BasicSR checkout's script, as the README prints it."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    line = re.search(r'^    python (-c "import qmambair_basicsr\.compat, .*") -opt FILE$', readme, re.MULTILINE).group(1)
+    line = re.search(r'^    python (-c "import qmambair_basicsr\.compat, .*") -opt FILE$', readme, re.MULTILINE).group(
+        1
+    )
     return [sys.executable, *shlex.split(line.replace("basicsr/train.py", f"basicsr/{script}"))]
 
 
