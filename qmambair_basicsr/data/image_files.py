@@ -16,17 +16,21 @@ import cv2
 import numpy as np
 
 __all__ = [
+    "GREY_MODES",
     "IMAGE_SUFFIXES",
     "ImageFileError",
     "decode_image",
     "list_images",
     "match_channels",
     "read_image",
+    "to_grey",
     "write_atomically",
     "write_image",
 ]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".webp")
+
+GREY_MODES = ("y", "luma")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_SIGNATURE = b"\xff\xd8"
@@ -110,10 +114,10 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """Read an image file.
 
     Args:
-        path: image file; ``.npy`` files hold a float32 (H, W[, C]) BGR array with the range [0, 1].
+        path: image file.
 
     Returns:
-        uint8 (H, W, 1 or 3), BGR; float32 for ``.npy``.
+        uint8 (H, W, 1 or 3), BGR.
 
     Raises:
         ImageFileError: as :func:`decode_image`, or the file cannot be opened.
@@ -125,30 +129,49 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     return decode_image(content, path)
 
 
-def match_channels(img: np.ndarray, channels: int) -> np.ndarray:
-    """Convert (H, W, 1 or 3) to the wanted number of channels.
+def to_grey(img: np.ndarray, mode: str = "y") -> np.ndarray:
+    """One channel from three, in integer arithmetic, so the result does not depend on the machine.
 
-    Grey becomes colour by repetition; BGR becomes grey by BT.601 luma in 14-bit integers, as OpenCV and hence
-    ``cv2.imread(path, 0)`` do it, so the result does not depend on the machine.
+    Args:
+        img: uint8 (H, W, 3), BGR.
+        mode: ``y`` = Y of MATLAB's ``rgb2ycbcr`` (BT.601, 16..235), which the JPEG-artifact literature uses;
+            ``luma`` = BT.601 luma over the full range, as ``cv2.imread(path, 0)`` gives it.
+
+    Returns:
+        uint8 (H, W, 1).
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    if mode not in GREY_MODES:
+        raise ValueError(f"unknown grey conversion {mode!r}; known: {', '.join(GREY_MODES)}")
+    pixels = img.astype(np.int64)
+    if mode == "y":  # 16 + (65.481 R + 128.553 G + 24.966 B) / 255, rounded
+        grey = 16 + (pixels @ np.array([24966, 128553, 65481]) + 127500) // 255000
+    else:
+        grey = (pixels @ np.array([1868, 9617, 4899]) + (1 << 13)) >> 14
+    return grey.astype(np.uint8)[..., None]
+
+
+def match_channels(img: np.ndarray, channels: int, mode: str = "y") -> np.ndarray:
+    """Convert (H, W, 1 or 3) to the wanted number of channels; grey becomes colour by repetition.
 
     Args:
         img: uint8 (H, W, 1 or 3), BGR.
         channels: 1 or 3.
+        mode: see :func:`to_grey`.
 
     Returns:
         uint8 (H, W, channels).
 
     Raises:
-        ValueError: ``channels`` is neither 1 nor 3.
+        ValueError: ``channels`` is neither 1 nor 3, or the mode is unknown.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     if img.shape[2] == channels:
         return img
-    if channels == 3:
-        return np.repeat(img, 3, axis=2)
-    luma = img.astype(np.int32) @ np.array([1868, 9617, 4899], dtype=np.int32)  # B, G, R times 2^14
-    return ((luma + (1 << 13)) >> 14).astype(np.uint8)[..., None]
+    return np.repeat(img, 3, axis=2) if channels == 3 else to_grey(img, mode)
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
