@@ -37,14 +37,17 @@ _JPEG_SIGNATURE = b"\xff\xd8"
 
 
 class ImageFileError(ValueError):
-    """A file that should hold an image does not, or holds an unsuitable one. The message starts with its name."""
+    """A file that should hold an image does not, or holds an unsuitable one. The message starts with its name.
 
-    def __init__(self, name: str | os.PathLike, problem: str, remedy: str = "replace or remove the file"):
-        self.name, self.problem, self.remedy = str(name), problem, remedy
-        super().__init__(f"{self.name}: {problem}; {remedy}")
+    Args:
+        name: the file.
+        problem: what is wrong with it; None = ``name`` is the whole message (so torch's loaders build it again from
+            the text that a worker process sends).
+        remedy: what to do.
+    """
 
-    def __reduce__(self):
-        return type(self), (self.name, self.problem, self.remedy)  # picklable: raised in worker processes
+    def __init__(self, name: str | os.PathLike, problem: str | None = None, remedy: str = "replace or remove the file"):
+        super().__init__(str(name) if problem is None else f"{name}: {problem}; {remedy}")
 
 
 def _check_png(content: bytes, name: str) -> None:
@@ -135,7 +138,7 @@ def to_grey(img: np.ndarray, mode: str = "y") -> np.ndarray:
     Args:
         img: uint8 (H, W, 3), BGR.
         mode: ``y`` = Y of MATLAB's ``rgb2ycbcr`` (BT.601, 16..235), which the JPEG-artifact literature uses;
-            ``luma`` = BT.601 luma over the full range, as ``cv2.imread(path, 0)`` gives it.
+            ``luma`` = BT.601 luma over the full range, in 15-bit fixed point as OpenCV's BGR2GRAY has it.
 
     Returns:
         uint8 (H, W, 1).
@@ -149,7 +152,7 @@ def to_grey(img: np.ndarray, mode: str = "y") -> np.ndarray:
     if mode == "y":  # 16 + (65.481 R + 128.553 G + 24.966 B) / 255, rounded
         grey = 16 + (pixels @ np.array([24966, 128553, 65481]) + 127500) // 255000
     else:
-        grey = (pixels @ np.array([1868, 9617, 4899]) + (1 << 13)) >> 14
+        grey = (pixels @ np.array([3735, 19235, 9798]) + (1 << 14)) >> 15
     return grey.astype(np.uint8)[..., None]
 
 

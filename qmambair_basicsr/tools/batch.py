@@ -49,6 +49,15 @@ def _limit_threads() -> None:
     cv2.setNumThreads(1)  # one process per core already
 
 
+def _context(function: Callable) -> multiprocessing.context.BaseContext:
+    """Start processes from a clean server: a plain fork would copy locks of threads that torch or OpenCV run."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])  # imported once, not by every process
+    return context
+
+
 def run_tasks(
     tasks: Sequence[Task],
     function: Callable[[Task], None],
@@ -89,8 +98,7 @@ def run_tasks(
     attempt = partial(_attempt, function=function)
     pool = None
     if workers > 1 and len(pending) > 1:
-        # spawn: a forked child inherits locks of threads that torch or OpenCV may have running
-        pool = multiprocessing.get_context("spawn").Pool(min(workers, len(pending)), initializer=_limit_threads)
+        pool = _context(function).Pool(min(workers, len(pending)), initializer=_limit_threads)
     try:
         results = map(attempt, pending) if pool is None else pool.imap(attempt, pending)
         progress = tqdm(total=len(tasks), initial=len(report.present), desc=title, unit="file", disable=None)

@@ -1,91 +1,138 @@
 """Prepare image sets in the folder layout that the option files expect.
 
-    python -m qmambair_basicsr.tools.prepare_data sr --input FOLDER --set Set5 --scales 2 3 4
+    python -m qmambair_basicsr.tools.prepare_data sr --set Set5 --input FOLDER --scales 2 3 4
 
-writes, below ``--root`` (default ``datasets``)::
+Everything is written below ``--root`` (default ``datasets``)::
 
-    Set5/HR/baby.png                     the images, as PNG
-    Set5/LR_bicubic/X2/babyx2.png        sr: MATLAB's bicubic, bit for bit, of the modcropped image
+    Set5/HR/baby.png                          every command with --input: the images, as PNG
+    Set5/LR_bicubic/X2/babyx2.png             sr: MATLAB's bicubic, bit for bit, of the modcropped image
+    DF2K/HR_sub/0001_s001.png                 crop: sub-images, and LR_bicubic_sub/X2/0001_s001x2.png beside them
+    LIVE1/JPEG_grey/q30/bikes.png             jpeg: after compression; ground truth in LIVE1/HR_grey
+    CBSD68/HR/101085.png                      subset: those images of B100
+    CBSD68/noise_npy/s25/101085.npy           noise: float32 BGR, neither clipped nor rounded
+    DF2K/HR.lmdb, DF2K/LR_bicubic/X2.lmdb     lmdb: as BasicSR reads it
 
 Without ``--input`` the images are those already in ``<root>/<set>/HR``. Every command can be interrupted and run
-again: finished files are skipped, unfinished ones are never left behind.
+again: finished files are skipped, unfinished ones are never left behind. The test options for JPEG and Gaussian
+noise make the same pairs on the fly and need ``HR`` only.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qmambair_basicsr.data.benchmarks import check_count
-from qmambair_basicsr.data.image_files import list_images, read_image, write_atomically, write_image
-from qmambair_basicsr.data.matlab_resize import bicubic_downscale, modcrop
+from qmambair_basicsr.data.benchmarks import check_count, subset_ids
+from qmambair_basicsr.data.image_files import list_images
+from qmambair_basicsr.data.jpeg_codec import SUBSAMPLING
+from qmambair_basicsr.tools import prepare_jobs as jobs
 from qmambair_basicsr.tools.batch import Report, Task, run_tasks
+from qmambair_basicsr.tools.make_lmdb import make_lmdb
 
 __all__ = ["main"]
 
 logger = logging.getLogger("prepare_data")
+Run = Callable[[Sequence[Task], Callable[[Task], None], str], Report]
 
 
-def hr_folder(root: Path, name: str) -> Path:
-    """Where the images of a set are."""
-    return root / name / "HR"
+def _collect(args: argparse.Namespace) -> dict[str, Path]:
+    """Images of the ``--input`` folders by stem."""
+    files: dict[str, Path] = {}
+    for file in (file for folder in args.input for file in list_images(folder)):
+        if file.stem in files:
+            raise ValueError(f"{file} and {files[file.stem]} would both become {file.stem}.png; rename one")
+        files[file.stem] = file
+    return files
 
 
-def lr_folder(root: Path, name: str, scale: int) -> Path:
-    """Where the bicubic LR images of a set are; files are named ``<stem>x<scale>.png``."""
-    return root / name / "LR_bicubic" / f"X{scale}"
-
-
-def import_image(task: Task) -> None:
-    """Copy a PNG byte for byte once it is known to decode; store any other format, or a cropped image, as PNG."""
-    img = read_image(task.source)
-    multiple = task.options.get("modcrop", 1)
-    if multiple > 1:
-        write_image(task.outputs[0], modcrop(img, multiple))
-    elif task.source.suffix.lower() == ".png":
-        write_atomically(task.outputs[0], task.source.read_bytes())
-    else:
-        write_image(task.outputs[0], img)
-
-
-def make_lr(task: Task) -> None:
-    """Write the bicubic LR images of one HR image, one per scale."""
-    img = read_image(task.source)
-    for scale, path in zip(task.options["scales"], task.outputs, strict=True):
-        write_image(path, bicubic_downscale(img, scale))
-
-
-def _import(args: argparse.Namespace, run) -> list[Path]:
+def _images(args: argparse.Namespace, run: Run, only: frozenset[str] | None = None) -> list[Path]:
     """Bring ``--input`` into ``<root>/<set>/HR`` where it is given; return the set's images."""
-    target = hr_folder(args.root, args.set)
+    target = jobs.hr_folder(args.root, args.set)
     if args.input:
-        files = {}
-        for file in (file for folder in args.input for file in list_images(folder)):
-            if file.stem in files:
-                raise ValueError(f"{file} and {files[file.stem]} would both become {file.stem}.png; rename one")
-            files[file.stem] = file
+        files = _collect(args)
+        if only is not None:
+            if missing := sorted(only - files.keys()):
+                raise ValueError(
+                    f"{', '.join(map(str, args.input))}: lacks {len(missing)} images: {', '.join(missing)}"
+                )
+            files = {stem: files[stem] for stem in sorted(only)}
         if not args.any_count:
             check_count(args.set, list(files.values()))
         crop = {"modcrop": args.modcrop}
-        run([Task(file, (target / f"{stem}.png",), crop) for stem, file in files.items()], import_image, "HR")
+        run([Task(file, (target / f"{stem}.png",), crop) for stem, file in files.items()], jobs.import_image, "HR")
     files = list_images(target)
     if not args.any_count and args.on_error == "stop":
         check_count(args.set, files)
     return files
 
 
-def prepare_sr(args: argparse.Namespace, run) -> None:
-    """The ``sr`` command."""
+def prepare_sr(args: argparse.Namespace, run: Run) -> None:
+    """``sr``: bicubic LR images."""
     scales = tuple(sorted(set(args.scales)))
     tasks = []
-    for file in _import(args, run):
-        outputs = tuple(lr_folder(args.root, args.set, s) / f"{file.stem}x{s}.png" for s in scales)
+    for file in _images(args, run):
+        outputs = tuple(jobs.lr_folder(args.root, args.set, s) / f"{file.stem}x{s}.png" for s in scales)
         tasks.append(Task(file, outputs, {"scales": scales}))
-    run(tasks, make_lr, "LR")
+    run(tasks, jobs.make_lr, "LR")
+
+
+def prepare_crop(args: argparse.Namespace, run: Run) -> None:
+    """``crop``: sub-images of the HR images and of the LR images made by ``sr``."""
+    scales = tuple(sorted(set(args.scales)))
+    unit = math.lcm(*scales) if scales else 1
+    for key, value in (("--size", args.size), ("--step", args.step)):
+        if value < 1 or value % unit:
+            raise ValueError(f"{key} must be a positive multiple of {unit} (scales {list(scales)}), got {value}")
+    plan = [jobs.sub_image_task(f, args.root, args.set, scales, args.size, args.step) for f in _images(args, run)]
+    small = [task.source for task in plan if not task.outputs]
+    if small:
+        logger.warning("%d images are smaller than %d pixels and give no sub-image", len(small), args.size)
+    run([task for task in plan if task.outputs], jobs.cut_sub_images, "sub-images")
+
+
+def prepare_jpeg(args: argparse.Namespace, run: Run) -> None:
+    """``jpeg``: images after compression."""
+    grey = args.colour == "grey"
+    options = {"qualities": tuple(args.quality), "grey": grey, "subsampling": args.subsampling}
+    tasks = []
+    for file in _images(args, run):
+        folders = [jobs.jpeg_folder(args.root, args.set, q, args.colour, args.subsampling) for q in args.quality]
+        folders += [jobs.grey_folder(args.root, args.set)] if grey else []
+        tasks.append(Task(file, tuple(folder / f"{file.stem}.png" for folder in folders), options))
+    run(tasks, jobs.make_jpeg, "JPEG")
+
+
+def prepare_noise(args: argparse.Namespace, run: Run) -> None:
+    """``noise``: images with the Gaussian noise of the test protocol."""
+    tasks = []
+    for file in _images(args, run):
+        folders = [jobs.noise_folder(args.root, args.set, sigma, args.format) for sigma in args.sigma]
+        outputs = tuple(folder / f"{file.stem}.{args.format}" for folder in folders)
+        tasks.append(Task(file, outputs, {"sigmas": tuple(args.sigma)}))
+    run(tasks, jobs.make_noise, "noise")
+
+
+def prepare_subset(args: argparse.Namespace, run: Run) -> None:
+    """``subset``: copy the images of a published subset out of the bigger set in ``--input``."""
+    if not args.input:
+        raise ValueError("subset needs --input, the folder of the bigger set (CBSD68: B100's images)")
+    _images(args, run, subset_ids(args.set))
+
+
+def prepare_lmdb(args: argparse.Namespace, run: Run) -> None:
+    """``lmdb``: pack the HR images, or their sub-images, and the LR images beside them."""
+    _images(args, run)
+    sub = args.sub
+    hr = jobs.hr_folder(args.root, args.set, sub=sub)
+    stems = [file.stem for file in list_images(hr)]
+    make_lmdb(hr, stems, "{}", overwrite=args.overwrite)
+    for scale in sorted(set(args.scales)):
+        make_lmdb(jobs.lr_folder(args.root, args.set, scale, sub=sub), stems, f"{{}}x{scale}", overwrite=args.overwrite)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,9 +157,29 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    sr = commands.add_parser("sr", parents=[common], help="HR and bicubic LR images")
+
+    def command(name: str, function: Callable, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, parents=[common], help=text, description=text)
+        sub.set_defaults(function=function)
+        return sub
+
+    sr = command("sr", prepare_sr, "HR and bicubic LR images")
     sr.add_argument("--scales", type=int, nargs="+", default=[2, 3, 4], help="default: 2 3 4")
-    sr.set_defaults(function=prepare_sr)
+    crop = command("crop", prepare_crop, "sub-images of HR and LR, which train faster than big files")
+    crop.add_argument("--scales", type=int, nargs="*", default=[2, 3, 4], help="default: 2 3 4")
+    crop.add_argument("--size", type=int, default=480, help="side of an HR sub-image in pixels (default: 480)")
+    crop.add_argument("--step", type=int, default=240, help="distance between sub-images in pixels (default: 240)")
+    jpeg = command("jpeg", prepare_jpeg, "images after baseline JPEG compression, the same on every machine")
+    jpeg.add_argument("--quality", type=int, nargs="+", default=[10, 30, 40], help="IJG scale (default: 10 30 40)")
+    jpeg.add_argument("--colour", choices=("grey", "rgb"), default="grey", help="grey = Y of MATLAB's rgb2ycbcr")
+    jpeg.add_argument("--subsampling", choices=SUBSAMPLING, default=SUBSAMPLING[0], help="chroma of rgb images")
+    noise = command("noise", prepare_noise, "images with the Gaussian noise of the test protocol")
+    noise.add_argument("--sigma", type=float, nargs="+", default=[15, 25, 50], help="default: 15 25 50")
+    noise.add_argument("--format", choices=("npy", "png"), default="npy", help="png clips and rounds: not the protocol")
+    command("subset", prepare_subset, "a published subset of a bigger set: CBSD68 out of B100")
+    lmdb = command("lmdb", prepare_lmdb, "LMDB copies of HR and LR")
+    lmdb.add_argument("--scales", type=int, nargs="*", default=[2, 3, 4], help="default: 2 3 4")
+    lmdb.add_argument("--sub", action="store_true", help="pack the sub-images made by crop")
     return parser
 
 
@@ -125,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = _parser().parse_args(argv)
 
-    def run(tasks, function, title) -> Report:
+    def run(tasks: Sequence[Task], function: Callable[[Task], None], title: str) -> Report:
         report = run_tasks(
             tasks,
             function,

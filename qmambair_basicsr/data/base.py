@@ -1,0 +1,318 @@
+"""What the datasets of this package share: strict options, files checked by name, one random state per sample.
+
+A dataset lists its images when it is built, reads one when asked, and turns it into a dict
+``lq`` (C, h, w), ``gt`` (C, H, W): float32 RGB or grey in [0, 1]; ``lq_path``, ``gt_path``.
+Subclasses say which files belong together (:meth:`RestorationDataset._list`) and how an input is degraded
+(:meth:`RestorationDataset._pair`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from basicsr.data.data_util import paths_from_lmdb
+from basicsr.utils import FileClient, get_root_logger
+from torch.utils.data import Dataset
+
+from .image_files import GREY_MODES, ImageFileError, decode_image, list_images, match_channels
+
+__all__ = ["Item", "RestorationDataset", "image_tensor"]
+
+# keys that BasicSR's loop, loader and sampler read or set in every dataset's options
+_LOOP_KEYS = frozenset(
+    (
+        "name",
+        "type",
+        "phase",
+        "scale",
+        "io_backend",
+        "use_shuffle",
+        "num_worker_per_gpu",
+        "batch_size_per_gpu",
+        "dataset_enlarge_ratio",
+        "prefetch_mode",
+        "num_prefetch_queue",
+        "pin_memory",
+        "persistent_workers",
+    )
+)
+_OWN_KEYS = frozenset(
+    (
+        "dataroot_gt",
+        "meta_info_file",
+        "gt_size",
+        "use_hflip",
+        "use_rot",
+        "channels",
+        "grey",
+        "check_files",
+        "on_error",
+        "min_size",
+    )
+)
+_SHOWN = 20  # bad files listed in one message
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample's files: paths, or keys of an LMDB. ``lq`` is None where the input is made from the ground truth."""
+
+    gt: str
+    lq: str | None = None
+
+
+def image_tensor(img: np.ndarray) -> torch.Tensor:
+    """(H, W, C) BGR or grey, uint8 or float in [0, 1] -> (C, H, W) float32 tensor, RGB or grey, in [0, 1]."""
+    if img.dtype == np.uint8:
+        img = img.astype(np.float32) / 255.0
+    # a copy: torch takes no negative strides, which a reversed axis of length 1 keeps
+    return torch.from_numpy(np.array(img[..., ::-1].transpose(2, 0, 1), dtype=np.float32, order="C", copy=True))
+
+
+class RestorationDataset(Dataset):
+    """Base of the datasets; option keys that all of them take.
+
+    Args:
+        opt (dict): besides the keys of BasicSR's loop (``name``, ``phase``, ``io_backend`` ...):
+            dataroot_gt (str): folder of ground-truth images, or an ``.lmdb``.
+            meta_info_file (str | None): text file whose lines begin with a file name of ``dataroot_gt``; only these
+                images are used. Default: all of the folder.
+            scale (int): size of the ground truth over size of the input. Default: 1.
+            channels (int): 3 (BGR files become RGB, grey is repeated) or 1. Default: 3.
+            grey (str): how colour becomes one channel, ``y`` (16..235) or ``luma``; see ``image_files.to_grey``.
+            gt_size (int): side of the random ground-truth patch in pixels. Training only, required there.
+            use_hflip, use_rot (bool): random mirroring, random rotation by 90 degrees. Training only. Default: False.
+            check_files (bool): read every file when the dataset is built and name all bad ones at once.
+            on_error (str): ``stop`` raises at a bad file; ``skip`` reads every file when the dataset is built, leaves
+                bad ones out and lists them in the log. Default: ``stop``.
+            min_size (int): smallest allowed side of an input image in pixels. Default: 11, the window of SSIM.
+
+    Raises:
+        ValueError: an unknown key (named, with the allowed ones) or an impossible value.
+        FileNotFoundError: a folder is missing.
+        ImageFileError: a bad file, now with ``check_files``, else when it is read.
+    """
+
+    keys: frozenset[str] = frozenset()  # option keys a subclass adds
+    roots: Mapping[str, str] = {"gt": "dataroot_gt"}  # which option holds the folder of which file
+
+    def __init__(self, opt: dict) -> None:
+        super().__init__()
+        self.opt = opt
+        self.title = f"data set {opt.get('name', '(unnamed)')!r} ({type(self).__name__})"
+        self._check_options()
+        self.training = opt.get("phase") == "train"
+        self.scale = opt.get("scale", 1)
+        self.channels = self._choice("channels", 3, (1, 3))
+        self.grey = self._choice("grey", "y", GREY_MODES)
+        self.on_error = self._choice("on_error", "stop", ("stop", "skip"))
+        self.min_size = opt.get("min_size", 11)
+        self.gt_size = self._patch_size() if self.training else None
+        self._backend = dict(opt.get("io_backend") or {"type": "disk"})
+        self._client: FileClient | None = None
+        self.left_out: list[ImageFileError] = []
+        self._configure()
+        self.items = self._list()
+        if opt.get("check_files", False) or self.on_error == "skip":
+            self._check_files()
+        if not self.items:
+            raise ValueError(f"{self.title}: no usable image is left in {opt['dataroot_gt']}")
+
+    # -- options -----------------------------------------------------------------------------------------------
+
+    def _check_options(self) -> None:
+        allowed = _LOOP_KEYS | _OWN_KEYS | self.keys
+        for key in self.opt:
+            if key not in allowed:
+                near = difflib.get_close_matches(key, allowed, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{self.title}: unknown key {key!r}.{hint} Allowed: {', '.join(sorted(allowed))}")
+        for option in self.roots.values():
+            if not self.opt.get(option):
+                raise ValueError(f"{self.title}: {option} is required")
+            if not Path(self.opt[option]).is_dir():
+                raise FileNotFoundError(
+                    f"{self.opt[option]}: no such folder ({option} of {self.title}); "
+                    "python -m qmambair_basicsr.tools.prepare_data makes it"
+                )
+
+    def _configure(self) -> None:
+        """Read the options a subclass adds, before any file is touched."""
+
+    def _choice(self, key: str, default, allowed: tuple):
+        value = self.opt.get(key, default)
+        if value not in allowed:
+            raise ValueError(f"{self.title}: {key} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+        return value
+
+    def _patch_size(self) -> int:
+        size = self.opt.get("gt_size")
+        if not isinstance(size, int) or size < 1 or size % self.scale:
+            raise ValueError(
+                f"{self.title}: training needs gt_size, a positive multiple of the scale {self.scale}, got {size!r}"
+            )
+        return size
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_lmdb(self) -> bool:
+        """Files are records of LMDB environments, as BasicSR writes them, instead of files in folders."""
+        return self._backend.get("type") == "lmdb"
+
+    def _names(self) -> list[str] | None:
+        """File names that ``meta_info_file`` selects."""
+        if not self.opt.get("meta_info_file"):
+            return None
+        lines = Path(self.opt["meta_info_file"]).read_text().splitlines()
+        return [line.split(" ")[0] for line in map(str.strip, lines) if line]
+
+    def _gt_paths(self) -> list[str]:
+        """Ground-truth paths (LMDB: keys), sorted or in the order of ``meta_info_file``."""
+        root, names = self.opt["dataroot_gt"], self._names()
+        if self.is_lmdb:
+            return paths_from_lmdb(root) if names is None else [Path(name).stem for name in names]
+        return [str(f) for f in list_images(root)] if names is None else [str(Path(root) / name) for name in names]
+
+    def _list(self) -> list[Item]:
+        """Which files make up the samples."""
+        return [Item(path) for path in self._gt_paths()]
+
+    def _open(self) -> FileClient:
+        backend = dict(self._backend)
+        if self.is_lmdb:
+            backend["db_paths"] = [self.opt[option] for option in self.roots.values()]
+            backend["client_keys"] = list(self.roots)
+        return FileClient(backend.pop("type"), **backend)
+
+    def _read(self, path: str, kind: str) -> np.ndarray:
+        """Read and decode one file.
+
+        Args:
+            path: path or LMDB key.
+            kind: ``gt`` or ``lq``.
+
+        Returns:
+            uint8 (H, W, 1 or 3), as the file has it.
+
+        Raises:
+            ImageFileError: naming the file.
+        """
+        if self._client is None:
+            self._client = self._open()  # here, not in __init__: a worker process must open its own
+        name = f"{self.opt[self.roots[kind]]}[{path}]" if self.is_lmdb else path
+        try:
+            content = self._client.get(path, kind)
+        except OSError as err:
+            raise ImageFileError(name, err.strerror or str(err), "check the path and its permissions") from err
+        if content is None:
+            raise ImageFileError(name, "no such record in the LMDB", "make the LMDB again")
+        return decode_image(content, name)
+
+    def _load(self, item: Item) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read an item's files, check them and convert them to the wanted channels: ``(gt, lq)``, uint8 (H, W, C)."""
+        gt = self._read(item.gt, "gt")
+        self._check_size(item, gt)
+        return match_channels(gt, self.channels, self.grey), None
+
+    def _check_size(self, item: Item, gt: np.ndarray) -> None:
+        least = max(self.min_size * self.scale, self.gt_size or 0)
+        if min(gt.shape[:2]) < least:
+            why = f"gt_size is {self.gt_size}" if self.training else f"inputs of {self.min_size} pixels"
+            raise ImageFileError(
+                item.gt, f"{gt.shape[0]} x {gt.shape[1]} pixels, at least {least} x {least} are needed ({why})"
+            )
+
+    def _check_files(self) -> None:
+        """Read every file; raise one error that names all bad ones, or leave them out."""
+
+        def problem(item: Item) -> ImageFileError | None:
+            try:
+                self._load(item)
+            except ImageFileError as err:
+                return err
+            return None
+
+        if self.is_lmdb:
+            problems = [problem(item) for item in self.items]
+            self._client = None  # an environment opened before the workers are forked must not be used in them
+        else:
+            self._client = self._open()
+            with ThreadPoolExecutor(8) as pool:  # decoding releases the interpreter lock
+                problems = list(pool.map(problem, self.items))
+        bad = [err for err in problems if err is not None]
+        logger = get_root_logger()
+        if bad and self.on_error == "stop":
+            raise bad[0] if len(bad) == 1 else ImageFileError(self.title, self._listing(bad))
+        self.left_out.extend(bad)
+        self.items = [item for item, err in zip(self.items, problems, strict=True) if err is None]
+        if self.left_out:
+            logger.warning("%s: %s", self.title, self._listing(self.left_out))
+        logger.info("%s: %d samples checked, %d left out", self.title, len(problems), len(bad))
+
+    @staticmethod
+    def _listing(bad: list[ImageFileError]) -> str:
+        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        return f"{len(bad)} bad files:" + "".join(f"\n  {err}" for err in bad[:_SHOWN]) + more
+
+    # -- samples -----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.items[index]
+        gt, lq = self._load(item)
+        # a generator of its own per sample, drawn from torch's state: fresh in every epoch and worker process
+        rng = np.random.default_rng(torch.randint(1 << 62, ()).item()) if self.training else None
+        gt, lq = self._pair(gt, lq, rng)
+        return {
+            "lq": image_tensor(lq),
+            "gt": image_tensor(gt),
+            "lq_path": item.lq if item.lq is not None else item.gt,
+            "gt_path": item.gt,
+        }
+
+    def _pair(
+        self, gt: np.ndarray, lq: np.ndarray | None, rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Crop, augment and degrade.
+
+        Args:
+            gt: uint8 (H, W, C), BGR or grey.
+            lq: likewise, or None where this method makes it.
+            rng: the sample's generator; None outside training, where nothing may be random.
+
+        Returns:
+            ``(gt, lq)``, uint8 or float in [0, 1].
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how to make a pair")
+
+    def _crop_and_turn(self, rng: np.random.Generator, size: int, *images: np.ndarray) -> list[np.ndarray]:
+        """The same random patch of all images, randomly mirrored and rotated.
+
+        Args:
+            rng: generator of the sample.
+            size: side of the patch in pixels of the last image.
+            *images: (H, W, C) arrays whose sizes are multiples of the last one's.
+
+        Returns:
+            The patches, side ``size`` times each image's multiple.
+        """
+        last = images[-1]
+        top, left = (int(rng.integers(n - size + 1)) for n in last.shape[:2])
+        mirror = self.opt.get("use_hflip", False) and rng.random() < 0.5
+        turns = int(rng.integers(4)) if self.opt.get("use_rot", False) else 0
+        out = []
+        for img in images:
+            k = img.shape[0] // last.shape[0]
+            patch = img[top * k : (top + size) * k, left * k : (left + size) * k]
+            patch = patch[:, ::-1] if mirror else patch
+            out.append(np.rot90(patch, turns))
+        return out
