@@ -66,7 +66,9 @@ class WindowAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """Softmax attention of q, k, v (n, heads, T, head_dim) with bias (1, heads, T, T); result shaped like q."""
-        if type(self.qk_matmul) is MatMul and type(self.av_matmul) is MatMul:
+        # with gradients to the bias, torch has no fused kernel and its fallback is slower than the two products
+        full_precision = type(self.qk_matmul) is MatMul and type(self.av_matmul) is MatMul
+        if full_precision and not torch.is_grad_enabled():
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=self.scale)
         logits = self.qk_matmul(q * self.scale, k.transpose(-2, -1)) + bias
         return self.av_matmul(logits.softmax(dim=-1), v)
