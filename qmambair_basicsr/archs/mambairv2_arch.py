@@ -71,6 +71,21 @@ class MambaIRv2(nn.Module):
 
     ffn: type[nn.Module] = ConvFFN
 
+    fp_modules: tuple[str, ...] = (
+        "conv_first",
+        "conv_after_body",
+        "conv_after_body.*",
+        "conv_before_upsample.*",
+        "upsample.*",
+        "conv_up?",
+        "conv_hr",
+        "conv_last",
+    )
+    """Convolutions that stay in full precision (fnmatch patterns on module names)."""
+
+    routing_modules: tuple[str, ...] = ("*.assm.route.*", "*.embedding[AB]")
+    """Linears and embeddings that pick and hold the prompts: quantized by ``quant: routing`` only."""
+
     @strict_options
     def __init__(
         self,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .blocks import conv_channels_last
-from .routing import RoutingNoise, flat_order, permute_tokens, pick_prompt, semantic_order
+from .matmul import MatMul
+from .routing import RoutingNoise, flat_order, permute_tokens, pick_policy, pick_prompt, semantic_order
 from .ss2d import ScanParameters
 from .windows import WindowPlan
 
@@ -35,14 +36,6 @@ class Routes:
     noise: RoutingNoise
 
 
-class MatMul(nn.Module):
-    """``a @ b`` as a module, so that quantization can take its place."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Product over the last two dimensions, a (..., M, K), b (..., K, N)."""
-        return a @ b
-
-
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with an additive relative-position bias.
 
@@ -60,8 +53,8 @@ class WindowAttention(nn.Module):
         self.scale = (dim // num_heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.qk_matmul = MatMul()
-        self.av_matmul = MatMul()
+        self.qk_matmul = MatMul("attention", ("q", "k"))
+        self.av_matmul = MatMul("attention", ("map", "v"))
         self.proj = nn.Linear(dim, dim)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -171,6 +164,11 @@ class GatedMLP(nn.Module):
         return self.fc2(self.sg(self.act(self.fc1(x))))
 
 
+def _rows(embedding: nn.Embedding) -> Tensor:
+    """The whole table of an embedding, through its forward, where a quantized one quantizes."""
+    return embedding(torch.arange(embedding.num_embeddings, device=embedding.weight.device))
+
+
 class ASSM(nn.Module):
     """Attentive state-space module: one scan over semantically sorted tokens, prompts added to C.
 
@@ -194,6 +192,7 @@ class ASSM(nn.Module):
         nn.init.uniform_(self.embeddingB.weight, -1 / num_tokens, 1 / num_tokens)
         # the LogSoftmax of the paper shifts all logits of a token alike: it changes neither the pick nor its gradient
         self.route = nn.Sequential(nn.Linear(dim, dim // 3), nn.GELU(), nn.Linear(dim // 3, num_tokens))
+        self.prompt_matmul = MatMul("routing", ("policy", "dictionary"), ("act", "param"))
 
     def forward(self, x: Tensor, embedding_a: nn.Embedding, noise: RoutingNoise) -> Tensor:
         """x (B, H, W, C) -> (B, H, W, C).
@@ -205,9 +204,13 @@ class ASSM(nn.Module):
         """
         batch, height, width, _ = x.shape
         length = height * width
-        dictionary = self.embeddingB.weight @ embedding_a.weight  # (T, N)
+        dictionary = _rows(self.embeddingB) @ _rows(embedding_a)  # (T, N)
         scores = noise.add_to(self.route(x).flatten(1, 2))  # (B, L, T)
-        picked, prompt = pick_prompt(scores, dictionary, straight_through=not noise.silent)
+        if type(self.prompt_matmul) is MatMul:
+            picked, prompt = pick_prompt(scores, dictionary, straight_through=not noise.silent)
+        else:
+            picked, policy = pick_policy(scores, straight_through=not noise.silent)
+            prompt = self.prompt_matmul(policy, dictionary)
         order, inverse = semantic_order(picked)
 
         x = conv_channels_last(self.in_proj, x)

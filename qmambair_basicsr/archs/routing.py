@@ -110,6 +110,25 @@ def pick_prompt(scores: Tensor, table: Tensor, straight_through: bool = True) ->
     return picked, _PickPrompt.apply(policy, picked, table)
 
 
+class _HardPolicy(torch.autograd.Function):
+    """One-hot rows of the soft policy's indices; the gradient passes to the soft policy."""
+
+    @staticmethod
+    def forward(ctx, policy: Tensor, picked: Tensor) -> Tensor:
+        return torch.zeros_like(policy).scatter_(-1, picked.unsqueeze(-1), 1.0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None
+
+
+def pick_policy(scores: Tensor, straight_through: bool = True) -> tuple[Tensor, Tensor]:
+    """As :func:`pick_prompt`, with the one-hot policy (B, L, T) itself, for products that quantize it."""
+    picked = scores.argmax(dim=-1)
+    soft = scores.softmax(dim=-1) if straight_through and scores.requires_grad else scores.detach()
+    return picked, _HardPolicy.apply(soft, picked)
+
+
 class _PermuteTokens(torch.autograd.Function):
     """index_select whose backward is the inverse index_select instead of a scattered addition."""
 

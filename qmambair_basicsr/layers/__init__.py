@@ -6,13 +6,14 @@ from .calibrate import calibrate, uncalibrated
 from .checkpoint import CheckpointMismatchError, load_fp_state
 from .placement import placement
 from .prepare import prepare
-from .quant_layers import QuantConv2d, QuantLinear
+from .quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
 from .quant_matmul import QuantMatMul
 from .quant_scan import QuantSelectiveScan
 
 __all__ = [
     "CheckpointMismatchError",
     "QuantConv2d",
+    "QuantEmbedding",
     "QuantLinear",
     "QuantMatMul",
     "QuantSelectiveScan",

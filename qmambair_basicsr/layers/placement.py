@@ -10,7 +10,8 @@ from torch import nn
 
 from ..archs.ss2d import ScanParameters
 from ..quantizers import Quantizer
-from .quant_layers import QuantConv2d, QuantLinear
+from .quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
+from .quant_matmul import QuantMatMul
 from .quant_scan import PROJECTION_SITES, SCAN_SITES
 
 FULL_PRECISION = "-"
@@ -61,7 +62,7 @@ def _row(module: str, weight: Quantizer | None, act: Quantizer | None, parameter
 
 
 def placement(net: nn.Module) -> list[PlacementRow]:
-    """List every module that holds parameters with what quantizes it.
+    """List every module that holds parameters, and every quantized product, with what quantizes it.
 
     Scan inputs that are parameters (A, D, dt_bias) carry their quantizer in the weight column, the others (u, delta,
     B, C) in the activation column. Parameters of the quantizers themselves are not counted.
@@ -78,6 +79,11 @@ def placement(net: nn.Module) -> list[PlacementRow]:
         if isinstance(module, QuantLinear | QuantConv2d):
             bias = 0 if module.bias is None else module.bias.numel()
             rows.append(_row(name, module.weight_quantizer, module.act_quantizer, module.weight.numel(), bias))
+        elif isinstance(module, QuantEmbedding):
+            rows.append(_row(name, module.weight_quantizer, None, module.weight.numel(), 0))
+        elif isinstance(module, QuantMatMul):
+            rows.append(_row(f"{name}.left", None, module.left_quantizer, 0, 0))
+            rows.append(_row(f"{name}.right", None, module.right_quantizer, 0, 0))
         elif isinstance(module, ScanParameters) and module.quantizers is not None:
             rows.extend(_scan_rows(name, module))
         elif own and not _inside_quantizer(net, name):

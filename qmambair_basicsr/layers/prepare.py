@@ -2,11 +2,14 @@
 
 Sites: the weight and the input of every convolution and linear of the body, the raw projection weights of a selective
 scan with their inputs, and the scan's seven inputs. What stays in full precision is named by the network's
-``fp_modules``; norms, biases, scales, activation functions and the scan's state have no site at all.
+``fp_modules``; norms, biases, scales, activation functions and the scan's state have no site at all. MambaIRv2 has two
+more kinds of sites, swapped only where the settings quantize them: ``attention`` (operands of its ``MatMul`` modules)
+and ``routing`` (what its ``routing_modules`` name, and the product of policy and dictionary).
 
 Names that overrides are matched against: a layer's dotted module name; for a selective scan called ``S``, its
 projections ``S.x_proj`` and ``S.dt_projs`` (weight, act) and its inputs ``S.u``, ``S.delta``, ``S.A``, ``S.B``,
-``S.C``, ``S.D``, ``S.dt_bias`` (scan), or ``S`` itself for all of these.
+``S.C``, ``S.D``, ``S.dt_bias`` (scan), or ``S`` itself for all of these; for a product ``M`` its operands, such as
+``M.q``, or ``M``.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from ..archs.matmul import MatMul
 from ..archs.ss2d import ScanParameters
 from ..quantizers import Quantizer, QuantizerSpec, QuantSpec, SpecError, build_quantizer
+from ..quantizers.spec import SITES
 from .policy import apply_policy
-from .quant_layers import QuantConv2d, QuantLinear
+from .quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
+from .quant_matmul import QuantMatMul
 from .quant_scan import PROJECTION_SITES, SCAN_SITES, QuantSelectiveScan
 
 
@@ -31,7 +37,7 @@ class _Resolver:
     def __init__(self, spec: QuantSpec):
         self.spec = apply_policy(spec)
         self.user_overrides = spec.overrides
-        self.asked: dict[str, set[str]] = {"weight": set(), "act": set(), "scan": set()}
+        self.asked: dict[str, set[str]] = {site: set() for site in SITES}
 
     def __call__(self, name: str, site: str, parent: str | None = None) -> QuantizerSpec:
         names = {name} if parent is None else {name, parent}
@@ -42,8 +48,11 @@ class _Resolver:
                 chosen = sites[site]
         return chosen
 
-    def check_overrides(self) -> None:
-        """Raise SpecError for the first override that no site matched."""
+    def check(self, net: nn.Module) -> None:
+        """Raise SpecError for a kind of site that ``net`` lacks, or for the first override that no site matched."""
+        for site in ("attention", "routing"):
+            if getattr(self.spec, site).bits != 32 and not self.asked[site]:
+                raise SpecError(f"quant.{site}: {type(net).__name__} has no such sites; leave the key out.")
         for pattern, sites in self.user_overrides:
             for site in sites:
                 names = self.asked[site]
@@ -98,12 +107,16 @@ def prepare(
                 "the layers that stay in full precision (an empty tuple for none)."
             )
     resolve = _Resolver(spec)
-    selected = {}
+    routing_modules = getattr(net, "routing_modules", ())
+    selected, optional = {}, {}
     for name, module in net.named_modules():
         if isinstance(module, Quantizer):
             raise ValueError(f"prepare: {type(net).__name__} is quantized already ('{name}' is a quantizer).")
-        known = type(module) in (nn.Linear, nn.Conv2d) or isinstance(module, ScanParameters)
-        if known and _matches(name, include) and not _matches(name, fp_modules):
+        if not _matches(name, include) or _matches(name, fp_modules):
+            continue
+        if type(module) is MatMul or (_matches(name, routing_modules) and type(module) in (nn.Linear, nn.Embedding)):
+            optional[name] = module
+        elif type(module) in (nn.Linear, nn.Conv2d) or isinstance(module, ScanParameters):
             selected[name] = module
     if not selected:
         raise ValueError(
@@ -114,26 +127,47 @@ def prepare(
         if isinstance(module, ScanParameters):
             module.quantizers = _scan_quantizers(module, name, resolve).train(module.training)
         else:
-            parent, _, leaf = name.rpartition(".")
-            setattr(net.get_submodule(parent), leaf, _quantized_layer(module, name, resolve))
-    resolve.check_overrides()
+            _replace(net, name, _quantized_layer(module, name, resolve(name, "weight"), resolve(name, "act")))
+    for name, module in optional.items():
+        if type(module) is MatMul:
+            quantized = _quantized_product(module, name, resolve)
+        else:
+            chosen = resolve(name, "routing")
+            quantized = module if chosen.bits == 32 else _quantized_layer(module, name, chosen, chosen)
+        _replace(net, name, quantized)
+    resolve.check(net)
     device = next((p.device for p in net.parameters()), None)
     return net if device is None or device.type == "meta" else net.to(device)
 
 
-def _quantized_layer(layer: nn.Linear | nn.Conv2d, name: str, resolve: _Resolver) -> QuantLinear | QuantConv2d:
+def _replace(net: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(net.get_submodule(parent), leaf, module)
+
+
+def _quantized_layer(
+    layer: nn.Linear | nn.Conv2d | nn.Embedding, name: str, weight: QuantizerSpec, act: QuantizerSpec
+) -> QuantLinear | QuantConv2d | QuantEmbedding:
+    rows = layer.weight.shape[0]
+    weight_quantizer = build_quantizer(weight, role="weight", channels=rows, channel_dim=0, name=f"{name}.weight")
+    if isinstance(layer, nn.Embedding):
+        return QuantEmbedding.from_float(layer, weight_quantizer)
     linear = isinstance(layer, nn.Linear)
-    weight_quantizer = build_quantizer(
-        resolve(name, "weight"), role="weight", channels=layer.weight.shape[0], channel_dim=0, name=f"{name}.weight"
-    )
-    act_quantizer = build_quantizer(
-        resolve(name, "act"),
-        role="act",
-        channels=layer.in_features if linear else layer.in_channels,
-        channel_dim=-1 if linear else 1,
-        name=f"{name}.act",
-    )
+    channels, channel_dim = (layer.in_features, -1) if linear else (layer.in_channels, 1)
+    act_quantizer = build_quantizer(act, role="act", channels=channels, channel_dim=channel_dim, name=f"{name}.act")
     return (QuantLinear if linear else QuantConv2d).from_float(layer, weight_quantizer, act_quantizer)
+
+
+def _quantized_product(product: MatMul, name: str, resolve: _Resolver) -> MatMul | QuantMatMul:
+    own = [f"{name}.{operand}" for operand in product.operands]
+    specs = [resolve(operand, product.kind, name) for operand in own]
+    if all(spec.bits == 32 for spec in specs):
+        return product
+    left, right = (
+        build_quantizer(spec, role=role, name=operand)
+        for spec, role, operand in zip(specs, product.roles, own, strict=True)
+    )
+    return QuantMatMul(left, right).train(product.training)
 
 
 def _scan_quantizers(scan: ScanParameters, name: str, resolve: _Resolver) -> QuantSelectiveScan:

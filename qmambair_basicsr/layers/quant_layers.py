@@ -1,4 +1,4 @@
-"""Linear, convolution and matrix product with fake-quantized operands.
+"""Linear, convolution and embedding with fake-quantized operands.
 
 Each layer is a subclass of torch's and keeps its parameter names, so that checkpoints of the full-precision network
 load into the quantized one. Biases stay in full precision (methods of Q-MambaIR's release).
@@ -115,5 +115,37 @@ class QuantConv2d(nn.Conv2d):
         return self._conv_forward(self.act_quantizer(x), self.quantized_weight(), self.bias)
 
     def train(self, mode: bool = True) -> QuantConv2d:
+        self.weight_cache.clear()
+        return super().train(mode)
+
+
+class QuantEmbedding(nn.Embedding):
+    """Rows of weight_quantizer(W). Use :meth:`from_float`.
+
+    Args:
+        layer (nn.Embedding): Embedding without padding index or maximal norm.
+        weight_quantizer (Quantizer): For the weight (num_embeddings, embedding_dim).
+    """
+
+    def __init__(self, layer: nn.Embedding, *, weight_quantizer: Quantizer):
+        super().__init__(layer.num_embeddings, layer.embedding_dim, device="meta")
+        self.weight = layer.weight
+        self.weight_quantizer = weight_quantizer
+        self.weight_cache = WeightCache()
+
+    @classmethod
+    def from_float(cls, layer: nn.Embedding, weight_quantizer: Quantizer) -> QuantEmbedding:
+        """Take over an embedding; its Parameter object is shared, not copied."""
+        return cls(layer, weight_quantizer=weight_quantizer).train(layer.training)
+
+    def quantized_weight(self) -> torch.Tensor:
+        """The fake-quantized weight, (num_embeddings, embedding_dim)."""
+        return self.weight_cache(self.weight_quantizer, self.weight)
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        """Indices (...) -> (..., embedding_dim)."""
+        return F.embedding(index, self.quantized_weight())
+
+    def train(self, mode: bool = True) -> QuantEmbedding:
         self.weight_cache.clear()
         return super().train(mode)

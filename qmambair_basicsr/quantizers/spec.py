@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 ALL_BITS = (*range(1, 9), 32)
-SITES = ("weight", "act", "scan")
+SITES = ("weight", "act", "scan", "attention", "routing")
 ACT_POLICIES = ("code", "paper")
 
 
@@ -151,6 +151,9 @@ class QuantSpec:
         weight: weights of convolutions, linears and raw projections.
         act: inputs of convolutions, linears and raw projections.
         scan: u, delta, A, B, C, D and dt_bias of the selective scan.
+        attention: queries, keys, values and the attention map of window attention (MambaIRv2).
+        routing: token routing of MambaIRv2: weights and inputs of its linears, both factors of the prompt
+            dictionary, the dictionary and the one-hot policy.
         act_policy: ``code`` places DLS as the authors' release does, ``paper`` as the paper says
             (see ``layers/placement.py``).
         overrides: (pattern, {site: QuantizerSpec}) pairs; the pattern (``fnmatch``) is tried on a module's
@@ -163,6 +166,8 @@ class QuantSpec:
     weight: QuantizerSpec = field(default_factory=_no_quantization)
     act: QuantizerSpec = field(default_factory=_no_quantization)
     scan: QuantizerSpec = field(default_factory=_no_quantization)
+    attention: QuantizerSpec = field(default_factory=_no_quantization)
+    routing: QuantizerSpec = field(default_factory=_no_quantization)
     act_policy: str = "code"
     overrides: tuple[tuple[str, Mapping[str, QuantizerSpec]], ...] = field(default=(), hash=False)
 
@@ -208,11 +213,11 @@ class QuantSpec:
         return plain | {"act_policy": self.act_policy, "overrides": overrides}
 
     def resolve(self, name: str, site: str, default: QuantizerSpec | None = None) -> QuantizerSpec:
-        """The quantizer of ``site`` ("weight", "act" or "scan") in the module called ``name``.
+        """The quantizer of ``site`` in the module called ``name``.
 
         Args:
             name: dotted module name as ``named_modules`` gives it.
-            site: kind of site.
+            site: kind of site, one of ``SITES``.
             default: used instead of the network-wide setting when no override matches.
         """
         if site not in SITES:

@@ -1,0 +1,52 @@
+"""QMambaIRv2 and QMambaIRv2Light: MambaIRv2 with a fake-quantized body.
+
+The Q-MambaIR release holds no MambaIRv2; the placement follows its rule for MambaIR (``layers/prepare.py``): all
+convolutions, linears and raw projections of the body, DLS on the seven scan inputs and on the input of ``out_proj``.
+C is quantized where the scan reads it, after the prompt was added. Attention products and token routing stay in full
+precision unless ``quant: attention`` and ``quant: routing`` say otherwise (SPR2Q, for one, quantizes them too).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from basicsr.utils.registry import ARCH_REGISTRY
+
+from ..layers import prepare
+from ..quantizers import QuantSpec
+from .mambairv2_arch import MambaIRv2, MambaIRv2Light
+from .strict import strict_options
+
+
+@ARCH_REGISTRY.register()
+class QMambaIRv2(MambaIRv2):
+    """The graph of :class:`MambaIRv2`, then ``prepare``. Keys of the state_dict: MambaIRv2's and the quantizers'.
+
+    Args:
+        quant (Mapping): The ``quant:`` block, see ``quantizers/spec.py``.
+        options: The constructor options of :class:`MambaIRv2`.
+
+    Raises:
+        ValueError: An unknown option.
+        SpecError: Unknown or impossible settings under ``quant``.
+    """
+
+    def __init__(self, quant: Mapping[str, Any], **options: Any):
+        spec = QuantSpec.from_dict(quant)
+        super().__init__(**options)
+        prepare(self, spec)
+
+    __init__ = strict_options(__init__, base=MambaIRv2.__init__)
+
+
+@ARCH_REGISTRY.register()
+class QMambaIRv2Light(MambaIRv2Light):
+    """The graph of :class:`MambaIRv2Light`, then ``prepare``. Arguments and errors as :class:`QMambaIRv2`."""
+
+    def __init__(self, quant: Mapping[str, Any], **options: Any):
+        spec = QuantSpec.from_dict(quant)
+        super().__init__(**options)
+        prepare(self, spec)
+
+    __init__ = strict_options(__init__, base=MambaIRv2.__init__)
