@@ -53,7 +53,13 @@ def build_quantizer(
 
 
 __all__ = [
+    "DLS",
+    "LSQ",
     "QUANTIZER_REGISTRY",
+    "RFA",
+    "Identity",
+    "LSQOffset",
+    "MinMax",
     "QuantSpec",
     "Quantizer",
     "QuantizerSpec",

@@ -14,7 +14,7 @@ GRANULARITY = Option("tensor", "parameters per tensor or per channel", choices=(
 
 
 class AffineQuantizer(Quantizer):
-    """A quantizer whose :meth:`affine` gives step and offset, and whose rounding is straight-through.
+    """A quantizer whose :meth:`step_and_offset` gives step and offset, and whose rounding is straight-through.
 
     Args:
         granularity: ``tensor``, or ``channel`` for one step (and offset) per channel.
@@ -42,22 +42,29 @@ class AffineQuantizer(Quantizer):
             self.dim = channel_dim
         self.groups = 1 if self.dim is None else channels
 
-    def affine(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Step (> 0) and offset in use for ``x``, (groups,) each and attached to the graph; offset None for 0."""
         raise NotImplementedError
 
     def quantize(self, x: Tensor) -> Tensor:
-        scale, offset = self.affine(x)
+        scale, offset = self.step_and_offset(x)
         return lsq(x, scale, offset, qmin=self.qmin, qmax=self.qmax, dim=self.dim)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self._require_initialized()
         x = self._full(x)
-        scale, offset = self.affine(x)
+        scale, offset = self.step_and_offset(x)
         integers = codes(x, scale, offset, self.qmin, self.qmax, self.dim).to(torch.int32)
         zero = torch.zeros_like(scale) if offset is None else offset / scale
         return integers, self._spread(scale, x), self._spread(zero, x)
+
+    def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self._full(x)
+        scale, offset = self.step_and_offset(x)
+        offset = torch.zeros_like(scale) if offset is None else offset
+        scale, offset = self._spread(scale, x), self._spread(offset, x)
+        return torch.clamp((x + offset) / scale, self.qmin, self.qmax), scale, offset / scale
 
     def _rows(self, x: Tensor) -> Tensor:
         """View of ``x`` as (groups, elements of the group)."""

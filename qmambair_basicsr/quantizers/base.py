@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .spec import Option, check_bits
+from .spec import Option, SpecError, check_bits
 
 ROLES = ("weight", "act", "param")
 
@@ -37,7 +37,7 @@ class Quantizer(nn.Module):
     """Base class: bookkeeping, calibration and diagnostics; a subclass adds the arithmetic.
 
     A subclass declares ``bit_widths`` and ``options``, creates its parameters with their final shapes in
-    ``__init__`` and implements :meth:`estimate`, :meth:`quantize` and :meth:`to_int`.
+    ``__init__`` and implements :meth:`estimate`, :meth:`quantize`, :meth:`to_int` and :meth:`curve`.
 
     Args:
         bits: bit-width; one of ``bit_widths``.
@@ -55,10 +55,17 @@ class Quantizer(nn.Module):
         initialized: bool buffer (); whether the parameters mean something.
         observed: int64 buffer (); calibration batches seen.
         calibrating: plain flag set during calibration.
+        dynamic: whether the grid depends on the tensor being quantized (DLS) and not on parameters alone.
+        fixed_range: whether the range is a constant, so that the output does not scale with the input.
+        roles: what it can be used for.
+        affine: whether ``forward`` is ``(codes - zero) * scale`` with no clamp after it.
     """
 
     bit_widths: ClassVar[tuple[int, ...]] = tuple(range(2, 9))
     options: ClassVar[dict[str, Option]] = {}
+    roles: ClassVar[tuple[str, ...]] = ROLES
+    dynamic: ClassVar[bool] = False
+    fixed_range: ClassVar[bool] = False
     affine: bool = True
 
     initialized: Tensor
@@ -76,8 +83,8 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         check_bits(bits, self.bit_widths, f"{type(self).__name__}.bits")
-        if role not in ROLES:
-            raise ValueError(f"{type(self).__name__}: role {role!r} is unknown; allowed: {', '.join(ROLES)}")
+        if role not in self.roles:
+            raise SpecError(f"{type(self).__name__}: cannot quantize a {role!r}; possible: {', '.join(self.roles)}.")
         if copies < 1:
             raise ValueError(f"{type(self).__name__}: copies must be at least 1, got {copies}")
         self.bits = bits
@@ -117,6 +124,18 @@ class Quantizer(nn.Module):
 
         Raises:
             UncalibratedError: before initialisation.
+        """
+        raise NotImplementedError
+
+    def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Continuous counterpart of :meth:`to_int`: the declared surrogate, in plain differentiable PyTorch.
+
+        The gradient of ``forward`` is that of ``(curve + error - zero) * scale``, the rounding error
+        ``codes - curve`` held constant. Tests compare with it and check it numerically; ``forward`` does not
+        call it.
+
+        Returns:
+            ``curve``, shape of ``x``, and ``scale`` and ``zero`` as :meth:`to_int` does.
         """
         raise NotImplementedError
 

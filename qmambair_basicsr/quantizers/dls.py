@@ -30,8 +30,7 @@ tensor, one element) this returns the constant.
 * the final clamp leaves the grid, so integer export is impossible. Here the output is affine. What the clamp
   was good for is kept by leaving out codes on the other side of zero when the data has one sign: the decay
   rates A of the scan stay <= 0, or the recurrence would explode;
-* the smallest step is 2^-20 of the largest magnitude instead of 1e-6, so small tensors are not erased and the
-  output scales with the input.
+* the smallest step is 2^-20 of the largest magnitude instead of 1e-6, so the output scales with the input.
 
 ``stats: sample`` (default in stable mode, for activations) takes the statistics of each sample, so a result
 does not depend on the batch; ``tensor`` (default in official mode) takes one set for all.
@@ -62,6 +61,7 @@ from torch import Tensor, nn
 
 from ..ops.dls import dls
 from ..ops.dls.reference import codes as dls_codes
+from ..ops.dls.reference import grid as dls_grid
 from ..ops.lsq import lsq
 from ..ops.lsq.reference import codes as lsq_codes
 from .base import Quantizer
@@ -106,6 +106,7 @@ class DLS(Quantizer):
         init: ``{group: G1..G4, convention: text|grid}``, both optional.
     """
 
+    dynamic = True
     options: ClassVar = {
         "mode": MODE,
         "stats": Option(None, "statistics per sample or tensor; by mode", choices=("tensor", "sample")),
@@ -167,6 +168,19 @@ class DLS(Quantizer):
             integers = lsq_codes(rows, step, offset, self.qmin, self.qmax, 0)
         return integers.to(torch.int32).view(x.shape), self._spread(step, x), self._spread(offset / step, x)
 
+    def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = self._full(self._rows(x))
+        if self.mode == "stable":
+            stats = torch.stack(_statistics(rows), dim=1)
+            grid = dls_grid(stats, self.w, self.v, self.qmin, self.qmax, self.cap_share)
+            step, offset, lowest, highest = grid.unbind(1)
+            step = scale_grad(step, self._gradient_scale(rows, self.qmax))
+        else:
+            step, offset, _, _ = self._official_grid(rows)
+            lowest, highest = torch.full_like(step, self.qmin), torch.full_like(step, self.qmax)
+        curve = torch.clamp((rows + offset[:, None]) / step[:, None], lowest[:, None], highest[:, None])
+        return curve.view(x.shape), self._spread(step, x), self._spread(offset / step, x)
+
     @torch.no_grad()
     def output_bounds(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.affine:
@@ -207,7 +221,7 @@ class DLS(Quantizer):
         beta = v[0] * mean + v[1] * std + v[2] * low + v[3] * high
         mean_, std_, low_, high_ = _statistics(rows + beta[:, None])
         alpha = (w[0] * mean_.abs() + w[1] * std_ + w[2] * low_ + w[3] * high_).abs()
-        largest = torch.where(self.signed, float(self.qmax), float(self.qmax - self.qmin))
+        largest = torch.where(self.signed, float(self.qmax), float(self.qmax - self.qmin)).to(rows.dtype)
         alpha = scale_grad(alpha, self._gradient_scale(rows, largest)).clamp_min(OFFICIAL_FLOOR)
         cap = ((high - low) * self.cap_share).detach().clamp_min(ZERO_CAP)
         step = torch.minimum(alpha, cap)

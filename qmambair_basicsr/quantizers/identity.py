@@ -48,5 +48,9 @@ class Identity(Quantizer):
         """
         raise TypeError(f"{self._label()} keeps full precision: there are no integer codes")
 
+    def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The identity: ``(x, 1, 0)``."""
+        return x, x.new_ones(()), x.new_zeros(())
+
     def health(self, x: Tensor | None = None) -> dict[str, float]:
         return {}

@@ -80,7 +80,7 @@ class LSQ(AffineQuantizer):
         magnitude = self._rows(x).abs().mean(1)
         return {"scale": (2 * magnitude / self._largest(signed).sqrt()).clamp_min(INITIAL_FLOOR), "signed": signed}
 
-    def affine(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         scale = scale_grad(positive(self.scale, SCALE_FLOOR), self._gradient_scale(x))
         return scale, None if self.role == "weight" else self._unsigned_shift() * scale
 
@@ -102,4 +102,4 @@ class LSQ(AffineQuantizer):
 
     def _gradient_scale(self, x: Tensor) -> Tensor:
         shared = x.numel() * self.copies / self.groups
-        return (shared * self._largest(self.signed)).rsqrt()
+        return (shared * self._largest(self.signed).to(self.scale.dtype)).rsqrt()

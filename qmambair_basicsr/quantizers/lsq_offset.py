@@ -72,11 +72,11 @@ class LSQOffset(LSQ):
     def parameter_health(self) -> dict[str, float]:
         return super().parameter_health() | {"offset": self.offset.detach().mean().item()}
 
-    def affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.mode == "official":
             scale = scale_grad(self.scale, self._gradient_scale(x))
         else:
-            scale, _ = super().affine(x)
+            scale, _ = super().step_and_offset(x)
         return scale, self.offset + self._unsigned_shift() * scale
 
     def _is_signed(self, x: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class MinMax(AffineQuantizer):
             lower = -upper
         return {"lower": lower, "upper": upper}
 
-    def affine(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         lower, upper = self.lower, self.upper
         floor = 1e-6 * torch.maximum(lower.detach().abs(), upper.detach().abs()) + 1e-12
         scale = torch.maximum(upper - lower, floor) / (self.qmax - self.qmin)

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.rfa import rfa
-from ..ops.rfa.reference import codes
+from ..ops.rfa.reference import codes, surrogate
 from .base import Quantizer
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
 from .lsq_offset import MODE
@@ -92,6 +92,12 @@ class RFA(Quantizer):
         x, scale = self._full(x), self._step(x)
         integers = codes(x, scale, self.offset, self.ordered_thresholds(), self.qmin)
         return integers.to(torch.int32), scale.reshape(()), (self.offset / scale).reshape(())
+
+    def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, scale = self._full(x), self._step(x)
+        v = torch.clamp((x + self.offset) / scale, self.qmin, self.qmax)
+        zero = (self.offset / scale).reshape(())
+        return surrogate(v, self.ordered_thresholds(), self.qmin), scale.reshape(()), zero
 
     def ordered_thresholds(self) -> Tensor:
         """Thresholds in use, (2^n,): as stored in official mode, sorted with a smallest gap in stable mode."""

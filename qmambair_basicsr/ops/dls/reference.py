@@ -40,9 +40,10 @@ def grid(stats: Tensor, w: Tensor, v: Tensor, qmin: int, qmax: int, cap_share: f
     low, high = stats[:, 2], stats[:, 3]
     offset = stats @ v
     p, c, _ = _step_and_cap(stats, offset, w, cap_share)
+    c = c.detach()
     small, large = torch.minimum(p, c), torch.maximum(p, c)
     step = small * (1 + (small / large).pow(4)).pow(-0.25)
-    zero = (offset / step).clamp(qmin, qmax)
+    zero = (offset / step).detach().clamp(qmin, qmax)
     lowest = torch.where(low >= 0, zero.ceil(), float(qmin))
     highest = torch.where(high <= 0, zero.floor(), float(qmax))
     return torch.stack((step, offset, lowest, highest), dim=1)

@@ -27,6 +27,19 @@ def _last_exceeded(v: Tensor, borders: Tensor) -> Tensor:
     return torch.bucketize(v, suffix_minimum)
 
 
+def surrogate(v: Tensor, thresholds: Tensor, qmin: int) -> Tensor:
+    """The curve whose gradient :func:`backward` gives, differentiable: level ``qmin + i`` at ``thresholds[i]``,
+    linear in between, slope 0.1 outside. For sorted thresholds."""
+    last = thresholds.numel() - 1
+    right = torch.bucketize(v.detach(), thresholds.detach()).clamp(1, last)
+    left = right - 1
+    fraction = (v - thresholds[left]) / (thresholds[right] - thresholds[left])
+    below = OUTER_SLOPE * (v - thresholds[0]) + qmin
+    above = OUTER_SLOPE * (v - thresholds[last]) + qmin + last
+    curve = torch.where(v > thresholds[last], above, qmin + left + fraction)
+    return torch.where(v <= thresholds[0], below, curve)
+
+
 def codes(w: Tensor, scale: Tensor, offset: Tensor, thresholds: Tensor, qmin: int) -> Tensor:
     """Code of each value in the dtype of ``w``: the level above the last midpoint of thresholds exceeded."""
     v = (w + offset).div_(scale).clamp_(qmin, qmin + thresholds.numel() - 1)

@@ -1,0 +1,96 @@
+"""Settings under ``quant:`` are read strictly and written back."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, QuantSpec, SpecError, build_quantizer
+
+CONFIG = {
+    "weight": {"type": "RFA", "bits": 2},
+    "act": {"type": "LSQOffset", "bits": 2},
+    "scan": {"type": "DLS", "bits": 2, "stats": "sample", "init": {"group": "G3"}},
+    "act_policy": "code",
+    "overrides": {"*.out_proj": {"act": {"type": "DLS", "bits": 2}}, "layers.0.*": {"act": {"type": "LSQ", "bits": 8}}},
+}
+
+
+def test_round_trip_and_plain_data():
+    spec = QuantSpec.from_dict(CONFIG)
+    assert spec.weight == QuantizerSpec("RFA", 2)
+    assert QuantSpec.from_dict(spec.to_dict()) == spec
+    assert copy.deepcopy(spec) == spec
+    assert hash(spec) == hash(copy.deepcopy(spec))
+
+
+def test_the_last_matching_override_decides():
+    spec = QuantSpec.from_dict(CONFIG)
+    assert spec.resolve("layers.1.in_proj", "act") == spec.act
+    assert spec.resolve("layers.1.out_proj", "act").type == "DLS"
+    assert spec.resolve("layers.0.out_proj", "act").type == "LSQ"
+    assert spec.resolve("layers.0.out_proj", "weight") == spec.weight
+    assert spec.resolve("layers.1.in_proj", "act", default=spec.scan) == spec.scan
+
+
+def test_sites_left_out_stay_full_precision():
+    assert QuantSpec.from_dict({}).weight == QuantizerSpec("Identity", 32)
+    assert QuantSpec.from_dict({"weight": {"type": "Identity"}}).weight.bits == 32
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"weigth": {}}, ["quant", "'weigth'", "'weight'", "scan"]),
+        ({"weight": {"type": "RFAA", "bits": 4}}, ["quant.weight.type", "'RFAA'", "'RFA'"]),
+        ({"weight": {"bits": 4}}, ["quant.weight", "type"]),
+        ({"weight": {"type": "RFA"}}, ["quant.weight", "bits"]),
+        ({"weight": None}, ["quant.weight", "mapping"]),
+        ({"weight": {"type": "RFA", "bits": 0}}, ["quant.weight.bits", "got 0"]),
+        ({"weight": {"type": "LSQ", "bits": 1}}, ["quant.weight.bits (LSQ)", "got 1"]),
+        ({"weight": {"type": "Identity", "bits": 8}}, ["quant.weight.bits (Identity)", "got 8"]),
+        ({"act": {"type": "DLS", "bits": 4, "stat": "tensor"}}, ["quant.act", "'stat'", "'stats'"]),
+        ({"act": {"type": "DLS", "bits": 4, "stats": "image"}}, ["quant.act.stats", "'image'", "tensor, sample"]),
+        ({"act": {"type": "DLS", "bits": 4, "init": {"grp": "G1"}}}, ["quant.act.init", "'grp'", "group"]),
+        ({"act": {"type": "DLS", "bits": 4, "init": {"group": "G5"}}}, ["quant.act.init.group", "'G5'"]),
+        ({"act": {"type": "DLS", "bits": 4, "init": "G1"}}, ["quant.act.init", "mapping"]),
+        ({"weight": {"type": "RFA", "bits": 4, "min_gap": 0}}, ["quant.weight.min_gap", "0.001"]),
+        ({"weight": {"type": "MinMax", "bits": 4, "symmetric": 1}}, ["quant.weight.symmetric", "False, True"]),
+        ({"act_policy": "Code"}, ["quant.act_policy", "'Code'", "code, paper"]),
+        ({"overrides": {"a.*": {"wieght": {}}}}, ["quant.overrides['a.*']", "'wieght'", "'weight'"]),
+        ({"overrides": {"a.*": {"act": {"type": "LSQ", "bits": 40}}}}, ["quant.overrides['a.*'].act.bits", "40"]),
+        ({"overrides": ["a.*"]}, ["quant.overrides", "mapping"]),
+        (4, ["quant", "mapping"]),
+    ],
+)
+def test_refused_by_name(config, words):
+    with pytest.raises(SpecError) as caught:
+        QuantSpec.from_dict(config)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_per_channel_needs_channels():
+    with pytest.raises(SpecError, match=r"granularity.*no channels"):
+        build_quantizer(QuantizerSpec("LSQ", 4, {"granularity": "channel"}), role="param", name="A")
+
+
+def test_mode_of_a_spec():
+    assert QuantizerSpec("DLS", 4).mode == "stable"
+    assert QuantizerSpec("DLS", 4, {"mode": "official"}).mode == "official"
+    assert QuantizerSpec("MinMax", 4).mode is None
+
+
+@pytest.mark.parametrize("kind", QUANTIZER_REGISTRY)
+def test_defaults_are_allowed_and_accepted(kind):
+    """Each declared default passes its own check and equals the constructor's."""
+    cls = QUANTIZER_REGISTRY[kind]
+    for key, option in cls.options.items():
+        if option.default is not None:
+            option.check(option.default, key)
+    bits = max(cls.bit_widths)
+    defaults = {k: o.default for k, o in cls.options.items()}
+    explicit, implicit = cls(bits, **defaults), cls(bits)
+    for (name, a), b in zip(explicit.state_dict().items(), implicit.state_dict().values(), strict=True):
+        assert a.equal(b), name
