@@ -13,7 +13,7 @@ import torch
 
 from ..backend import choose
 
-BACKENDS = ("reference",)
+BACKENDS = ("native", "reference")
 DIRECTIONS = ("row", "col", "row_rev", "col_rev")  # the index is the code that backends get
 
 

@@ -1,0 +1,92 @@
+// The C interface of the library, loaded with ctypes: choice of the instruction set, threads, the order of tasks.
+//
+// Results do not depend on the number of threads: a task computes its own outputs, and what several tasks contribute to
+// is either added by one task in a fixed order or handed back in parts for the caller to add in a fixed order.
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+#define QM_API extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+const Kernels* choose() {
+  const char* forced = std::getenv("QMAMBAIR_ISA");  // for tests: a narrower set than the CPU has
+#if defined(QM_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && (!forced || !std::strcmp(forced, "avx512"))) return &kernels_avx512;
+  if (avx2 && (!forced || std::strcmp(forced, "portable"))) return &kernels_avx2;
+#endif
+  (void)forced;
+  return &kernels_portable;
+}
+
+const Kernels& kernels() {
+  static const Kernels* const table = choose();
+  return *table;
+}
+
+// An OpenMP pool does not survive fork(): a child that opens a parallel region may wait for threads it does not have.
+// So a process that was forked after the library was loaded (a DataLoader worker) computes on one thread.
+const pid_t loaded_in = getpid();
+
+template <typename Task>
+void parallel(int64_t tasks, int64_t threads, const Task& task) {
+#if defined(_OPENMP)
+  if (threads > 1 && tasks > 1 && getpid() == loaded_in) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads((int)(threads < tasks ? threads : tasks))
+    for (int64_t i = 0; i < tasks; i++) task(i);
+    return;
+  }
+#endif
+  (void)threads;
+  for (int64_t i = 0; i < tasks; i++) task(i);
+}
+
+}  // namespace
+
+// Changes with every change of an argument list or struct.
+QM_API int64_t qm_abi() { return 1; }
+
+// Digest of the sources this library was built from, as ops/build.py computes it.
+QM_API const char* qm_sources() { return QM_SOURCES; }
+
+QM_API const char* qm_isa() { return kernels().name; }
+
+QM_API int64_t qm_threaded() {
+#if defined(_OPENMP)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// Outputs and states of a scan.
+QM_API void qm_scan_forward(const ScanArgs* args) {
+  const ScanArgs& a = *args;
+  const int64_t width = kernels().scan.width, blocks = (a.channels + width - 1) / width;
+  const int64_t K = a.directions, outer = a.merge ? 1 : K;
+  parallel(a.batch * outer * blocks, a.threads, [&](int64_t i) {
+    const int64_t block = i % blocks, k = i / blocks % outer, image = i / blocks / outer;
+    for (int64_t d = a.merge ? 0 : k; d < (a.merge ? K : k + 1); d++) kernels().scan.forward(a, image, d, block * width);
+  });
+}
+
+// Gradients of a scan; returns 0 when memory ran out.
+QM_API int64_t qm_scan_backward(const ScanArgs* args) {
+  const ScanArgs& a = *args;
+  const int64_t K = a.directions, outer = a.merge ? 1 : K;
+  int64_t failed = 0;
+  parallel(a.batch * outer * a.groups, a.threads, [&](int64_t i) {
+    const int64_t group = i % a.groups, k = i / a.groups % outer, image = i / a.groups / outer;
+    for (int64_t d = a.merge ? 0 : k; d < (a.merge ? K : k + 1); d++)
+      if (!kernels().scan.backward(a, image, d, group)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+  });
+  return !failed;
+}

@@ -1,0 +1,6 @@
+// Kernels for x86-64 with AVX-512; compiled with -mavx512f -mavx512dq -mfma.
+#define QM_WIDTH 16
+#define QM_ISA avx512
+#include "table.h"
+
+extern const Kernels kernels_avx512 = make_table("avx512");

@@ -1,0 +1,327 @@
+// Forward and backward of the selective scan. One vector holds QM_WIDTH neighbouring channels; the N states of these
+// channels are N vectors, and a task walks all tokens of one image in one direction.
+#pragma once
+
+#include <cstdlib>
+
+#include "scan.h"
+#include "simd.h"
+
+namespace QM_ISA {
+namespace {
+
+constexpr int kMaxState = 256;
+constexpr float kLog2e = 1.44269504f;
+
+// Row and column of the t-th pixel that a direction visits.
+struct Walk {
+  int64_t inner, length;
+  bool columns, reverse;
+
+  Walk(const ScanArgs& a, int64_t direction)
+      : inner(a.order[direction] & 1 ? a.height : a.width),
+        length(a.height * a.width),
+        columns(a.order[direction] & 1),
+        reverse(a.order[direction] & 2) {}
+
+  // Offsets of tokens [begin, end) in a map with these strides.
+  void offsets(const int64_t* stride, int64_t begin, int64_t end, int64_t* out) const {
+    const int64_t outer_stride = stride[columns ? 2 : 1], inner_stride = stride[columns ? 1 : 2];
+    for (int64_t t = begin; t < end; t++) {
+      const int64_t i = reverse ? length - 1 - t : t;
+      *out++ = i / inner * outer_stride + i % inner * inner_stride;
+    }
+  }
+
+  // Raster positions of tokens [begin, end).
+  void pixels(const ScanArgs& a, int64_t begin, int64_t end, int64_t* out) const {
+    const int64_t raster[4] = {0, a.width, 1, 0};
+    offsets(raster, begin, end, out);
+  }
+};
+
+QM_INLINE const float* at(const float* p, const int64_t* stride, int64_t image, int64_t direction) {
+  return p + image * stride[0] + direction * stride[3];
+}
+
+// Output maps are contiguous: (B, H, W, D) when the directions are merged, else (B, H, W, K, D).
+QM_INLINE int64_t map_row(const ScanArgs& a) { return a.merge ? a.channels : a.directions * a.channels; }
+QM_INLINE int64_t map_offset(const ScanArgs& a, int64_t direction) { return a.merge ? 0 : direction * a.channels; }
+
+template <bool kFull>
+QM_INLINE vf load_lanes(const float* p, int lanes) {
+  return kFull ? load(p) : load(p, lanes);
+}
+
+template <bool kFull>
+QM_INLINE void store_lanes(float* p, vf v, int lanes) {
+  if (kFull)
+    store(p, v);
+  else
+    store(p, v, lanes);
+}
+
+constexpr int kTile = 64;      // tokens whose addresses are worked out at once
+constexpr int kPrefetch = 12;  // tokens ahead: columns are too far apart for the hardware prefetcher
+
+// kState > 0 fixes N at compile time (states stay in registers); 0 reads it from the arguments.
+template <int kState, bool kFull>
+void forward_block(const ScanArgs& a, int64_t image, int64_t k, int64_t first) {
+  const int N = kState ? kState : (int)a.state;
+  const int lanes = kFull ? W : (int)(a.channels - first);
+  const Walk walk(a, k);
+  const float* x = at(a.x, a.x_stride, image, k) + first;
+  const float* delta = at(a.delta, a.delta_stride, image, k) + first;
+  const float* B = at(a.B, a.B_stride, image, k);
+  const float* C = at(a.C, a.C_stride, image, k);
+  const int64_t row = map_row(a);
+  float* y = a.y + image * walk.length * row + map_offset(a, k) + first;
+  const int64_t chunks = a.save_states ? (walk.length + a.chunk - 1) / a.chunk : 1;
+  float* states = a.states + (image * a.directions + k) * chunks * N * a.channels + first;
+
+  vf rate[kState ? kState : kMaxState], h[kState ? kState : kMaxState];
+  for (int n = 0; n < N; n++) {
+    rate[n] = load_lanes<kFull>(a.A + (k * N + n) * a.channels + first, lanes) * kLog2e;
+    h[n] = vf{};
+  }
+  const vf bias = a.bias ? load_lanes<kFull>(a.bias + k * a.channels + first, lanes) : vf{};
+  const vf skip = a.D ? load_lanes<kFull>(a.D + k * a.channels + first, lanes) : vf{};
+  const bool add = a.merge && k > 0;
+
+  int64_t at_x[kTile], at_delta[kTile + kPrefetch], at_B[kTile], at_C[kTile], pixel[kTile];
+  int64_t left = a.chunk;
+  for (int64_t begin = 0; begin < walk.length; begin += kTile) {
+    const int64_t end = begin + kTile < walk.length ? begin + kTile : walk.length;
+    const int64_t ahead = end + kPrefetch < walk.length ? end + kPrefetch : walk.length;
+    walk.offsets(a.x_stride, begin, end, at_x);
+    walk.offsets(a.delta_stride, begin, ahead, at_delta);
+    walk.offsets(a.B_stride, begin, end, at_B);
+    walk.offsets(a.C_stride, begin, end, at_C);
+    walk.pixels(a, begin, end, pixel);
+    for (int i = 0; i < end - begin; i++) {
+      if (begin + i + kPrefetch < ahead) __builtin_prefetch(delta + at_delta[i + kPrefetch]);
+      const vf xt = load_lanes<kFull>(x + at_x[i], lanes);
+      vf dt = load_lanes<kFull>(delta + at_delta[i], lanes) + bias;
+      if (a.softplus) {
+        vf slope;
+        dt = softplus(dt, &slope);
+      }
+      const vf input = dt * xt;
+      const float* Bt = B + at_B[i];
+      const float* Ct = C + at_C[i];
+      vf out[2] = {skip * xt, vf{}};
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++) {
+        const vf decay = exp2m1(dt * rate[n]);
+        h[n] = (decay * h[n] + h[n]) + input * Bt[n];
+        out[n & 1] += h[n] * Ct[n];
+      }
+      vf result = out[0] + out[1];
+      if (add) result += load_lanes<kFull>(y + pixel[i] * row, lanes);
+      store_lanes<kFull>(y + pixel[i] * row, result, lanes);
+      if (a.save_states && (--left == 0 || begin + i + 1 == walk.length)) {
+        for (int n = 0; n < N; n++) store_lanes<kFull>(states + n * a.channels, h[n], lanes);
+        states += N * a.channels;
+        left = a.chunk;
+      }
+    }
+  }
+  if (!a.save_states)
+    for (int n = 0; n < N; n++) store_lanes<kFull>(states + n * a.channels, h[n], lanes);
+}
+
+template <int kState>
+void forward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t first) {
+  if (first + W <= a.channels)
+    forward_block<kState, true>(a, image, k, first);
+  else
+    forward_block<kState, false>(a, image, k, first);
+}
+
+void forward(const ScanArgs& a, int64_t image, int64_t k, int64_t first) {
+  switch (a.state) {
+    case 8: return forward_sized<8>(a, image, k, first);
+    case 10: return forward_sized<10>(a, image, k, first);
+    case 16: return forward_sized<16>(a, image, k, first);
+    default: return forward_sized<0>(a, image, k, first);
+  }
+}
+
+// Scratch of one backward task. Token vectors are indexed [token], state vectors [token][state].
+struct Scratch {
+  vf *input, *dt, *slope;  // of one channel block
+  vf *decay, *history;     // exp(dt A) - 1; states, history[0] being the one before the chunk
+  vf *sum_B, *sum_C;       // gradients of B and C over all blocks of the group, lanes not yet summed
+  vf *adjoint, *dA;        // [block][state], carried from chunk to chunk
+  vf *dD, *dbias;          // [block]
+  int64_t *at_x, *at_delta, *at_B, *at_C, *at_dy, *pixel;
+  void* memory;
+
+  Scratch(int64_t chunk, int64_t N, int64_t blocks) {
+    const int64_t vectors = 3 * chunk + (4 * chunk + 1) * N + 2 * blocks * N + 2 * blocks;
+    const size_t bytes = (vectors * sizeof(vf) + 6 * chunk * sizeof(int64_t) + 127) / 64 * 64;
+    memory = std::aligned_alloc(64, bytes);
+    if (!memory) return;
+    std::memset(memory, 0, bytes);
+    vf* p = (vf*)memory;
+    auto take = [&p](int64_t n) { return (p += n) - n; };
+    input = take(chunk), dt = take(chunk), slope = take(chunk);
+    decay = take(chunk * N), history = take((chunk + 1) * N);
+    sum_B = take(chunk * N), sum_C = take(chunk * N);
+    adjoint = take(blocks * N), dA = take(blocks * N);
+    dD = take(blocks), dbias = take(blocks);
+    at_x = (int64_t*)p, at_delta = at_x + chunk, at_B = at_delta + chunk;
+    at_C = at_B + chunk, at_dy = at_C + chunk, pixel = at_dy + chunk;
+  }
+  ~Scratch() { std::free(memory); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+};
+
+// Backward of `count` tokens (chunk `c`) of the channels from `first` on, whose carried vectors are at index `block`.
+template <int kState, bool kFull>
+void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t k, int64_t c, int count, int64_t first,
+                    int64_t block) {
+  const int N = kState ? kState : (int)a.state;
+  const int lanes = kFull ? W : (int)(a.channels - first);
+  const int64_t pixels = a.height * a.width;
+  const int64_t chunks = (pixels + a.chunk - 1) / a.chunk;
+  const float* x = at(a.x, a.x_stride, image, k) + first;
+  const float* delta = at(a.delta, a.delta_stride, image, k) + first;
+  const float* B = at(a.B, a.B_stride, image, k);
+  const float* C = at(a.C, a.C_stride, image, k);
+  const float* dy = at(a.dy, a.dy_stride, image, k) + first;
+  const float* A = a.A + k * N * a.channels + first;
+  const float* start = a.states + ((image * a.directions + k) * chunks + c - 1) * N * a.channels + first;
+  const int64_t row = map_row(a), full_row = a.directions * a.channels;
+  float* dx = a.dx + image * pixels * row + map_offset(a, k) + first;
+  float* ddelta = a.ddelta + image * pixels * full_row + k * a.channels + first;
+  const vf bias = a.bias ? load_lanes<kFull>(a.bias + k * a.channels + first, lanes) : vf{};
+  const vf skip = a.D ? load_lanes<kFull>(a.D + k * a.channels + first, lanes) : vf{};
+
+  vf rate[kState ? kState : kMaxState], h[kState ? kState : kMaxState];
+  for (int n = 0; n < N; n++) {
+    rate[n] = load_lanes<kFull>(A + n * a.channels, lanes) * kLog2e;
+    h[n] = c > 0 ? load_lanes<kFull>(start + n * a.channels, lanes) : vf{};
+    s.history[n] = h[n];
+  }
+  for (int i = 0; i < count; i++) {  // the states of this chunk once more
+    vf dt = load_lanes<kFull>(delta + s.at_delta[i], lanes) + bias;
+    s.slope[i] = splat(1.f);
+    if (a.softplus) dt = softplus(dt, &s.slope[i]);
+    const vf input = dt * load_lanes<kFull>(x + s.at_x[i], lanes);
+    const float* Bt = B + s.at_B[i];
+    vf* decay = s.decay + i * N;
+    vf* history = s.history + (i + 1) * N;
+    s.dt[i] = dt;
+    s.input[i] = input;
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) {
+      const vf d = exp2m1(dt * rate[n]);
+      h[n] = (d * h[n] + h[n]) + input * Bt[n];
+      decay[n] = d;
+      history[n] = h[n];
+    }
+  }
+
+  vf r[kState ? kState : kMaxState], dA[kState ? kState : kMaxState];
+  for (int n = 0; n < N; n++) {
+    rate[n] = load_lanes<kFull>(A + n * a.channels, lanes);
+    r[n] = s.adjoint[block * N + n];
+    dA[n] = vf{};  // sums over tokens start afresh in every chunk: less rounding over long sequences
+  }
+  vf dD = {}, dbias = {};
+  const bool add = a.merge && k > 0;
+  for (int i = count - 1; i >= 0; i--) {
+    const float* Bt = B + s.at_B[i];
+    const float* Ct = C + s.at_C[i];
+    const vf gy = load_lanes<kFull>(dy + s.at_dy[i], lanes);
+    const vf dt = s.dt[i], input = s.input[i];
+    const vf* decay = s.decay + i * N;
+    const vf* before = s.history + i * N;
+    const vf* after = before + N;
+    vf* sum_B = s.sum_B + i * N;
+    vf* sum_C = s.sum_C + i * N;
+    vf to_input = {}, to_dt = {};
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) {
+      const vf g = gy * Ct[n] + r[n];
+      sum_C[n] += gy * after[n];
+      sum_B[n] += g * input;
+      to_input += g * Bt[n];
+      r[n] = g * decay[n] + g;
+      const vf flow = r[n] * before[n];
+      to_dt += flow * rate[n];
+      dA[n] += flow * dt;
+    }
+    const vf xt = load_lanes<kFull>(x + s.at_x[i], lanes);
+    const vf to_delta = (to_dt + to_input * xt) * s.slope[i];
+    vf to_x = dt * to_input + skip * gy;
+    dD += gy * xt;
+    dbias += to_delta;
+    store_lanes<kFull>(ddelta + s.pixel[i] * full_row, to_delta, lanes);
+    float* out = dx + s.pixel[i] * row;
+    if (add) to_x += load_lanes<kFull>(out, lanes);
+    store_lanes<kFull>(out, to_x, lanes);
+  }
+  for (int n = 0; n < N; n++) {
+    s.adjoint[block * N + n] = r[n];
+    s.dA[block * N + n] += dA[n];
+  }
+  s.dD[block] += dD;
+  s.dbias[block] += dbias;
+}
+
+template <int kState>
+bool backward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t group) {
+  const int N = (int)a.state;
+  const int64_t begin = group_begin(a, group), end = group_begin(a, group + 1);
+  const int64_t pixels = a.height * a.width;
+  const Scratch s(a.chunk, N, (end - begin + W - 1) / W);
+  if (!s.memory) return false;
+  const Walk walk(a, k);
+  const int64_t offset = ((group * a.batch + image) * pixels * a.directions + k) * N;
+  for (int64_t c = (pixels + a.chunk - 1) / a.chunk - 1; c >= 0; c--) {
+    const int64_t t0 = c * a.chunk, t1 = t0 + a.chunk < pixels ? t0 + a.chunk : pixels;
+    walk.offsets(a.x_stride, t0, t1, s.at_x);
+    walk.offsets(a.delta_stride, t0, t1, s.at_delta);
+    walk.offsets(a.B_stride, t0, t1, s.at_B);
+    walk.offsets(a.C_stride, t0, t1, s.at_C);
+    walk.offsets(a.dy_stride, t0, t1, s.at_dy);
+    walk.pixels(a, t0, t1, s.pixel);
+    for (int64_t first = begin; first < end; first += W) {
+      if (first + W <= a.channels)
+        backward_block<kState, true>(a, s, image, k, c, (int)(t1 - t0), first, (first - begin) / W);
+      else
+        backward_block<kState, false>(a, s, image, k, c, (int)(t1 - t0), first, (first - begin) / W);
+    }
+    for (int64_t i = 0; i < t1 - t0; i++) {
+      const int64_t to = offset + s.pixel[i] * a.directions * N;
+      for (int n = 0; n < N; n++) {
+        a.dB[to + n] = sum(s.sum_B[i * N + n]);
+        a.dC[to + n] = sum(s.sum_C[i * N + n]);
+        s.sum_B[i * N + n] = s.sum_C[i * N + n] = vf{};
+      }
+    }
+  }
+  for (int64_t first = begin; first < end; first += W) {
+    const int lanes = first + W <= a.channels ? W : (int)(a.channels - first);
+    const int64_t block = (first - begin) / W, which = image * a.directions + k;
+    for (int n = 0; n < N; n++) store(a.dA + (which * N + n) * a.channels + first, s.dA[block * N + n], lanes);
+    if (a.dD) store(a.dD + which * a.channels + first, s.dD[block], lanes);
+    if (a.dbias) store(a.dbias + which * a.channels + first, s.dbias[block], lanes);
+  }
+  return true;
+}
+
+bool backward(const ScanArgs& a, int64_t image, int64_t k, int64_t group) {
+  switch (a.state) {
+    case 8: return backward_sized<8>(a, image, k, group);
+    case 10: return backward_sized<10>(a, image, k, group);
+    case 16: return backward_sized<16>(a, image, k, group);
+    default: return backward_sized<0>(a, image, k, group);
+  }
+}
+
+}  // namespace
+}  // namespace QM_ISA

@@ -1,0 +1,129 @@
+"""Builds the CPU kernels (``kernels/cpu/*.cpp``) into a shared library next to this file.
+
+``pip install`` runs it through setup.py; in a checkout, ``python -m qmambair_basicsr.ops.build`` builds in place. The
+library has a C interface and links neither torch nor Python, so one build serves every version of both. This module
+uses the standard library only: setup.py loads it before torch is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+LIBRARY = "libqmambair_cpu.so"
+SOURCES = Path(__file__).resolve().parents[2] / "kernels" / "cpu"
+
+_COMMON = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra")
+_X86_FLAGS = {"kernels_avx2": ("-mavx2", "-mfma"), "kernels_avx512": ("-mavx512f", "-mavx512dq", "-mfma")}
+
+
+class BuildError(RuntimeError):
+    """The library cannot be built here; the message is one line that says why."""
+
+
+def sources_digest(folder: Path = SOURCES) -> str | None:
+    """Digest of the kernel sources, None where they are not (an installed wheel)."""
+    files = sorted(p for p in folder.glob("*") if p.suffix in (".cpp", ".h"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: ``$CXX``, else g++, clang++ or c++ on the path; None when there is none."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    return next((found for found in map(shutil.which, names) if found), None)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise BuildError(f"{' '.join(command[:1] + command[-3:])} failed: {lines[0] if lines else 'no message'}")
+
+
+def _compile(compiler: str, folder: Path, out: Path, extra: tuple[str, ...], machine: str) -> None:
+    """Compile and link all sources into the file ``out``."""
+    x86 = machine.lower() in ("x86_64", "amd64")
+    define = (f'-DQM_SOURCES="{sources_digest(folder)}"', *(("-DQM_X86",) if x86 else ()))
+    units = [p for p in sorted(folder.glob("*.cpp")) if x86 or p.stem not in _X86_FLAGS]
+    objects = [out.with_name(f"{p.stem}.o") for p in units]
+
+    def compile_one(unit: Path, target: Path) -> None:
+        flags = (*_COMMON, *define, *extra, *_X86_FLAGS.get(unit.stem, ()))
+        _run([compiler, *flags, "-c", str(unit), "-o", str(target)])
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(pool.map(compile_one, units, objects))
+    _run([compiler, "-shared", *extra, *map(str, objects), "-o", str(out)])
+
+
+def build(
+    target: Path,
+    *,
+    sources: Path = SOURCES,
+    compiler: str | None = None,
+    extra: tuple[str, ...] = (),
+    machine: str | None = None,
+) -> str:
+    """Build the library.
+
+    Args:
+        target: file to write; replaced in one step, so running processes keep the old one.
+        sources: folder of the kernel sources.
+        compiler: C++ compiler; :func:`find_compiler` by default.
+        extra: more compiler flags (sanitizers).
+        machine: architecture the compiler targets, as ``platform.machine()`` names it; this one by default.
+
+    Returns:
+        One line: what was built with what.
+
+    Raises:
+        BuildError: no sources, no compiler, or the compiler failed.
+    """
+    if sources_digest(sources) is None:
+        raise BuildError(f"no kernel sources in {sources}")
+    compiler = compiler or find_compiler()
+    if compiler is None:
+        raise BuildError("no C++ compiler found (set CXX, or install g++ or clang++)")
+    machine = machine or platform.machine()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / target.name
+        try:
+            _compile(compiler, sources, out, (*extra, "-fopenmp"), machine)
+            threads = "OpenMP"
+        except BuildError:
+            _compile(compiler, sources, out, extra, machine)
+            threads = "one thread, the compiler has no OpenMP"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copy2(out, staged)
+        os.replace(staged, target)
+    return f"built {target.name} with {Path(compiler).name} ({threads})"
+
+
+def main() -> None:
+    """Command line: build in place, unless the library is already that of the sources."""
+    parser = argparse.ArgumentParser(prog="python -m qmambair_basicsr.ops.build", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name(LIBRARY), help="library file to write")
+    args = parser.parse_args()
+    try:
+        sys.stdout.write(build(args.output) + "\n")
+    except BuildError as err:
+        sys.exit(f"CPU kernels not built: {err}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The scan on the C++ kernels of ``kernels/cpu``: float32 work on CPU tensors of any floating dtype but float64.
+
+Signatures and meaning are those of ``reference.py``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from ..native_library import add_in_order, address, dense_last, is_available, library, threads
+
+__all__ = ["CHUNK", "DEVICES", "backward", "forward", "is_available"]
+
+DEVICES = ("cpu",)
+CHUNK = 64
+_MAX_STATE = 256
+_GROUP = 64  # channels that share one partial sum of dB and dC
+
+_Strides = ctypes.c_int64 * 4
+
+
+class _ScanArgs(ctypes.Structure):
+    """Mirror of ``struct ScanArgs`` in kernels/cpu/scan.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "directions", "channels", "state")),
+        *((name, ctypes.c_int64) for name in ("chunk", "groups", "softplus", "save_states", "merge", "threads")),
+        *((name, ctypes.c_void_p) for name in ("order", "x", "delta", "B", "C", "dy")),
+        *((f"{name}_stride", _Strides) for name in ("x", "delta", "B", "C", "dy")),
+        *((name, ctypes.c_void_p) for name in ("A", "D", "bias", "y", "dx", "states")),
+        *((name, ctypes.c_void_p) for name in ("ddelta", "dB", "dC", "dA", "dD", "dbias")),
+    ]
+
+
+def _strides(t: torch.Tensor) -> ctypes.Array:
+    """Strides of batch, row, column, direction; a map shared by the directions has 0 for the last."""
+    return _Strides(*t.stride()[:3], t.stride(3) if t.dim() == 5 else 0)
+
+
+def _dense(t: torch.Tensor | None) -> torch.Tensor | None:
+    return None if t is None else t.to(torch.float32).contiguous()
+
+
+class _Call:
+    """The arguments of one call, and the tensors whose addresses they hold."""
+
+    def __init__(self, x, delta, A, B, C, D, delta_bias, softplus, directions, dy=None):
+        if A.shape[-1] > _MAX_STATE:
+            raise ValueError(f"ss2d_scan: the CPU kernels take at most {_MAX_STATE} states, got N = {A.shape[-1]}")
+        maps = {"x": x, "delta": delta, "B": B, "C": C, "dy": dy}
+        self.maps = {name: dense_last(t) for name, t in maps.items() if t is not None}
+        self.A, self.D, self.bias = _dense(A.transpose(1, 2)), _dense(D), _dense(delta_bias)
+        self.order = (ctypes.c_int64 * len(directions))(*directions)
+        self.shape = (*x.shape[:3], len(directions), x.shape[-1], A.shape[-1])
+        names = ("batch", "height", "width", "directions", "channels", "state")
+        self.args = _ScanArgs(
+            **dict(zip(names, self.shape, strict=True)),
+            chunk=CHUNK,
+            groups=max(1, x.shape[-1] // _GROUP),
+            softplus=softplus,
+            threads=threads(),
+            order=ctypes.addressof(self.order),
+            A=address(self.A),
+            D=address(self.D),
+            bias=address(self.bias),
+            **{name: address(t) for name, t in self.maps.items()},
+            **{f"{name}_stride": _strides(t) for name, t in self.maps.items()},
+        )
+
+    def output_map(self, x: torch.Tensor, tasks: int) -> torch.Tensor:
+        """Memory for a map shaped as x: one per direction where merging would leave threads idle."""
+        batch, height, width, count, channels, _ = self.shape
+        self.args.merge = x.dim() == 4 and (count == 1 or batch * tasks >= 2 * self.args.threads)
+        shape = (batch, height, width, channels) if self.args.merge else (batch, height, width, count, channels)
+        return x.new_empty(shape, dtype=torch.float32)
+
+
+def _merged(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The map shaped and typed as x, directions summed in their order."""
+    return (add_in_order(t.unbind(3)) if t.dim() > x.dim() else t).to(x.dtype)
+
+
+def forward(x, delta, A, B, C, D, delta_bias, softplus, directions, save_states):
+    """See ``reference.forward``."""
+    call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions)
+    batch, height, width, count, channels, state = call.shape
+    chunks = -(-height * width // CHUNK) if save_states else 1
+    y = call.output_map(x, tasks=-(-channels // 16))
+    states = y.new_empty(batch, count, chunks, state, channels)
+    call.args.save_states, call.args.y, call.args.states = save_states, y.data_ptr(), states.data_ptr()
+    library().qm_scan_forward(ctypes.byref(call.args))
+    return _merged(y, x), states
+
+
+def backward(dy, x, delta, A, B, C, D, delta_bias, states, softplus, directions):
+    """See ``reference.backward``."""
+    call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions, dy)
+    batch, height, width, count, channels, state = call.shape
+    args, groups = call.args, call.args.groups
+    dx = call.output_map(x, tasks=groups)
+    ddelta = dx.new_empty(batch, height, width, count, channels)
+    dB, dC = (dx.new_empty(groups, batch, height, width, count, state) for _ in range(2))
+    dA = dx.new_empty(batch, count, state, channels)
+    dD, dbias = (None if t is None else dx.new_empty(batch, count, channels) for t in (D, delta_bias))
+    args.save_states, args.states, args.dx = 1, states.data_ptr(), dx.data_ptr()
+    for name, t in (("ddelta", ddelta), ("dB", dB), ("dC", dC), ("dA", dA), ("dD", dD), ("dbias", dbias)):
+        setattr(args, name, address(t))
+    library().qm_scan_backward.restype = ctypes.c_int64
+    if not library().qm_scan_backward(ctypes.byref(args)):
+        raise MemoryError("ss2d_scan: no memory for the scratch of the CPU backward pass")
+    return (
+        _merged(dx, x),
+        ddelta.to(delta.dtype),
+        add_in_order(dA).transpose(1, 2).contiguous().to(A.dtype),
+        add_in_order(dB).to(B.dtype),
+        add_in_order(dC).to(C.dtype),
+        None if D is None else add_in_order(dD).to(D.dtype),
+        None if delta_bias is None else add_in_order(dbias).to(delta_bias.dtype),
+    )
