@@ -108,7 +108,8 @@ def choose(op: str, names: tuple[str, ...], tensor: torch.Tensor) -> ModuleType:
         module = _load(op, wanted)
         if tensor.device.type not in module.DEVICES:
             raise BackendError(
-                f"{ENV}={wanted}: {op} got a tensor on {tensor.device}, this backend runs on {', '.join(module.DEVICES)}"
+                f"{ENV}={wanted}: {op} got a tensor on {tensor.device}, "
+                f"this backend runs on {', '.join(module.DEVICES)}"
             )
         return module
     for name in _PREFERENCE.get(tensor.device.type, ("reference",)):

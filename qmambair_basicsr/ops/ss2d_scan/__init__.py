@@ -153,7 +153,7 @@ def _backward_fake(dy, x, delta, A, B, C, D, delta_bias, states, softplus, direc
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, softplus, directions, save_states = inputs
+    *tensors, softplus, directions, _ = inputs
     ctx.softplus, ctx.directions = softplus, directions
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[1])
