@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from os import path as osp
 
 import torch
@@ -157,7 +159,7 @@ class MambaIRModel(SRModel):
         """
         self._iteration = current_iter
         self.optimizer_g.zero_grad()
-        with seeded(*self.step_key()):
+        with self.step_randomness():
             losses = self.compute_losses()
             total = sum(losses.values())
             if not math.isfinite(total.item()):
@@ -177,6 +179,17 @@ class MambaIRModel(SRModel):
         """Random key of the current training step."""
         return (data_order.STEP_STREAM, self.seed, self.rank, self._iteration)
 
+    @contextlib.contextmanager
+    def step_randomness(self) -> Iterator[None]:
+        """Inside, random draws are those of the current training step, however often it is entered."""
+        with seeded(*self.step_key()):
+            yield
+
+    def replay_forward(self) -> None:
+        """Run the network on the current batch as the current step did, without gradients."""
+        with torch.no_grad(), self.step_randomness():
+            self.get_bare_model(self.net_g)(self.lq)
+
     def compute_losses(self) -> OrderedDict[str, Tensor]:
         """Run the network on the current batch; weighted losses by log name (``l_...``), which are summed."""
         self.output = self.net_g(self.lq)
@@ -190,7 +203,8 @@ class MambaIRModel(SRModel):
 
     def non_finite_error(self, losses: dict[str, Tensor]) -> non_finite.NonFiniteError:
         """The error that says where the current step went wrong and which checkpoint is the last good one."""
-        where = non_finite.locate(self.get_bare_model(self.net_g), self.lq, getattr(self, "gt", None), self.step_key())
+        data = {"lq": self.lq, "gt": getattr(self, "gt", None)}
+        where = non_finite.locate(self.get_bare_model(self.net_g), data, self.replay_forward)
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
         return non_finite.NonFiniteError(
             f"training stopped at iteration {self._iteration} ({values}): {where}. "

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-
-from .random_stream import seeded
 
 
 class NonFiniteError(RuntimeError):
@@ -30,13 +29,12 @@ def _bad(value: object) -> bool:
     return any(not bool(torch.isfinite(tensor).all()) for tensor in _tensors(value))
 
 
-def first_bad_layer(net: nn.Module, x: Tensor, key: tuple[int, ...]) -> str | None:
-    """Name of the module, innermost first, whose output is the first to be non-finite on ``x``.
+def first_bad_layer(net: nn.Module, replay: Callable[[], None]) -> str | None:
+    """Name of the module, innermost first, whose output is the first to be non-finite.
 
     Args:
-        net: bare network, run in the mode it is in.
-        x: the batch of the failing step.
-        key: random key of that step, so that DropPath and sampling repeat.
+        net: bare network.
+        replay: runs its forward as the failing step did, random draws included.
     """
     found: list[str] = []
 
@@ -49,33 +47,31 @@ def first_bad_layer(net: nn.Module, x: Tensor, key: tuple[int, ...]) -> str | No
 
     handles = [module.register_forward_hook(watch(name)) for name, module in net.named_modules() if name]
     try:
-        with torch.no_grad(), seeded(*key):
-            net(x)
+        replay()
     finally:
         for handle in handles:
             handle.remove()
     return found[0] if found else None
 
 
-def locate(net: nn.Module, x: Tensor, target: Tensor | None, key: tuple[int, ...]) -> str:
+def locate(net: nn.Module, data: Mapping[str, Tensor | None], replay: Callable[[], None]) -> str:
     """Say where a failing step became non-finite: data, weights, a layer's output, or the backward pass.
 
     Args:
         net: bare network, its gradients as the failing step left them.
-        x: input batch.
-        target: ground truth, None where there is none.
-        key: random key of the step.
+        data: tensors of the batch by their names in the data set.
+        replay: runs the network's forward as the failing step did.
 
     Returns:
         A clause for an error message.
     """
-    for label, tensor in (("input (lq)", x), ("ground truth (gt)", target)):
-        if tensor is not None and _bad(tensor):
-            return f"the {label} of the batch is not finite"
+    for name, tensor in data.items():
+        if _bad(tensor):
+            return f"{name} of the batch is not finite"
     for name, parameter in net.named_parameters():
         if _bad(parameter.detach()):
             return f"parameter {name} is not finite"
-    layer = first_bad_layer(net, x, key)
+    layer = first_bad_layer(net, replay)
     if layer is not None:
         return f"first non-finite layer: {layer}"
     # the backward pass runs from the last layer to the first, so trouble began at the last one affected

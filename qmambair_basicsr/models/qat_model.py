@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 from basicsr.archs import build_network
@@ -11,6 +13,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 
+from ..archs.routing import shared_routing_noise
 from ..layers.calibrate import calibrate, quantizers_of, uncalibrated
 from ..layers.checkpoint import load_fp_state, quantizer_keys
 from ..losses.feature_capture import FeatureCapture
@@ -135,6 +138,8 @@ class QATModel(MambaIRModel):
         if self.teacher is not None and not wanted:
             raise ValueError("quant_train: teacher is set but train has neither distill_opt nor feature_opt")
         if self.cri_feature is not None:
+            if not self.opt["dist"] and self.opt["num_gpu"] > 1:
+                raise ValueError("train: feature_opt needs one process per GPU: start with --launcher pytorch")
             self.features = FeatureCapture(self.get_bare_model(self.net_g), self.cri_feature.layers)
             self.teacher_features = FeatureCapture(self.teacher, self.cri_feature.layers)
         super().build_losses()
@@ -151,6 +156,14 @@ class QATModel(MambaIRModel):
         lr = self.opt["train"]["optim_g"]["lr"] * self.quant.lr_factor
         rest = [p for p in group["params"] if id(p) not in quantizers]
         return [{"params": rest}, {"params": own, "lr": lr, "weight_decay": 0.0}]
+
+    @contextlib.contextmanager
+    def step_randomness(self) -> Iterator[None]:
+        """As ``MambaIRModel``; with a teacher, both networks also route MambaIRv2's tokens by the same noise."""
+        with super().step_randomness(), contextlib.ExitStack() as stack:
+            if self.teacher is not None:
+                stack.enter_context(shared_routing_noise(int(torch.randint(2**31, ()))))
+            yield
 
     def compute_losses(self) -> OrderedDict[str, Tensor]:
         """Ground-truth losses, then ``l_distill`` and ``l_feature`` against the teacher."""

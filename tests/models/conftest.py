@@ -109,6 +109,23 @@ def qat_options(train_options, fp_checkpoint) -> dict:
     return options
 
 
+@pytest.fixture
+def parsed(tmp_path):
+    """Function: options as ``parse_options`` leaves them, for building a model without the loop."""
+
+    def parse(options: dict, is_train: bool = True) -> dict:
+        opt = copy.deepcopy(options)
+        opt |= {"dist": False, "rank": 0, "world_size": 1, "is_train": is_train, "root_path": str(tmp_path)}
+        opt["datasets"]["train"] |= {"phase": "train", "scale": opt["scale"]}
+        for folder in ("models", "training_states"):
+            path = tmp_path / "experiments" / opt["name"] / folder
+            path.mkdir(parents=True, exist_ok=True)
+            opt["path"][folder] = str(path)
+        return opt
+
+    return parse
+
+
 class LoopRunner:
     """Runs the stock loop in a folder: in this process, or as ``python -m qmambair_basicsr.train`` where that counts."""
 
