@@ -66,11 +66,19 @@ class MambaIRModel(SRModel):
     def load_initial_weights(self) -> None:
         """Fill the bare network from ``path: pretrain_network_g`` where that is set."""
         path = self.opt["path"].get("pretrain_network_g")
-        if path is not None:
+        if self.resumes():  # BasicSR has put the run's own checkpoint in place of the option file's
+            self.load_network(self.net_g, path)
+        elif path is not None:
             strict = self.opt["path"].get("strict_load_g", True)
             self.load_network(self.net_g, path, strict, self.opt["path"].get("param_key_g", "params"))
         elif not self.is_train:
             get_root_logger().warning("path: pretrain_network_g is not set: a network with random weights is tested")
+
+    def resumes(self) -> bool:
+        """Whether the network continues from a checkpoint of its own run."""
+        path = self.opt["path"]
+        ignored = path.get("ignore_resume_networks") or ()
+        return self.is_train and bool(path.get("resume_state")) and "network_g" not in ignored
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Move the network to the run's device and wrap it for several processes (gloo on CPUs) or GPUs."""
@@ -100,14 +108,13 @@ class MambaIRModel(SRModel):
         self.net_g_ema.requires_grad_(False)
         self.net_g_ema.eval()
         get_root_logger().info(f"Exponential moving average of the weights, decay {self.ema_decay}")
-        path = self.opt["path"]
-        if path.get("resume_state") and path.get("pretrain_network_g"):
-            content = checkpoint_io.read_file(path["pretrain_network_g"])
+        if self.resumes():
+            path = self.opt["path"]["pretrain_network_g"]
+            content = checkpoint_io.read_file(path)
             if isinstance(content, dict) and "params_ema" not in content:
-                get_root_logger().warning(f"{path['pretrain_network_g']} has no params_ema: the average starts anew")
+                get_root_logger().warning(f"{path} has no params_ema: the average starts from its params")
                 return
-            state = checkpoint_io.select_params(content, path["pretrain_network_g"], "params_ema")
-            checkpoint_io.load_state(self.net_g_ema, state, path["pretrain_network_g"])
+            checkpoint_io.load_state(self.net_g_ema, checkpoint_io.select_params(content, path, "params_ema"), path)
 
     def build_losses(self) -> None:
         """Build the losses named in ``opt['train']``.

@@ -242,7 +242,7 @@ def test_optimizers(parsed, options):
     with pytest.raises(ValueError, match=r"'Adamw' is unknown; use one of Adam, AdamW, SGD"):
         build_model(parsed(options))
     options["train"]["optim_g"] |= {"type": "Adam", "momentum": 0.9}
-    with pytest.raises(ValueError, match="optim_g.*momentum"):
+    with pytest.raises(ValueError, match=r"optim_g.*momentum"):
         build_model(parsed(options))
 
 

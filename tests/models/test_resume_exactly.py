@@ -62,3 +62,19 @@ def test_another_seed_gives_other_weights(loop, train_options):
     loop.here({**copy.deepcopy(train_options), "name": "whole"})
     loop.here({**train_options, "manual_seed": 4})
     assert not same(outcome(loop, "run")[0], outcome(loop, "whole")[0])
+
+
+def test_quantized_run_with_teacher_resumes_exactly(loop, qat_options, fp_checkpoint):
+    """Also from a bare state_dict, whose `param_key_g: ~` must not be asked of the run's own checkpoints."""
+    bare = checkpoint_io.read_file(fp_checkpoint)["params"]
+    checkpoint_io.write_file(bare, fp_checkpoint.with_name("bare.pth"))
+    qat_options["path"] |= {"pretrain_network_g": str(fp_checkpoint.with_name("bare.pth")), "param_key_g": None}
+    qat_options["quant_train"]["teacher"] = {"path": str(fp_checkpoint)}
+    qat_options["train"]["distill_opt"] = {"type": "PixelDistillationLoss"}
+    qat_options["datasets"]["train"]["num_worker_per_gpu"] = 0
+    loop.here({**copy.deepcopy(qat_options), "name": "whole"})
+    qat_options["train"]["total_iter"] = 5
+    loop.here(qat_options)
+    qat_options["train"]["total_iter"] = 8
+    loop.here(qat_options, "--auto_resume")
+    assert same(outcome(loop, "run"), outcome(loop, "whole"))
