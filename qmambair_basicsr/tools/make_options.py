@@ -138,7 +138,7 @@ def train_options(family: str, task: Task, bits: int) -> dict:
     }
     opt["val"] = {"val_freq": recipe.val_freq, "save_img": False, "pbar": True, "metrics": _metrics(task)}
     opt["logger"] = {
-        "print_freq": 100,
+        "print_freq": recipe.print_freq,
         "save_checkpoint_freq": recipe.save_freq,
         "use_tb_logger": True,
         "wandb": {"project": None, "resume_id": None},

@@ -51,9 +51,12 @@ def _bicubic(name: str) -> Data:
     return Data(name, f"datasets/{name}/HR", f"datasets/{name}/LR_bicubic/X{{s}}")
 
 
-DATA = {
-    name: _bicubic(name) for name in ("DF2K", "DIV2K", "BSDS400T91", "Set5", "Set14", "B100", "Urban100", "Manga109")
-}
+_BICUBIC_SETS = (
+    ("DF2K", "DIV2K", "BSDS400T91"),  # training
+    ("Set5", "Set14", "B100", "Urban100", "Manga109"),  # benchmarks
+    ("Photos", "PhotosTest"),  # made by tools.demo
+)
+DATA = {name: _bicubic(name) for names in _BICUBIC_SETS for name in names}
 
 # -- networks ------------------------------------------------------------------------------------------------
 
@@ -137,6 +140,7 @@ class Recipe:
         eta_min: Last learning rate of the cosine.
         start: Task whose full-precision weights training starts from (FP only; the tail is skipped); empty = none.
         train: Key of ``DATA`` to train on instead of the task's.
+        print_freq: Log a line every so many iterations.
     """
 
     total_iter: int
@@ -154,6 +158,7 @@ class Recipe:
     eta_min: float = 1e-6
     start: str = ""
     train: str = ""
+    print_freq: int = 100
 
 
 _FP_STEPS = (250_000, 400_000, 450_000, 475_000)
@@ -170,6 +175,7 @@ FP = {
     ("MambaIRv2Light", "lightSRx4"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=192, batch=16, gpus=2, train="DIV2K"),
     "tiny": Recipe(30_000, 1e-3, (), gt_size=64, batch=8, gpus=0, ema=0.999, val_freq=1000, save_freq=1000, workers=1),
 }
+FP["demo"] = FP["tiny"]
 QAT = {
     "classic": Recipe(20_000, 1e-4, _QAT_STEPS, gt_size=192, batch=16, gpus=2, val_freq=1000, calibration=8),
     "light": Recipe(20_000, 2e-4, _QAT_STEPS, gt_size=192, batch=16, gpus=2, val_freq=1000, calibration=8),
@@ -184,6 +190,20 @@ QAT = {
         save_freq=500,
         workers=1,
         calibration=8,
+    ),
+    # `make demo`: minutes on two CPU cores
+    "demo": Recipe(
+        240,
+        1e-3,
+        (120, 180, 220),
+        gt_size=64,
+        batch=4,
+        gpus=0,
+        val_freq=1000,
+        save_freq=1000,
+        workers=1,
+        calibration=8,
+        print_freq=5,
     ),
 }
 
@@ -228,6 +248,7 @@ TASKS = {
         Task("SRx4", "classic", "classic", 4, "DF2K", _FIVE_SR_SETS, crop=4),
         Task("lightSRx2", "light", "light", 2, "DF2K", _FIVE_SR_SETS, crop=2),
         Task("lightSRx4", "light", "light", 4, "DF2K", _FIVE_SR_SETS, crop=4),
+        Task("demoSRx2", "tiny", "demo", 2, "Photos", ("PhotosTest",), crop=2),
         Task("tinySRx2", "tiny", "tiny", 2, "BSDS400T91", _FIVE_SR_SETS[:3], crop=2, weights="qmambair_basicsr/assets"),
     )
 }
@@ -244,7 +265,7 @@ WEIGHTS = {
 ROWS = tuple(
     (family, task, bits)
     for family, tasks in (
-        ("MambaIR", ("SRx2", "lightSRx2", "tinySRx2")),
+        ("MambaIR", ("SRx2", "lightSRx2", "tinySRx2", "demoSRx2")),
         ("MambaIRv2", ("SRx2", "SRx4")),
         ("MambaIRv2Light", ("lightSRx2", "lightSRx4")),
     )
