@@ -173,7 +173,7 @@ FP = {
     ("MambaIRv2", "SRx4"): Recipe(250_000, 1e-4, _FP_HALF_STEPS, gt_size=192, batch=4, gpus=8, start="SRx2"),
     ("MambaIRv2Light", "lightSRx2"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=16, gpus=2, train="DIV2K"),
     ("MambaIRv2Light", "lightSRx4"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=192, batch=16, gpus=2, train="DIV2K"),
-    "tiny": Recipe(30_000, 1e-3, (), gt_size=64, batch=8, gpus=0, ema=0.999, val_freq=1000, save_freq=1000, workers=1),
+    "tiny": Recipe(10_000, 1e-3, (), gt_size=64, batch=4, gpus=0, ema=0.999, val_freq=2000, save_freq=1000, workers=1),
 }
 FP["demo"] = FP["tiny"]
 QAT = {
