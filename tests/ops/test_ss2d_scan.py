@@ -164,21 +164,24 @@ def test_native_bits_do_not_depend_on_threads(use_backend):
         assert all(torch.equal(other[name], results[0][name]) for name in other)
 
 
-def _scan_in_child(queue):
+def _scan_in_child(queue, inputs):
     with torch.no_grad():
-        queue.put(ss2d_scan(**make(1, 4, 5, 4, 40, 4)).sum().item())
+        queue.put(ss2d_scan(**inputs).sum().item())
 
 
 def test_native_after_fork(use_backend):
     """A DataLoader worker is a fork of a process whose thread pool has already run."""
     use_backend("ss2d_scan", "native")
-    want = ss2d_scan(**make(1, 4, 5, 4, 40, 4)).sum().item()
+    inputs = make(1, 4, 5, 4, 40, 4)
+    want = ss2d_scan(**inputs).sum().item()
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    process = context.Process(target=_scan_in_child, args=(queue,), daemon=True)
+    process = context.Process(target=_scan_in_child, args=(queue, inputs), daemon=True)
     process.start()
-    assert queue.get(timeout=60) == pytest.approx(want, rel=1e-5)
-    process.join(60)
+    try:
+        assert queue.get(timeout=60) == pytest.approx(want, rel=1e-5)
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("isa", ["avx2", "portable"])
