@@ -13,6 +13,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help install demo test lint format clean
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:
 	@grep -E '^#' Makefile | sed 's/^# \{0,1\}//'
 
-install: $(STAMP)
+install: $(STAMP) $(KERNELS)
 
 $(STAMP): setup.py pyproject.toml requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.11")'
@@ -35,7 +36,12 @@ $(STAMP): setup.py pyproject.toml requirements.txt constraints.txt
 	$(PIP) install -c $(VENV)/constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
 
-test: $(STAMP)
+# pip hides what setup.py says about the CPU kernels; this also rebuilds them after a change
+$(KERNELS): $(STAMP) qmambair_basicsr/ops/build.py $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
+	$(BIN)/python -W ignore -m qmambair_basicsr.ops.build --if-changed || echo 'The PyTorch path is used instead.'
+	touch $@
+
+test: $(STAMP) $(KERNELS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMP)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 
@@ -37,6 +40,30 @@ EXTRAS = {
     ],
 }
 
+class BuildWithKernels(build_py):
+    """Copies the package and builds the CPU kernels into it; without a compiler the PyTorch path remains."""
+
+    def run(self) -> None:
+        super().run()
+        spec = importlib.util.spec_from_file_location("_kernels", HERE / "qmambair_basicsr" / "ops" / "build.py")
+        kernels = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(kernels)
+        root = HERE if self.editable_mode else Path(self.build_lib)
+        try:
+            message = kernels.build(root / "qmambair_basicsr" / "ops" / kernels.LIBRARY)
+        except kernels.BuildError as err:
+            message = f"CPU kernels not built, the PyTorch path will be used: {err}"
+        sys.stderr.write(f"qmambair_basicsr: {message}\n")
+
+
+class PlatformDistribution(Distribution):
+    """A wheel that carries the CPU kernels belongs to one platform."""
+
+    def has_ext_modules(self) -> bool:
+        """Whether the wheel holds compiled code."""
+        return True
+
+
 setup(
     name="qmambair_basicsr",
     version=version(),
@@ -47,6 +74,8 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["qmambair_basicsr", "qmambair_basicsr.*"]),
     package_data={"qmambair_basicsr": ["assets/*", "data/files/*"]},
+    cmdclass={"build_py": BuildWithKernels},
+    distclass=PlatformDistribution,
     install_requires=requirements(),
     extras_require=EXTRAS,
     entry_points={

@@ -8,6 +8,7 @@ uses the standard library only: setup.py loads it before torch is there.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import os
 import platform
@@ -39,6 +40,16 @@ def sources_digest(folder: Path = SOURCES) -> str | None:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def built_from(library: Path) -> str | None:
+    """Digest of the sources a library was built from, None when it does not load."""
+    try:
+        digest = ctypes.CDLL(str(library)).qm_sources
+    except (OSError, AttributeError):
+        return None
+    digest.restype = ctypes.c_char_p
+    return digest().decode()
 
 
 def find_compiler() -> str | None:
@@ -115,10 +126,14 @@ def build(
 
 
 def main() -> None:
-    """Command line: build in place, unless the library is already that of the sources."""
+    """Command line: build in place."""
     parser = argparse.ArgumentParser(prog="python -m qmambair_basicsr.ops.build", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name(LIBRARY), help="library file to write")
+    parser.add_argument("--if-changed", action="store_true", help="do nothing when the library matches the sources")
     args = parser.parse_args()
+    if args.if_changed and args.output.is_file() and built_from(args.output) == sources_digest():
+        sys.stdout.write(f"{args.output.name} is up to date\n")
+        return
     try:
         sys.stdout.write(build(args.output) + "\n")
     except BuildError as err:
