@@ -173,10 +173,10 @@ class MambaIRModel(SRModel):
                 raise self.non_finite_error(losses)
             total.backward()
         # a gradient norm costs one pass over the gradients and keeps NaN out of the weights and the optimizer
-        limit = self.opt["train"].get("grad_clip", math.inf)
-        norm = nn.utils.clip_grad_norm_(self.net_g.parameters(), limit)
-        if not math.isfinite(norm.item()):
+        if not math.isfinite(non_finite.gradient_norm(self.net_g.parameters())):
             raise self.non_finite_error(losses)
+        if "grad_clip" in self.opt["train"]:
+            nn.utils.clip_grad_norm_(self.net_g.parameters(), self.opt["train"]["grad_clip"])
         self.optimizer_g.step()
         self.log_dict = self.reduce_loss_dict(losses)
         if self.ema_decay > 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -27,6 +27,16 @@ def _tensors(value: object) -> list[Tensor]:
 
 def _bad(value: object) -> bool:
     return any(not bool(torch.isfinite(tensor).all()) for tensor in _tensors(value))
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """Euclidean norm of all gradients together, which are left as they are; NaN or infinite when one of them is."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return 0.0
+    if hasattr(nn.utils, "get_total_norm"):  # torch 2.6 on: one kernel launch for all
+        return nn.utils.get_total_norm(gradients).item()
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])).item()
 
 
 def first_bad_layer(net: nn.Module, replay: Callable[[], None]) -> str | None:

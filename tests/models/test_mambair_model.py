@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from qmambair_basicsr.models import checkpoint_io, mambair_model
-from qmambair_basicsr.models.non_finite import NonFiniteError
+from qmambair_basicsr.models.non_finite import NonFiniteError, gradient_norm
 
 
 class Square(nn.Module):
@@ -197,7 +198,7 @@ def break_loss(model):
 
 
 def break_gradient(model):
-    model.cri_pix = lambda output, target: (output * 0).sum().sqrt()
+    model.net_g.first.weight.register_hook(lambda gradient: gradient / 0)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def break_gradient(model):
         (break_weight, r"parameter first\.bias is not finite"),
         (break_layer, r"first non-finite layer: square \(Square\)"),
         (break_loss, "loss itself overflowed"),
-        (break_gradient, r"outputs are finite; first non-finite gradient: norm\.bias"),
+        (break_gradient, r"outputs are finite; first non-finite gradient: first\.weight"),
     ],
 )
 def test_training_stops_where_it_became_non_finite(parsed, options, damage, words):
@@ -220,6 +221,19 @@ def test_training_stops_where_it_became_non_finite(parsed, options, damage, word
     with pytest.raises(NonFiniteError, match=rf"stopped at iteration 7 \(l_pix .*{words}.*net_g_1\.pth"):
         step(model, 7, data)
     assert all(torch.equal(before[key], value) for key, value in weights_of(model).items())
+
+
+def test_gradient_norm(monkeypatch):
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), ())]
+    for parameter in parameters[:2]:
+        parameter.grad = torch.rand_like(parameter)
+    expected = torch.cat([p.grad.flatten() for p in parameters[:2]]).norm().item()
+    assert gradient_norm(parameters) == pytest.approx(expected)
+    monkeypatch.delattr(nn.utils, "get_total_norm", raising=False)  # torch before 2.6
+    assert gradient_norm(parameters) == pytest.approx(expected)
+    parameters[0].grad[0, 0] = float("nan")
+    assert math.isnan(gradient_norm(parameters))
+    assert gradient_norm([]) == 0
 
 
 def test_random_networks_validate_alike_each_time(parsed, options, monkeypatch):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 
+import pytest
 import torch
 
 from qmambair_basicsr.models import checkpoint_io
+from qmambair_basicsr.models.non_finite import NonFiniteError
 
 PSNR = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
 
@@ -55,6 +58,37 @@ def test_validation_and_a_new_start_seed_do_not_matter_on_resume(loop, train_opt
     train_options["manual_seed"] = 77
     loop.here(train_options, "--auto_resume")
     assert same(outcome(loop, "run")[0], outcome(loop, "whole")[0])
+
+
+def test_prefetching_thread_does_not_disturb_the_draws(loop, train_options):
+    """`prefetch_mode: cpu` without workers loads samples in a thread while the network drops paths."""
+    data = train_options["datasets"]["train"]
+    data["num_worker_per_gpu"] = 0
+    loop.here({**copy.deepcopy(train_options), "name": "whole"})
+    data |= {"prefetch_mode": "cpu", "num_prefetch_queue": 3}
+    loop.here(train_options)
+    assert same(outcome(loop, "run")[0], outcome(loop, "whole")[0])
+
+
+def test_damaged_state_stops_with_its_path(loop, train_options):
+    train_options["train"]["total_iter"] = 4
+    loop.here(train_options)
+    state = loop.folder / "experiments" / "run" / "training_states" / "4.state"
+    state.write_bytes(state.read_bytes()[:500])
+    with pytest.raises(checkpoint_io.CheckpointError, match=r"4\.state cannot be read .*truncated"):
+        loop.here(train_options, "--auto_resume")
+
+
+def test_diverging_run_stops_and_names_the_last_checkpoint(loop, train_options):
+    train_options["train"]["optim_g"] = {"type": "SGD", "lr": 1e25}
+    train_options["logger"]["save_checkpoint_freq"] = 1
+    train_options["train"]["total_iter"] = 50
+    with pytest.raises(NonFiniteError, match=r"stopped at iteration (\d+) .*net_g_(\d+)\.pth.*--auto_resume") as error:
+        loop.here(train_options)
+    stopped, last = map(int, re.search(r"iteration (\d+) .*net_g_(\d+)\.pth", str(error.value)).groups())
+    assert last == stopped - 1
+    for path in loop.models().iterdir():
+        assert checkpoint_io.first_non_finite(checkpoint_io.read_file(path)["params"]) is None
 
 
 def test_another_seed_gives_other_weights(loop, train_options):
