@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from .base import Quantizer, UncalibratedError
 from .dls import DLS
+from .dorefa import DoReFa
 from .identity import Identity
 from .lsq import LSQ
 from .lsq_offset import LSQOffset
+from .lsq_plus import LSQPlus
 from .minmax import MinMax
+from .n2uq import N2UQ
+from .pams import PAMS
+from .quantsr import QuantSR
 from .rfa import RFA
+from .soft_ste import SoftSTE
 from .spec import QuantizerSpec, QuantSpec, SpecError
 
 QUANTIZER_REGISTRY: dict[str, type[Quantizer]] = {
@@ -19,6 +25,12 @@ QUANTIZER_REGISTRY: dict[str, type[Quantizer]] = {
     "RFA": RFA,
     "LSQOffset": LSQOffset,
     "LSQ": LSQ,
+    "LSQPlus": LSQPlus,
+    "PAMS": PAMS,
+    "QuantSR": QuantSR,
+    "SoftSTE": SoftSTE,
+    "N2UQ": N2UQ,
+    "DoReFa": DoReFa,
     "MinMax": MinMax,
     "Identity": Identity,
 }
@@ -55,14 +67,20 @@ def build_quantizer(
 __all__ = [
     "DLS",
     "LSQ",
+    "N2UQ",
+    "PAMS",
     "QUANTIZER_REGISTRY",
     "RFA",
+    "DoReFa",
     "Identity",
     "LSQOffset",
+    "LSQPlus",
     "MinMax",
+    "QuantSR",
     "QuantSpec",
     "Quantizer",
     "QuantizerSpec",
+    "SoftSTE",
     "SpecError",
     "UncalibratedError",
     "build_quantizer",

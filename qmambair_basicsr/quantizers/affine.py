@@ -47,8 +47,9 @@ class AffineQuantizer(Quantizer):
         raise NotImplementedError
 
     def quantize(self, x: Tensor) -> Tensor:
-        scale, offset = self.step_and_offset(x)
-        return lsq(x, scale, offset, qmin=self.qmin, qmax=self.qmax, dim=self.dim)
+        full = self._full(x)
+        scale, offset = self.step_and_offset(full)
+        return lsq(full, scale, offset, qmin=self.qmin, qmax=self.qmax, dim=self.dim).to(x.dtype)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

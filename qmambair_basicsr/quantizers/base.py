@@ -64,7 +64,7 @@ class Quantizer(nn.Module):
     bit_widths: ClassVar[tuple[int, ...]] = tuple(range(2, 9))
     options: ClassVar[dict[str, Option]] = {}
     roles: ClassVar[tuple[str, ...]] = ROLES
-    dynamic: ClassVar[bool] = False
+    dynamic: bool = False
     fixed_range: ClassVar[bool] = False
     affine: bool = True
 
@@ -244,6 +244,10 @@ class Quantizer(nn.Module):
         return f"bits={self.bits}, role={self.role}"
 
     # ---- helpers --------------------------------------------------------------------------------------
+
+    def _constant(self, value: Tensor) -> Tensor:
+        """A function of the input that the declared surrogate takes as a constant."""
+        return value.detach()
 
     @staticmethod
     def _full(x: Tensor) -> Tensor:

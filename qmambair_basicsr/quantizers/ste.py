@@ -22,16 +22,28 @@ class _Round(torch.autograd.Function):
         return grad
 
 
-class _RoundTanh(torch.autograd.Function):
+class _Snap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, curve: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _SoftRound(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.round(x)
+        whole = torch.floor(x)
+        return torch.tanh(x - whole - 0.5).div_(2 * math.tanh(0.5)).add_(0.5).add_(whole)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return grad * tanh_slope(x)
+        fraction = x - torch.floor(x)
+        return grad * (1 - torch.tanh(fraction - 0.5).square()) / (2 * math.tanh(0.5))
 
 
 class _ScaleGrad(torch.autograd.Function):
@@ -62,18 +74,18 @@ def round_ste(x: Tensor) -> Tensor:
     return _Round.apply(x)
 
 
-def tanh_slope(x: Tensor) -> Tensor:
-    """Derivative of ``phi(v) = floor(v) + 1/2 + tanh(f - 1/2) / (2 tanh(1/2))`` with ``f = v - floor(v)``.
+def snap(curve: Tensor, value: Tensor) -> Tensor:
+    """``value``, exactly, with the gradient of ``curve``."""
+    return _Snap.apply(curve, value)
 
-    0.851 at integers, 1.082 half-way between two (QuantSR, RLQ).
+
+def soft_round(x: Tensor) -> Tensor:
+    """Soft rounding ``floor(v) + 1/2 + tanh(f - 1/2) / (2 tanh(1/2))`` with ``f = v - floor(v)`` (QuantSR, RLQ).
+
+    Continuous with continuous slope: 0.851 at integers, 1.082 half-way between two. Rounding its value gives
+    the rounding of ``x``.
     """
-    fraction = x - torch.floor(x)
-    return (1 - torch.tanh(fraction - 0.5).square()) / (2 * math.tanh(0.5))
-
-
-def round_tanh(x: Tensor) -> Tensor:
-    """Round to the nearest integer; gradient of the soft rounding ``phi`` of :func:`tanh_slope`."""
-    return _RoundTanh.apply(x)
+    return _SoftRound.apply(x)
 
 
 def scale_grad(x: Tensor, factor: Tensor | float) -> Tensor:

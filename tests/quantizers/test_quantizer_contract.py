@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, SpecError, UncalibratedError, build_quantizer
+from qmambair_basicsr.quantizers import (
+    DLS,
+    QUANTIZER_REGISTRY,
+    QuantizerSpec,
+    SpecError,
+    UncalibratedError,
+    build_quantizer,
+)
 from qmambair_basicsr.quantizers.base import ROLES
 
 CHANNELS = 5
@@ -125,30 +133,32 @@ def test_gradients_are_those_of_the_declared_curve(kind, bits, role, options):
 
 
 @every
-def test_declared_curve_is_differentiated_correctly(kind, bits, role, options):
-    """Numerical gradients of the curve with the rounding error held, the gradient scale set to 1."""
+def test_declared_curve_is_differentiated_correctly(kind, bits, role, options, monkeypatch):
+    """Numerical gradients of the curve; rounding error and declared constants held, gradient scale set to 1."""
     quantizer = _make(kind, bits, role, options, torch.float64)
     if not quantizer.affine:
         pytest.skip("the clamp after the grid has a gradient of its own: checked against the golden vectors")
-    x = _data(torch.float64)
-    quantizer.init_from(x)
+    quantizer.init_from(_data(torch.float64))
     _disturb(quantizer)
-    quantizer.copies = 1 / (x.numel() / getattr(quantizer, "groups", 1) * quantizer.qmax) if quantizer.qmax > 0 else 1
+    for module in {sys.modules[cls.__module__] for cls in type(quantizer).__mro__ if cls.__module__.startswith("qmam")}:
+        if hasattr(module, "scale_grad"):
+            monkeypatch.setattr(module, "scale_grad", lambda value, factor: value)
+    x = _data(torch.float64, seed=11)
+    constants = []  # moved a little: the largest magnitude is a border of its own grid
+    monkeypatch.setattr(quantizer, "_constant", lambda value: constants.append(1.01 * value.detach()) or constants[0])
     with torch.no_grad():
         error = quantizer.to_int(x)[0] - quantizer.curve(x)[0]
     names = [n for n, p in quantizer.named_parameters() if p.requires_grad]
     values = [p.detach().clone().requires_grad_() for p in quantizer.parameters() if p.requires_grad]
 
     def plain(x, *values):
-        state = dict(zip(names, values, strict=True))
-        curve, scale, zero = torch.func.functional_call(
-            _Curve(quantizer), {f"q.{n}": v for n, v in state.items()}, (x,)
-        )
+        state = {f"q.{name}": value for name, value in zip(names, values, strict=True)}
+        curve, scale, zero = torch.func.functional_call(_Curve(quantizer), state, (x,))
         return (curve + error - zero) * scale
 
     if values:
         assert torch.autograd.gradcheck(plain, (x, *values), eps=1e-7, atol=1e-6, rtol=1e-4)
-    if quantizer.dynamic:  # the cap on the step follows x but is a constant for the gradient: take it away
+    if isinstance(quantizer, DLS):  # the cap on the step follows x but is a constant for the gradient: take it away
         quantizer.cap_share = 1e9
     assert torch.autograd.gradcheck(plain, (x.requires_grad_(), *values), eps=1e-7, atol=1e-6, rtol=1e-4)
 
@@ -317,13 +327,13 @@ def test_half_precision_is_computed_in_float32(kind, bits, role, options, dtype)
 
 
 @every
-def test_not_contiguous_and_empty_gradients(kind, bits, role, options):
+def test_not_contiguous(kind, bits, role, options):
     quantizer = _make(kind, bits, role, options)
     x = _data()
     quantizer.init_from(x)
     view = x.transpose(0, 1).contiguous().transpose(0, 1)
     assert not view.is_contiguous()
-    assert torch.equal(quantizer(view), quantizer(x))
+    torch.testing.assert_close(quantizer(view), quantizer(x))
 
 
 @every
@@ -339,7 +349,7 @@ def test_health(kind, bits, role, options):
     assert set(quantizer.health()) <= set(report)
 
 
-STATIC = [case for case in CASES if not case[3] and not QUANTIZER_REGISTRY[case[0]].dynamic]
+STATIC = [case for case in CASES if not case[3]]
 
 
 @pytest.mark.parametrize(("kind", "bits", "role", "options"), STATIC, ids=_label)
@@ -347,6 +357,8 @@ STATIC = [case for case in CASES if not case[3] and not QUANTIZER_REGISTRY[case[
 @given(data=st.data())
 def test_quantizing_twice_changes_nothing(kind, bits, role, options, data):
     quantizer = _make(kind, bits, role, options)
+    if quantizer.dynamic:
+        pytest.skip("the grid follows the tensor, and a quantized tensor is another one")
     spread = data.draw(st.floats(1e-3, 1e3), label="spread")
     shift = data.draw(st.floats(-2, 2), label="shift")
     x = (_data(seed=data.draw(st.integers(0, 1000), label="seed")) + shift) * spread

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qmambair_basicsr.quantizers.ste import positive, round_ste, round_tanh, scale_grad, tanh_slope
+from qmambair_basicsr.quantizers.ste import positive, round_ste, scale_grad, snap, soft_round
 
 
 def _grad(function, x):
@@ -21,14 +21,24 @@ def test_round_is_exact_with_slope_one():
     assert torch.equal(grad, torch.ones_like(x))
 
 
-def test_tanh_rounding_slope_is_the_derivative_of_its_curve():
+def test_soft_round_follows_its_formula_and_slope():
     x = torch.linspace(-3.37, 4.21, 501, dtype=torch.float64)
-    y, grad = _grad(round_tanh, x)
-    assert torch.equal(y, x.round())
-    phi = lambda v: v.floor() + 0.5 + torch.tanh(v - v.floor() - 0.5) / (2 * torch.tanh(torch.tensor(0.5).double()))  # noqa: E731
-    torch.testing.assert_close(grad, (phi(x + 1e-6) - phi(x - 1e-6)) / 2e-6, rtol=1e-6, atol=1e-8)
-    ends = tanh_slope(torch.tensor([0.0, 0.5]))
+    y, _ = _grad(soft_round, x)
+    half = torch.tensor(0.5, dtype=torch.float64)
+    fraction = x - x.floor()
+    torch.testing.assert_close(y, x.floor() + 0.5 + torch.tanh(fraction - 0.5) / (2 * torch.tanh(half)))
+    assert torch.equal(y.round(), x.round())
+    assert torch.autograd.gradcheck(soft_round, (x.clone().requires_grad_(),))
+    ends = _grad(soft_round, torch.tensor([0.0, 0.5]))[1]
     torch.testing.assert_close(ends, torch.tensor([0.851, 1.082]), rtol=1e-3, atol=0)
+
+
+def test_snap_returns_the_value_with_the_gradient_of_the_curve():
+    x = torch.randn(50, requires_grad=True)
+    y = snap(x**3, x.detach().round())
+    y.sum().backward()
+    assert torch.equal(y, x.detach().round())
+    torch.testing.assert_close(x.grad, 3 * x.detach() ** 2)
 
 
 def test_scale_grad_changes_the_gradient_only():
