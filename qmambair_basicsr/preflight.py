@@ -44,6 +44,7 @@ PATH = (
     "pretrain_network_g",
     "param_key_g",
     "strict_load_g",
+    "skip_keys_g",
     "resume_state",
     "ignore_resume_networks",
 )

@@ -5,7 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import OrderedDict
+<<<<<<< HEAD
 from collections.abc import Iterator
+=======
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+>>>>>>> b2a8975 (Option files for SRx3, lightSRx3/x4, colour denoising, JPEG artifacts and real denoising; each runs two iterations in a test)
 from os import path as osp
 
 import torch
@@ -254,8 +259,18 @@ class MambaIRModel(SRModel):
         logger = get_root_logger()
         logger.info(f"Loading {type(net).__name__} from {load_path}, key {param_key}")
         state = checkpoint_io.select_params(checkpoint_io.read_file(load_path), load_path, param_key)
+        if net is self.get_bare_model(self.net_g):
+            state = self._without_skipped(state, load_path)
         for line in checkpoint_io.load_state(net, state, load_path, strict):
             logger.warning(f"strict_load_g is false, skipped: {line}")
+
+    def _without_skipped(self, state: Mapping[str, Tensor], load_path: str) -> dict[str, Tensor]:
+        """The weights without those ``path: skip_keys_g`` leaves as they were initialised."""
+        patterns = self.opt["path"].get("skip_keys_g") or []
+        for pattern in patterns:
+            if not any(fnmatchcase(key, pattern) for key in state):
+                raise ValueError(f"path: skip_keys_g: {pattern!r} fits no weight in {load_path}")
+        return {k: v for k, v in state.items() if not any(fnmatchcase(k, pattern) for pattern in patterns)}
 
     @master_only
     def save_network(self, net, net_label: str, current_iter: int, param_key="params") -> None:

@@ -12,10 +12,19 @@ from pathlib import Path
 
 import yaml
 
-from .option_table import DATA, NETS, ROWS, TASKS, WEIGHTS, Data, Recipe, Task, recipe_of
+from .option_data import DATA
+from .option_table import NETS, ROWS, TASKS, WEIGHTS, Recipe, Task, recipe_of
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 PLUGIN = "plugin: !!python/name:qmambair_basicsr.__version__"
+
+# Model class that trains and tests a full-precision network
+MODELS = {
+    "MambaIR": "MambaIRModel",
+    "MambaIRUNet": "MambaIRModel",
+    "MambaIRv2": "MambaIRv2Model",
+    "MambaIRv2Light": "MambaIRv2LightModel",
+}
 
 # Remarks printed above a key, by its path from the top of the file.
 REMARKS = {
@@ -27,6 +36,7 @@ REMARKS = {
     "network_g.quant.act_policy": "code = as released (DLS on out_proj and scan inputs); paper = DLS everywhere",
     "quant_train": "see qmambair_basicsr/models/README.md",
     "quant_train.calibration": "batches that initialise every quantizer before the optimizer exists",
+    "path.skip_keys_g": "weights of another shape than in the file, which stay as they were initialised",
     "path.strict_load_g": "quantizer keys may be missing from a full-precision file; any other difference stops",
     "train.total_iter": "README, section Training, lists the published figures these settings are for",
     "val.pbar": "progress bar over the images",
@@ -39,20 +49,10 @@ def stem(phase: str, family: str, task: str, bits: int) -> str:
     return f"{phase}_{arch}_{task}" + ("" if bits == 32 else f"_w{bits}a{bits}")
 
 
-def _dataset(data: Data, scale: int) -> dict:
-    return {
-        "name": data.name,
-        "type": data.type,
-        "dataroot_gt": data.gt.format(s=scale),
-        "dataroot_lq": data.lq.format(s=scale),
-        "filename_tmpl": data.template.format(s=scale),
-        **dict(data.extra),
-        "io_backend": {"type": "disk"},
-    }
-
-
 def _network(family: str, task: Task, bits: int) -> dict:
-    net = {"type": family if bits == 32 else f"Q{family}", "upscale": task.scale, "in_chans": task.in_chans}
+    net = {"type": family if bits == 32 else f"Q{family}"}
+    if "inp_channels" not in NETS[family, task.size]:
+        net |= {"upscale": task.scale, "in_chans": task.in_chans}
     net |= NETS[family, task.size]
     if bits != 32:
         net["quant"] = {
@@ -72,7 +72,7 @@ def _metrics(task: Task) -> dict:
 def _head(phase: str, family: str, task: Task, bits: int) -> dict:
     return {
         "name": stem(phase, family, task.name, bits),
-        "model_type": f"{family}Model" if bits == 32 else "QATModel",
+        "model_type": MODELS[family] if bits == 32 else "QATModel",
         "scale": task.scale,
         "num_gpu": "auto",
         "manual_seed": 10,
@@ -84,6 +84,13 @@ def _weights(family: str, task: Task, bits: int) -> str:
     if bits == 32:
         return f"{task.weights}/{WEIGHTS.get((family, task.name), f'{family}_{task.name}.pth')}"
     return f"experiments/{stem('train', family, task.name, bits)}/models/net_g_latest.pth"
+
+
+def _loss(recipe: Recipe) -> dict:
+    loss = {"type": recipe.loss, "loss_weight": 1.0, "reduction": "mean"}
+    if recipe.loss == "CharbonnierLoss":
+        loss["eps"] = 1e-6  # BasicSR's class adds eps itself, not its square
+    return loss
 
 
 def _schedule(recipe: Recipe) -> dict:
@@ -109,7 +116,7 @@ def train_options(family: str, task: Task, bits: int) -> dict:
     opt = _head("train", family, task, bits)
     opt["datasets"] = {
         "train": {
-            **_dataset(DATA[recipe.train or task.train], task.scale),
+            **DATA[recipe.train or task.train].options(task.scale),
             "gt_size": recipe.gt_size,
             "use_hflip": True,
             "use_rot": True,
@@ -118,23 +125,31 @@ def train_options(family: str, task: Task, bits: int) -> dict:
             "dataset_enlarge_ratio": 100,
             "prefetch_mode": None,
         },
-        "val": _dataset(DATA[task.tests[0]], task.scale),
+        "val": DATA[task.tests[0]].options(task.scale),
     }
     opt["network_g"] = _network(family, task, bits)
     if bits == 32:
         start = _weights(family, TASKS[recipe.start], 32) if recipe.start else None
-        opt["path"] = {"pretrain_network_g": start, "strict_load_g": not start, "resume_state": None}
+        strict = not start or TASKS[recipe.start].scale == task.scale  # upsamplers differ
+        opt["path"] = {"pretrain_network_g": start, "strict_load_g": strict, "resume_state": None}
+        if recipe.skip:
+            opt["path"]["skip_keys_g"] = list(recipe.skip)
     else:
         start = _weights(family, task, 32)
         opt["path"] = {"pretrain_network_g": start, "strict_load_g": True, "resume_state": None}
         opt["quant_train"] = {"calibration": {"batches": recipe.calibration}}
     opt["train"] = {
         "ema_decay": recipe.ema,
-        "optim_g": {"type": "Adam", "lr": recipe.lr, "weight_decay": 0, "betas": [0.9, 0.99]},
+        "optim_g": {
+            "type": recipe.optim,
+            "lr": recipe.lr,
+            "weight_decay": recipe.weight_decay,
+            "betas": [0.9, 0.99],
+        },
         "scheduler": _schedule(recipe),
         "total_iter": recipe.total_iter,
         "warmup_iter": -1,
-        "pixel_opt": {"type": recipe.loss, "loss_weight": 1.0, "reduction": "mean"},
+        "pixel_opt": _loss(recipe),
     }
     opt["val"] = {"val_freq": recipe.val_freq, "save_img": False, "pbar": True, "metrics": _metrics(task)}
     opt["logger"] = {
@@ -150,7 +165,7 @@ def train_options(family: str, task: Task, bits: int) -> dict:
 def test_options(family: str, task: Task, bits: int) -> dict:
     """Contents of a test file; arguments as :func:`train_options`."""
     opt = _head("test", family, task, bits)
-    opt["datasets"] = {f"test_{i}": _dataset(DATA[name], task.scale) for i, name in enumerate(task.tests, start=1)}
+    opt["datasets"] = {f"test_{i}": DATA[name].options(task.scale) for i, name in enumerate(task.tests, start=1)}
     opt["network_g"] = _network(family, task, bits)
     opt["path"] = {"pretrain_network_g": _weights(family, task, bits), "strict_load_g": True}
     opt["val"] = {"save_img": True, "suffix": None, "pbar": True, "metrics": _metrics(task)}
@@ -193,9 +208,9 @@ def render(opt: dict) -> str:
 def files() -> dict[str, str]:
     """Every option file: name -> text."""
     out = {}
-    for family, task, bits in ROWS:
-        for phase, build in (("train", train_options), ("test", test_options)):
-            out[f"{stem(phase, family, task, bits)}.yml"] = render(build(family, TASKS[task], bits))
+    for phase, family, task, bits in ROWS:
+        build = train_options if phase == "train" else test_options
+        out[f"{stem(phase, family, task, bits)}.yml"] = render(build(family, TASKS[task], bits))
     return out
 
 
@@ -218,10 +233,11 @@ def main(argv: list[str] | None = None) -> int:
             sys.stderr.write(f"{name}: differs from option_table.py\n")
         return 1 if names else 0
     args.out.mkdir(parents=True, exist_ok=True)
+    wanted = files()
     for name in drifted(args.out):
         target = args.out / name
-        if name in files():
-            target.write_text(files()[name], encoding="utf-8")
+        if name in wanted:
+            target.write_text(wanted[name], encoding="utf-8")
         else:
             target.unlink()
         sys.stderr.write(f"{'wrote' if target.exists() else 'removed'} {target}\n")

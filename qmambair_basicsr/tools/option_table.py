@@ -3,7 +3,7 @@
 A file is a row: an architecture, a task and a bit-width. A row's contents are put together from five tables:
 
 ========== ============================================================================================
-``DATA``    training and test sets: folders relative to the working directory, names of the low-quality files
+``DATA``    training and test sets (``option_data``)
 ``NETS``    constructor keys of an architecture at one size (official released configurations)
 ``FP``      recipe that trains a full-precision network from scratch
 ``QAT``     recipe that fine-tunes a quantized network from full-precision weights
@@ -22,41 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# -- data sets -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Data:
-    """A set of image pairs.
-
-    Attributes:
-        name: Name in log files and result tables.
-        gt: Folder of the ground truth; ``{s}`` stands for the scale.
-        lq: Folder of the network's input.
-        template: How the input file is called, given the stem of the ground-truth file.
-        type: Registered dataset class.
-        extra: Further keys of that class.
-    """
-
-    name: str
-    gt: str
-    lq: str
-    template: str = "{{}}x{s}"
-    type: str = "PairedImageDataset"
-    extra: tuple[tuple[str, object], ...] = ()
-
-
-def _bicubic(name: str) -> Data:
-    """A set whose inputs are MATLAB-bicubic reductions made by ``tools.prepare_data``."""
-    return Data(name, f"datasets/{name}/HR", f"datasets/{name}/LR_bicubic/X{{s}}")
-
-
-_BICUBIC_SETS = (
-    ("DF2K", "DIV2K", "BSDS400T91"),  # training
-    ("Set5", "Set14", "B100", "Urban100", "Manga109"),  # benchmarks
-    ("Photos", "PhotosTest"),  # made by tools.demo
-)
-DATA = {name: _bicubic(name) for names in _BICUBIC_SETS for name in names}
+from .option_data import CAR_SETS, DN_SETS, QUALITIES, SIGMAS, SR_SETS
 
 # -- networks ------------------------------------------------------------------------------------------------
 
@@ -77,6 +43,18 @@ _LIGHT = {
     "embed_dim": 60,
     "mlp_ratio": 1.2,
     "upsampler": "pixelshuffledirect",
+}
+# denoising and JPEG artifacts: no upsampling, the residual is learned
+_SAME_SIZE = {**_CLASSIC, "img_size": 128, "mlp_ratio": 1.2, "upsampler": ""}
+_UNET = {
+    "inp_channels": 3,
+    "out_channels": 3,
+    "dim": 48,
+    "num_blocks": [4, 6, 6, 8],
+    "num_refinement_blocks": 4,
+    "mlp_ratio": 1.5,
+    "d_state": 16,
+    "bias": False,
 }
 # small enough to train on two CPU cores: 93,570 parameters at x2, 0.4 MB
 _TINY = {**_LIGHT, "d_state": 4, "depths": [2, 2, 2], "embed_dim": 32}
@@ -108,11 +86,14 @@ _V2_LIGHT = {
     "upsampler": "pixelshuffledirect",
 }
 
-# (architecture family, size) -> constructor keys without type, upscale, in_chans and quant
+# (architecture family, size) -> constructor keys without type and quant, and without upscale and in_chans, which the
+# task gives (the U-Net has neither)
 NETS = {
     ("MambaIR", "classic"): _CLASSIC,
     ("MambaIR", "light"): _LIGHT,
+    ("MambaIR", "same size"): _SAME_SIZE,
     ("MambaIR", "tiny"): _TINY,
+    ("MambaIRUNet", "unet"): _UNET,
     ("MambaIRv2", "classic"): _V2,
     ("MambaIRv2Light", "light"): _V2_LIGHT,
 }
@@ -126,20 +107,23 @@ class Recipe:
 
     Attributes:
         total_iter: Iterations.
-        lr: Initial learning rate of Adam(0.9, 0.99).
+        lr: Initial learning rate.
         milestones: Iterations at which the rate is halved; empty = one cosine down to ``eta_min``.
         gt_size: Side of the ground-truth patch in pixels.
         batch: Images per GPU and iteration.
         gpus: How many GPUs the published figure was trained on (for the comment only).
         ema: Decay of the averaged weights; 0 = none.
-        loss: Registered pixel loss.
+        loss: Registered pixel loss; CharbonnierLoss is sqrt(d^2 + 0.001^2).
         val_freq: Validate every so many iterations.
         save_freq: Save a checkpoint every so many iterations.
         workers: Data-loading processes per GPU.
         calibration: Batches that initialise the quantizers (QAT only).
         eta_min: Last learning rate of the cosine.
         start: Task whose full-precision weights training starts from (FP only; the tail is skipped); empty = none.
+        skip: Name patterns of weights that are not taken over from ``start`` because their shape differs.
         train: Key of ``DATA`` to train on instead of the task's.
+        optim: Registered optimizer, betas (0.9, 0.99).
+        weight_decay: Of the optimizer.
         print_freq: Log a line every so many iterations.
     """
 
@@ -157,18 +141,48 @@ class Recipe:
     calibration: int = 0
     eta_min: float = 1e-6
     start: str = ""
+    skip: tuple[str, ...] = ()
     train: str = ""
+    optim: str = "Adam"
+    weight_decay: float = 0.0
     print_freq: int = 100
 
 
 _FP_STEPS = (250_000, 400_000, 450_000, 475_000)
 _FP_HALF_STEPS = tuple(step // 2 for step in _FP_STEPS)
+_DN_STEPS = (800_000, 1_200_000, 1_400_000, 1_500_000)
+_DN_HALF_STEPS = tuple(step // 2 for step in _DN_STEPS)
 _QAT_STEPS = (10_000, 15_000, 17_500, 18_750)
 
 FP = {
     "classic": Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=4, gpus=8, ema=0.999),
     "light": Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=16, gpus=2, ema=0.999),
+    "dn": Recipe(
+        800_000, 1e-4, _DN_HALF_STEPS, gt_size=128, batch=2, gpus=8, loss="CharbonnierLoss", start="ColorDN15"
+    ),
+    "car": Recipe(800_000, 1e-4, _DN_HALF_STEPS, gt_size=126, batch=2, gpus=8, loss="CharbonnierLoss", start="CARq40"),
+    # the release also grows the patch from 128 to 384 pixels and mixes images, which the stock loop does not do
+    "real": Recipe(
+        300_000,
+        3e-4,
+        (),
+        gt_size=128,
+        batch=8,
+        gpus=8,
+        loss="CharbonnierLoss",
+        optim="AdamW",
+        weight_decay=1e-4,
+    ),
     # own recipes of one family and task; their official files differ from the rule of the size
+    ("MambaIR", "SRx3"): Recipe(
+        250_000, 1e-4, _FP_HALF_STEPS, gt_size=192, batch=4, gpus=8, ema=0.999, start="SRx2", skip=("upsample.*",)
+    ),
+    ("MambaIR", "SRx4"): Recipe(250_000, 1e-4, _FP_HALF_STEPS, gt_size=192, batch=4, gpus=8, ema=0.999, start="SRx2"),
+    # from scratch with LR patches of 64, as the author corrected the published files (issues 82 and 96)
+    ("MambaIR", "lightSRx3"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=192, batch=16, gpus=2, ema=0.999),
+    ("MambaIR", "lightSRx4"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=256, batch=16, gpus=2, ema=0.999),
+    ("MambaIR", "ColorDN15"): Recipe(1_600_000, 2e-4, _DN_STEPS, gt_size=128, batch=2, gpus=8, loss="CharbonnierLoss"),
+    ("MambaIR", "CARq40"): Recipe(1_600_000, 2e-4, _DN_STEPS, gt_size=126, batch=2, gpus=8, loss="CharbonnierLoss"),
     ("MambaIRv2", "SRx2"): Recipe(500_000, 1e-3, _FP_STEPS, gt_size=128, batch=4, gpus=8),
     ("MambaIRv2", "SRx4"): Recipe(250_000, 1e-4, _FP_HALF_STEPS, gt_size=192, batch=4, gpus=8, start="SRx2"),
     ("MambaIRv2Light", "lightSRx2"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=16, gpus=2, train="DIV2K"),
@@ -179,6 +193,20 @@ FP["demo"] = FP["tiny"]
 QAT = {
     "classic": Recipe(20_000, 1e-4, _QAT_STEPS, gt_size=192, batch=16, gpus=2, val_freq=1000, calibration=8),
     "light": Recipe(20_000, 2e-4, _QAT_STEPS, gt_size=192, batch=16, gpus=2, val_freq=1000, calibration=8),
+    **dict.fromkeys(
+        ("dn", "car", "real"),
+        Recipe(
+            20_000,
+            1e-4,
+            _QAT_STEPS,
+            gt_size=128,
+            batch=4,
+            gpus=1,
+            loss="CharbonnierLoss",
+            val_freq=1000,
+            calibration=8,
+        ),
+    ),
     "tiny": Recipe(
         4_000,
         2e-4,
@@ -208,8 +236,6 @@ QAT = {
 }
 
 # -- tasks ---------------------------------------------------------------------------------------------------
-
-_FIVE_SR_SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 
 
 @dataclass(frozen=True)
@@ -241,15 +267,27 @@ class Task:
     weights: str = "experiments/pretrained_models"
 
 
+def _same_size(name: str, size: str, recipe: str, train: str, tests: tuple[str, ...], in_chans: int = 3) -> Task:
+    """A task whose output has the input's size: all channels count, and the whole image."""
+    return Task(name, size, recipe, 1, train, tests, crop=0, y_channel=False, in_chans=in_chans)
+
+
 TASKS = {
     task.name: task
     for task in (
-        Task("SRx2", "classic", "classic", 2, "DF2K", _FIVE_SR_SETS, crop=2),
-        Task("SRx4", "classic", "classic", 4, "DF2K", _FIVE_SR_SETS, crop=4),
-        Task("lightSRx2", "light", "light", 2, "DF2K", _FIVE_SR_SETS, crop=2),
-        Task("lightSRx4", "light", "light", 4, "DF2K", _FIVE_SR_SETS, crop=4),
+        *(Task(f"SRx{s}", "classic", "classic", s, "DF2K", SR_SETS, crop=s) for s in (2, 3, 4)),
+        *(Task(f"lightSRx{s}", "light", "light", s, "DF2K", SR_SETS, crop=s) for s in (2, 3, 4)),
         Task("demoSRx2", "tiny", "demo", 2, "Photos", ("PhotosTest",), crop=2),
-        Task("tinySRx2", "tiny", "tiny", 2, "BSDS400T91", _FIVE_SR_SETS[:3], crop=2, weights="qmambair_basicsr/assets"),
+        Task("tinySRx2", "tiny", "tiny", 2, "BSDS400T91", SR_SETS[:3], crop=2, weights="qmambair_basicsr/assets"),
+        *(
+            _same_size(f"ColorDN{n}", "same size", "dn", f"DFWB s{n}", tuple(f"{name} s{n}" for name in DN_SETS))
+            for n in SIGMAS
+        ),
+        *(
+            _same_size(f"CARq{n}", "same size", "car", f"DFWB q{n}", tuple(f"{name} q{n}" for name in CAR_SETS), 1)
+            for n in QUALITIES
+        ),
+        _same_size("RealDN", "unet", "real", "SIDD train", ("SIDD",)),
     )
 }
 
@@ -261,16 +299,22 @@ WEIGHTS = {
     ("MambaIRv2Light", "lightSRx4"): "mambairv2_lightSR_x4.pth",
 }
 
-# (architecture family, task, bits); bits 32 = the full-precision network
+_FAMILIES = (
+    ("MambaIR", tuple(name for name in TASKS if name != "RealDN")),
+    ("MambaIRUNet", ("RealDN",)),
+    ("MambaIRv2", ("SRx2", "SRx4")),
+    ("MambaIRv2Light", ("lightSRx2", "lightSRx4")),
+)
+# (phase, architecture family, task, bits); bits 32 = the full-precision network. Eight bits are tested only: that
+# network is trained with the four-bit file and `--force_yml network_g:quant:weight:bits=8 ...`
 ROWS = tuple(
-    (family, task, bits)
-    for family, tasks in (
-        ("MambaIR", ("SRx2", "lightSRx2", "tinySRx2", "demoSRx2")),
-        ("MambaIRv2", ("SRx2", "SRx4")),
-        ("MambaIRv2Light", ("lightSRx2", "lightSRx4")),
-    )
+    (phase, family, task, bits)
+    for family, tasks in _FAMILIES
     for task in tasks
-    for bits in (32, 4, 2)
+    for phase, bits in (
+        *((phase, bits) for phase in ("train", "test") for bits in (32, 4, 2)),
+        *((("test", 8),) if family in ("MambaIR", "MambaIRUNet") and not task.startswith(("tiny", "demo")) else ()),
+    )
 )
 
 

@@ -1,0 +1,71 @@
+"""Training and test sets of the option files: folders relative to the working directory, and registered classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Data:
+    """A set of image pairs.
+
+    Attributes:
+        name: Name in log files and result tables.
+        gt: Folder of the ground truth; ``{s}`` stands for the scale.
+        lq: Folder of the network's input; empty = the class makes it from the ground truth.
+        template: How the input file is called, given the stem of the ground-truth file.
+        type: Registered dataset class.
+        extra: Further keys of that class.
+    """
+
+    name: str
+    gt: str
+    lq: str = ""
+    template: str = "{{}}"
+    type: str = "RestorationPairDataset"
+    extra: tuple[tuple[str, object], ...] = ()
+
+    def options(self, scale: int) -> dict:
+        """The set's section in an option file."""
+        pair = {"dataroot_lq": self.lq.format(s=scale), "filename_tmpl": self.template.format(s=scale)}
+        return {
+            "name": self.name,
+            "type": self.type,
+            "dataroot_gt": self.gt.format(s=scale),
+            **(pair if self.lq else {}),
+            **dict(self.extra),
+            "io_backend": {"type": "disk"},
+        }
+
+
+def _bicubic(name: str) -> Data:
+    """A set whose inputs are MATLAB-bicubic reductions made by ``tools.prepare_data``."""
+    return Data(name, f"datasets/{name}/HR", f"datasets/{name}/LR_bicubic/X{{s}}", "{{}}x{s}")
+
+
+def _noisy(name: str, sigma: int) -> Data:
+    """A set with Gaussian noise made on the fly."""
+    return Data(name, f"datasets/{name}/HR", type="GaussianNoiseDataset", extra=(("sigma", sigma),))
+
+
+def _jpeg(name: str, quality: int) -> Data:
+    """A set compressed on the fly, one grey channel."""
+    return Data(name, f"datasets/{name}/HR", type="JPEGDataset", extra=(("quality", quality), ("channels", 1)))
+
+
+SR_SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
+DEMO_SETS = ("Photos", "PhotosTest")  # made by tools.demo
+DN_SETS = ("CBSD68", "Kodak24", "McMaster", "Urban100")
+CAR_SETS = ("classic5", "LIVE1")
+SIGMAS = (15, 25, 50)
+QUALITIES = (10, 30, 40)
+
+DATA = (
+    {name: _bicubic(name) for name in ("DF2K", "DIV2K", "BSDS400T91", *SR_SETS, *DEMO_SETS)}
+    | {f"{name} s{sigma}": _noisy(name, sigma) for name in ("DFWB", *DN_SETS) for sigma in SIGMAS}
+    | {f"{name} q{quality}": _jpeg(name, quality) for name in ("DFWB", *CAR_SETS) for quality in QUALITIES}
+    | {
+        "SIDD train": Data("SIDD", "datasets/SIDD/train/GT", "datasets/SIDD/train/LQ"),
+        "SIDD": Data("SIDD", "datasets/SIDD/val/GT", "datasets/SIDD/val/LQ"),
+    }
+)

@@ -1,0 +1,114 @@
+"""Every shipped option file, unchanged but for the network's size, runs two iterations in the folder layout it names."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.data import build_dataset
+from basicsr.models import build_model
+from basicsr.utils.options import parse_options
+from torch.utils.data import DataLoader
+
+from qmambair_basicsr.data.image_files import write_image
+from qmambair_basicsr.data.matlab_resize import bicubic_downscale
+from qmambair_basicsr.layers.calibrate import calibrate
+from qmambair_basicsr.preflight import checked
+from qmambair_basicsr.tools import make_options
+from qmambair_basicsr.tools.option_data import DATA
+from qmambair_basicsr.tools.option_table import ROWS, TASKS
+
+SIDE = 48  # of the images
+SMALL = {
+    "MambaIR": {"depths": [1], "embed_dim": 30, "d_state": 1},
+    "MambaIRUNet": {"dim": 30, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "d_state": 1},
+    "MambaIRv2": {"depths": [1], "num_heads": [2], "embed_dim": 24, "inner_rank": 4, "num_tokens": 8, "d_state": 1},
+}
+SMALL["MambaIRv2Light"] = SMALL["MambaIRv2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder with two images in every set."""
+    root = tmp_path_factory.mktemp("options")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(2)]
+    scales = {task.scale for task in TASKS.values()}
+    for data in DATA.values():
+        for scale in scales if "{s}" in data.lq else (1,):
+            for stem, img in zip("ab", images, strict=True):
+                write_image(root / data.gt.format(s=scale) / f"{stem}.png", img)
+                if data.lq:
+                    lq = bicubic_downscale(img, scale) if scale > 1 else img // 2
+                    name = data.template.format(s=scale).format(stem)
+                    write_image(root / data.lq.format(s=scale) / f"{name}.png", lq)
+    return root
+
+
+def _forced(phase, family, task, bits):
+    network = {f"network_g:{key}": value for key, value in SMALL[family].items()}
+    settings = {"num_gpu": 0, **network}
+    if phase == "train":
+        settings |= {
+            "datasets:train:gt_size": 12 * task.scale if task.scale > 1 else 16,
+            "datasets:train:batch_size_per_gpu": 1,
+            "logger:use_tb_logger": False,
+        }
+        settings |= {} if bits == 32 else {"quant_train:calibration:batches": 1}
+    return [f"{key}={value}".replace(" ", "") for key, value in settings.items()]
+
+
+def _provide_weights(opt, phase, bits):
+    """What the file starts from: full-precision weights, or in a test of a quantized network calibrated ones."""
+    path = opt["path"]["pretrain_network_g"]
+    if path is None or Path(path).exists():
+        return
+    section = dict(opt["network_g"])
+    if phase == "train" and bits != 32:
+        section = {k: v for k, v in section.items() if k != "quant"} | {"type": section["type"].removeprefix("Q")}
+    if opt["path"].get("strict_load_g") is False:
+        section["upscale"] = 2  # weights of the x2 network for x3 and x4
+    net = build_network(section)
+    if phase == "test" and bits != 32:
+        channels = section.get("in_chans", 3)
+        calibrate(net, [torch.rand(1, channels, 16, 16)])
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"params": net.state_dict()}, path)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: make_options.stem(*row))
+def test_two_iterations(folder, monkeypatch, row):
+    phase, family, task_name, bits = row
+    task = TASKS[task_name]
+    monkeypatch.chdir(folder)
+    torch.set_num_threads(1)
+    file = make_options.OPTIONS / f"{make_options.stem(*row)}.yml"
+    command = ["-opt", str(file), "--force_yml", *_forced(phase, family, task, bits)]
+    monkeypatch.setattr(sys, "argv", ["run", *command])
+    parse = getattr(parse_options, "__wrapped__", parse_options)
+    _provide_weights(parse(str(folder), is_train=phase == "train")[0], phase, bits)
+    opt, _ = checked(parse)(str(folder), is_train=phase == "train")  # with the check that the commands make
+    if phase == "train":
+        Path(opt["path"]["models"]).mkdir(parents=True, exist_ok=True)
+    model = build_model(opt)
+    if phase == "train":
+        before = {k: v.clone() for k, v in model.net_g.named_parameters()}
+        for step, batch in enumerate(DataLoader(build_dataset(opt["datasets"]["train"]), batch_size=1), start=1):
+            model.feed_data(batch)
+            model.optimize_parameters(step)
+            model.update_learning_rate(step, warmup_iter=opt["train"].get("warmup_iter", -1))
+        assert step == 2
+        assert math.isfinite(model.get_current_log()["l_pix"])
+        assert any(not torch.equal(before[k], v) for k, v in model.net_g.named_parameters())
+        return
+    datasets = [build_dataset(section) for section in opt["datasets"].values()]
+    assert all(len(dataset) == 2 for dataset in datasets)
+    model.opt["val"]["pbar"] = False
+    model.validation(DataLoader(datasets[0], batch_size=1), opt["name"], None, save_img=False)
+    assert model.metric_results.keys() == {"psnr", "ssim"}
+    assert all(math.isfinite(value) for value in model.metric_results.values())
