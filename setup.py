@@ -40,6 +40,7 @@ EXTRAS = {
     ],
 }
 
+
 class BuildWithKernels(build_py):
     """Copies the package and builds the CPU kernels into it; without a compiler the PyTorch path remains."""
 

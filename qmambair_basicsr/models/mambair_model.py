@@ -5,12 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import OrderedDict
-<<<<<<< HEAD
-from collections.abc import Iterator
-=======
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
->>>>>>> b2a8975 (Option files for SRx3, lightSRx3/x4, colour denoising, JPEG artifacts and real denoising; each runs two iterations in a test)
 from os import path as osp
 
 import torch
