@@ -95,11 +95,11 @@ def fp_checkpoint(train_options, tmp_path) -> Path:
 
 @pytest.fixture
 def qat_options(train_options, fp_checkpoint) -> dict:
-    """``train_options`` for ``QATModel`` at four bits."""
+    """``train_options`` for ``QATModel`` with the quantizers of Q-MambaIR at two bits."""
     quant = {
-        "weight": {"type": "LSQ", "bits": 4},
-        "act": {"type": "LSQOffset", "bits": 4},
-        "scan": {"type": "LSQ", "bits": 4},
+        "weight": {"type": "RFA", "bits": 2},
+        "act": {"type": "LSQOffset", "bits": 2},
+        "scan": {"type": "DLS", "bits": 2},
     }
     options = copy.deepcopy(train_options)
     options["model_type"] = "QATModel"
