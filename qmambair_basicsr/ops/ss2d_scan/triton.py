@@ -1,0 +1,236 @@
+"""GPU implementation of the directional selective scan in Triton (kernels in ``triton_kernels.py``).
+
+One scan is cut into chunks of ``CHUNK`` tokens that run side by side; all directions share every launch.
+
+Forward: (1) each chunk from a zero state: what it adds, and its sum of dt; (2) carry: the state after every chunk;
+(3) each chunk from the state that enters it: y. Backward: (1) the adjoint of each chunk from zero, (2) its carry, (3) the
+forward recurrence again, keeping the state before every 16th token, (4) the gradients. Between the two passes only the
+chunk states are kept: N / CHUNK numbers per element of delta; inside the backward pass N / 16.
+
+A feature map is read and written in place in each direction's order; only B and C, which are small, are copied into
+that order for step 4. Sums over directions, batch, chunks and channel blocks go through partial buffers that are added
+in a fixed order: results do not vary from run to run.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+from ..triton_support import DEVICES, INTERPRETED, is_available, next_power_of_2
+
+__all__ = ["CHUNK", "DEVICES", "backward", "forward", "is_available"]
+
+CHUNK = 64
+_TILE = 16  # tokens whose states gradient_chunk holds in registers
+_MAX_STATE = 64
+
+
+@functools.cache
+def _kernels():
+    from . import triton_kernels
+
+    return triton_kernels
+
+
+@functools.cache
+def _codes(directions: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(directions, dtype=torch.int32, device=device)
+
+
+def _tokens(t: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, ...) as (B, L, ...) with neighbouring channels next to each other; a view wherever strides allow."""
+    t = t.flatten(1, 2)
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _strides(t: torch.Tensor) -> tuple[int, int, int]:
+    """Strides of batch, token and direction of a tensor (B, L, K, C)."""
+    return t.stride(0), t.stride(1), t.stride(2)
+
+
+def _per_direction(t: torch.Tensor, count: int) -> torch.Tensor:
+    """(B, L, D), shared by all directions, as (B, L, K, D) without a copy; four dimensions stay as they are."""
+    return t.unsqueeze(2).expand(-1, -1, count, -1) if t.dim() == 3 else t
+
+
+def _partial(x: torch.Tensor, length: int, count: int) -> torch.Tensor:
+    """Where the directions write what is summed afterwards: (K, B, L, D) seen as (B, L, K, D); or the result itself."""
+    batch, channels = x.shape[0], x.shape[-1]
+    if x.dim() == 5 or count == 1:
+        return x.new_empty(batch, length, count, channels)
+    return x.new_empty(count, batch, length, channels, dtype=torch.float32).permute(1, 2, 0, 3)
+
+
+def _reduced(partial: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The result shaped as x from what :func:`_partial` gave."""
+    if x.dim() == 5 or partial.shape[2] == 1:
+        return partial.view(x.shape)
+    return partial.sum(2).to(x.dtype).view(x.shape)
+
+
+class _Launch:
+    """Sizes, flags and contiguous parameters that the launches of one call share."""
+
+    def __init__(self, x, delta, A, B, C, D, delta_bias, softplus, directions):
+        self.kernels = _kernels()
+        self.count = len(directions)
+        self.batch, self.height, self.width = x.shape[:3]
+        self.length = self.height * self.width
+        self.channels, self.state = A.shape[1:]
+        if self.state > _MAX_STATE:
+            raise ValueError(
+                f"ss2d_scan: the Triton kernels take a state of at most {_MAX_STATE}, got N = {self.state}; set "
+                "QMAMBAIR_BACKEND=reference"
+            )
+        self.chunks = -(-self.length // CHUNK)
+        self.pairs = self.batch * self.count
+        self.x = _per_direction(_tokens(x), self.count)
+        self.delta, self.b, self.c = _tokens(delta), _tokens(B), _tokens(C)
+        self.a = (A.transpose(1, 2).to(torch.float32) * math.log2(math.e)).contiguous()  # (K, N, D)
+        self.skip = None if D is None else D.to(torch.float32).contiguous()
+        self.bias = None if delta_bias is None else delta_bias.to(torch.float32).contiguous()
+        self.codes = _codes(tuple(directions), x.device)
+        self.softplus = softplus
+        self.block_n = next_power_of_2(self.state)
+        # one channel per lane; the interpreter has no lanes and would only compute padding
+        self.block_d = min(32, next_power_of_2(self.channels)) if INTERPRETED else 32
+        self.blocks = -(-self.channels // self.block_d)
+        self.grid = (self.blocks, self.chunks, self.pairs)
+        self.sizes = (self.count, self.channels, self.height, self.width)
+
+    def new(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.a.device)
+
+    def forward_chunk(self, mode, entering, out, sums, y):
+        dummy = self.a  # a pointer the chosen mode never follows
+        strides = (0, 0, 0) if y is None else _strides(y)
+        self.kernels.forward_chunk[self.grid](
+            self.x, self.delta, self.b, self.c, self.a,
+            dummy if self.skip is None else self.skip,
+            dummy if self.bias is None else self.bias,
+            self.codes,
+            *(dummy if t is None else t for t in (entering, out, sums, y)),
+            *_strides(self.x), *_strides(self.delta), *_strides(self.b), *_strides(self.c), *strides, *self.sizes,
+            N=self.state, BN=self.block_n, BD=self.block_d, CHUNK=CHUNK, T=_TILE, SOFTPLUS=self.softplus,
+            HAS_SKIP=self.skip is not None, HAS_BIAS=self.bias is not None, MODE=mode, num_warps=1,
+        )  # fmt: skip
+
+    def carry(self, local, sums, out, slots, reverse):
+        """Fill slots 0 .. chunks - 1 of out (pairs, slots, N, D)."""
+        self.kernels.carry[(self.blocks, self.state, self.pairs)](
+            local, sums, self.a, out, slots * self.state * self.channels, self.count, self.channels, self.chunks,
+            N=self.state, BC=16, BD=self.block_d, REVERSE=reverse, num_warps=1,
+        )  # fmt: skip
+
+    def adjoint_chunk(self, dy, out, sums):
+        self.kernels.adjoint_chunk[self.grid](
+            dy, self.delta, self.c, self.a, self.a if self.bias is None else self.bias, self.codes, out, sums,
+            *_strides(dy), *_strides(self.delta), *_strides(self.c), *self.sizes,
+            N=self.state, BN=self.block_n, BD=self.block_d, CHUNK=CHUNK, SOFTPLUS=self.softplus,
+            HAS_BIAS=self.bias is not None, num_warps=1,
+        )  # fmt: skip
+
+    def to_sequence(self, t):
+        padded = self.chunks * CHUNK
+        out = self.new(self.pairs, self.state, padded)
+        self.kernels.to_sequence[(self.chunks, self.pairs)](
+            t, out, self.codes, *_strides(t), self.count, self.height, self.width, padded,
+            N=self.state, BN=self.block_n, BT=CHUNK, num_warps=2,
+        )  # fmt: skip
+        return out
+
+    def to_raster(self, parts, like):
+        out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        self.kernels.to_raster[(self.chunks, self.pairs)](
+            parts, out, self.codes, self.count, self.height, self.width, self.chunks * CHUNK, self.blocks,
+            N=self.state, BN=self.block_n, BT=CHUNK, num_warps=2,
+        )  # fmt: skip
+        return out
+
+    def gradient_chunk(self, dy, fine, r, dx, ddelta, db, dc, da, dskip, dbias):
+        self.kernels.gradient_chunk[self.grid](
+            dy, self.x, self.delta, self.to_sequence(self.b), self.to_sequence(self.c), self.a,
+            self.a if self.skip is None else self.skip,
+            self.a if self.bias is None else self.bias,
+            self.codes, fine, r, dx, ddelta, db, dc, da, dskip, dbias,
+            *_strides(dy), *_strides(self.x), *_strides(self.delta), *_strides(dx), *self.sizes, self.chunks * CHUNK,
+            N=self.state, BD=self.block_d, CHUNK=CHUNK, SOFTPLUS=self.softplus,
+            HAS_SKIP=self.skip is not None, HAS_BIAS=self.bias is not None, num_warps=1,
+        )  # fmt: skip
+
+
+def forward(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    softplus: bool,
+    directions: list[int],
+    save_states: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and chunk states; arguments and results as in ``reference.forward``.
+
+    Raises:
+        ValueError: a state size N above 64.
+    """
+    run = _Launch(x, delta, A, B, C, D, delta_bias, softplus, directions)
+    local = run.new(run.pairs, run.chunks, run.state, run.channels)
+    sums = run.new(run.pairs, run.chunks, run.channels)
+    run.forward_chunk(0, None, local, sums, None)
+    states = torch.empty_like(local)
+    run.carry(local, sums, states, run.chunks, reverse=False)
+    y = _partial(x, run.length, run.count)
+    run.forward_chunk(1, states, None, None, y)
+    states = states.view(run.batch, run.count, *states.shape[1:])
+    return _reduced(y, x), states if save_states else states[:, :, -1:].clone()
+
+
+def backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    states: torch.Tensor,
+    softplus: bool,
+    directions: list[int],
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of the scan; arguments and results as in ``reference.backward``."""
+    run = _Launch(x, delta, A, B, C, D, delta_bias, softplus, directions)
+    dy = _per_direction(_tokens(dy), run.count)
+    states = states.contiguous()
+    chunk_shape = (run.pairs, run.chunks, run.state, run.channels)
+    local, sums = run.new(*chunk_shape), run.new(run.pairs, run.chunks, run.channels)
+    run.adjoint_chunk(dy, local, sums)
+    r = run.new(run.pairs, run.chunks + 1, run.state, run.channels)
+    r[:, -1] = 0.0
+    run.carry(local, sums, r, run.chunks + 1, reverse=True)
+
+    fine = run.new(run.pairs, run.chunks * (CHUNK // _TILE), run.state, run.channels)
+    run.forward_chunk(2, states, fine, None, None)
+    dx = _partial(x, run.length, run.count)
+    ddelta = torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
+    db, dc = (run.new(run.pairs, run.blocks, run.state, run.chunks * CHUNK) for _ in range(2))
+    da = local.zero_()
+    dskip, dbias = (run.new(run.batch, run.count, run.chunks, run.channels) for _ in range(2))
+    run.gradient_chunk(dy, fine, r, dx, ddelta, db, dc, da, dskip, dbias)
+
+    da = da.view(run.batch, run.count, *chunk_shape[1:]).sum((0, 2))  # (K, N, D)
+    return (
+        _reduced(dx, x),
+        ddelta,
+        da.transpose(1, 2).contiguous().to(A.dtype),
+        run.to_raster(db, B),
+        run.to_raster(dc, C),
+        None if D is None else dskip.sum((0, 2)).to(D.dtype),
+        None if delta_bias is None else dbias.sum((0, 2)).to(delta_bias.dtype),
+    )

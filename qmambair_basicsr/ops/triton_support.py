@@ -1,0 +1,30 @@
+"""What the Triton backends share: whether Triton can run here, and on which devices."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+# Triton reads the variable when a kernel is defined, so it has to be set before the first import of a kernel module
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
+
+
+def is_available() -> tuple[bool, str]:
+    """Whether Triton kernels can run on this machine, and why (not)."""
+    if importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed (pip install triton)"
+    if INTERPRETED:
+        return True, "interpreted (TRITON_INTERPRET=1): for tests, slow"
+    if not torch.cuda.is_available():
+        return False, "no CUDA device (TRITON_INTERPRET=1 runs the kernels in Triton's interpreter, for tests)"
+    if torch.version.cuda is not None and torch.cuda.get_device_capability() < (7, 0):
+        return False, f"{torch.cuda.get_device_name()} is older than compute capability 7.0"
+    return True, f"Triton on {torch.cuda.get_device_name()}"
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n (n >= 1)."""
+    return 1 << (n - 1).bit_length()
