@@ -1,4 +1,4 @@
-"""GPU implementation of the directional selective scan in Triton (kernels in ``triton_kernels.py``).
+"""GPU implementation of the directional selective scan in Triton (kernels: ``triton_kernels.py``, ``triton_gradient.py``).
 
 One scan is cut into chunks of ``CHUNK`` tokens that run side by side; all directions share every launch.
 
@@ -30,9 +30,9 @@ _MAX_STATE = 64
 
 @functools.cache
 def _kernels():
-    from . import triton_kernels
+    from . import triton_gradient, triton_kernels  # importing them needs Triton
 
-    return triton_kernels
+    return triton_kernels, triton_gradient
 
 
 @functools.cache
@@ -75,7 +75,7 @@ class _Launch:
     """Sizes, flags and contiguous parameters that the launches of one call share."""
 
     def __init__(self, x, delta, A, B, C, D, delta_bias, softplus, directions):
-        self.kernels = _kernels()
+        self.kernels, self.gradients = _kernels()
         self.count = len(directions)
         self.batch, self.height, self.width = x.shape[:3]
         self.length = self.height * self.width
@@ -136,7 +136,7 @@ class _Launch:
     def to_sequence(self, t):
         padded = self.chunks * CHUNK
         out = self.new(self.pairs, self.state, padded)
-        self.kernels.to_sequence[(self.chunks, self.pairs)](
+        self.gradients.to_sequence[(self.chunks, self.pairs)](
             t, out, self.codes, *_strides(t), self.count, self.height, self.width, padded,
             N=self.state, BN=self.block_n, BT=CHUNK, num_warps=2,
         )  # fmt: skip
@@ -144,14 +144,14 @@ class _Launch:
 
     def to_raster(self, parts, like):
         out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-        self.kernels.to_raster[(self.chunks, self.pairs)](
+        self.gradients.to_raster[(self.chunks, self.pairs)](
             parts, out, self.codes, self.count, self.height, self.width, self.chunks * CHUNK, self.blocks,
             N=self.state, BN=self.block_n, BT=CHUNK, num_warps=2,
         )  # fmt: skip
         return out
 
     def gradient_chunk(self, dy, fine, r, dx, ddelta, db, dc, da, dskip, dbias):
-        self.kernels.gradient_chunk[self.grid](
+        self.gradients.gradient_chunk[self.grid](
             dy, self.x, self.delta, self.to_sequence(self.b), self.to_sequence(self.c), self.a,
             self.a if self.skip is None else self.skip,
             self.a if self.bias is None else self.bias,
