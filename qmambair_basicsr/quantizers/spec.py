@@ -155,7 +155,7 @@ class QuantSpec:
         routing: token routing of MambaIRv2: weights and inputs of its linears, both factors of the prompt
             dictionary, the dictionary and the one-hot policy.
         act_policy: ``code`` places DLS as the authors' release does, ``paper`` as the paper says
-            (see ``layers/placement.py``).
+            (see ``layers/policy.py``).
         overrides: (pattern, {site: QuantizerSpec}) pairs; the pattern (``fnmatch``) is tried on a module's
             dotted name, and of several that match the last one decides.
 
