@@ -161,7 +161,7 @@ class LoopRunner:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=180,
+            timeout=300,
         )
         assert (done.returncode != 0) == fails, done.stdout[-4000:]
         return done.stdout
@@ -177,7 +177,7 @@ class LoopRunner:
             text=True,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         seen = []
         for line in process.stdout:
             seen.append(line)
