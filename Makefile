@@ -36,8 +36,8 @@ $(STAMP): setup.py pyproject.toml requirements.txt constraints.txt
 	$(PIP) install -c $(VENV)/constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
 
-# pip hides what setup.py says about the CPU kernels; this also rebuilds them after a change
 $(KERNELS): $(STAMP) qmambair_basicsr/ops/build.py $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
+	@# pip hides what setup.py says about the kernels; this also rebuilds them after a change
 	$(BIN)/python -W ignore -m qmambair_basicsr.ops.build --if-changed || echo 'The PyTorch path is used instead.'
 	touch $@
 

@@ -61,8 +61,9 @@ QM_INLINE void store_lanes(float* p, vf v, int lanes) {
     store(p, v, lanes);
 }
 
-constexpr int kTile = 64;      // tokens whose addresses are worked out at once
-constexpr int kPrefetch = 12;  // tokens ahead: columns are too far apart for the hardware prefetcher
+// Tokens taken at once: their addresses and step sizes come first, many at a time, so that neither the latency of
+// softplus nor that of memory (columns are too far apart for the hardware prefetcher) holds up the recurrence.
+constexpr int kTile = 64;
 
 // kState > 0 fixes N at compile time (states stay in registers); 0 reads it from the arguments.
 template <int kState, bool kFull>
@@ -88,37 +89,42 @@ void forward_block(const ScanArgs& a, int64_t image, int64_t k, int64_t first) {
   const vf skip = a.D ? load_lanes<kFull>(a.D + k * a.channels + first, lanes) : vf{};
   const bool add = a.merge && k > 0;
 
-  int64_t at_x[kTile], at_delta[kTile + kPrefetch], at_B[kTile], at_C[kTile], pixel[kTile];
+  int64_t at_x[kTile], at_delta[kTile], at_B[kTile], at_C[kTile], pixel[kTile];
+  vf dt[kTile], input[kTile], base[kTile], before[kTile];
   int64_t left = a.chunk;
   for (int64_t begin = 0; begin < walk.length; begin += kTile) {
     const int64_t end = begin + kTile < walk.length ? begin + kTile : walk.length;
-    const int64_t ahead = end + kPrefetch < walk.length ? end + kPrefetch : walk.length;
     walk.offsets(a.x_stride, begin, end, at_x);
-    walk.offsets(a.delta_stride, begin, ahead, at_delta);
+    walk.offsets(a.delta_stride, begin, end, at_delta);
     walk.offsets(a.B_stride, begin, end, at_B);
     walk.offsets(a.C_stride, begin, end, at_C);
     walk.pixels(a, begin, end, pixel);
-    for (int i = 0; i < end - begin; i++) {
-      if (begin + i + kPrefetch < ahead) __builtin_prefetch(delta + at_delta[i + kPrefetch]);
+    const int count = (int)(end - begin);
+    for (int i = 0; i < count; i++) {
+      __builtin_prefetch(B + at_B[i]);
+      __builtin_prefetch(C + at_C[i]);
       const vf xt = load_lanes<kFull>(x + at_x[i], lanes);
-      vf dt = load_lanes<kFull>(delta + at_delta[i], lanes) + bias;
-      if (a.softplus) {
-        vf slope;
-        dt = softplus(dt, &slope);
-      }
-      const vf input = dt * xt;
+      vf step = load_lanes<kFull>(delta + at_delta[i], lanes) + bias, slope;
+      if (a.softplus) step = softplus(step, &slope);
+      dt[i] = step;
+      input[i] = step * xt;
+      base[i] = skip * xt;
+      if (add) before[i] = load_lanes<kFull>(y + pixel[i] * row, lanes);
+    }
+    for (int i = 0; i < count; i++) {
       const float* Bt = B + at_B[i];
       const float* Ct = C + at_C[i];
-      vf out[2] = {skip * xt, vf{}};
-#pragma GCC unroll 8
+      const vf step = dt[i], in = input[i];
+      vf even = base[i], odd = {};
+#pragma GCC unroll 16
       for (int n = 0; n < N; n++) {
-        const vf decay = exp2m1(dt * rate[n]);
-        h[n] = (decay * h[n] + h[n]) + input * Bt[n];
-        out[n & 1] += h[n] * Ct[n];
+        const vf decay = exp2m1(step * rate[n]);
+        h[n] = (decay * h[n] + h[n]) + in * Bt[n];
+        (n & 1 ? odd : even) += h[n] * Ct[n];
       }
-      vf result = out[0] + out[1];
-      if (add) result += load_lanes<kFull>(y + pixel[i] * row, lanes);
-      store_lanes<kFull>(y + pixel[i] * row, result, lanes);
+      even += odd;
+      if (add) even += before[i];
+      store_lanes<kFull>(y + pixel[i] * row, even, lanes);
       if (a.save_states && (--left == 0 || begin + i + 1 == walk.length)) {
         for (int n = 0; n < N; n++) store_lanes<kFull>(states + n * a.channels, h[n], lanes);
         states += N * a.channels;
@@ -205,17 +211,22 @@ void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t 
     h[n] = c > 0 ? load_lanes<kFull>(start + n * a.channels, lanes) : vf{};
     s.history[n] = h[n];
   }
+  for (int i = 0; i < count; i++) {
+    __builtin_prefetch(dy + s.at_dy[i]);
+    __builtin_prefetch(dx + s.pixel[i] * row, 1);
+    __builtin_prefetch(ddelta + s.pixel[i] * full_row, 1);
+    vf dt = load_lanes<kFull>(delta + s.at_delta[i], lanes) + bias, slope = splat(1.f);
+    if (a.softplus) dt = softplus(dt, &slope);
+    s.dt[i] = dt;
+    s.slope[i] = slope;
+    s.input[i] = dt * load_lanes<kFull>(x + s.at_x[i], lanes);
+  }
   for (int i = 0; i < count; i++) {  // the states of this chunk once more
-    vf dt = load_lanes<kFull>(delta + s.at_delta[i], lanes) + bias;
-    s.slope[i] = splat(1.f);
-    if (a.softplus) dt = softplus(dt, &s.slope[i]);
-    const vf input = dt * load_lanes<kFull>(x + s.at_x[i], lanes);
+    const vf dt = s.dt[i], input = s.input[i];
     const float* Bt = B + s.at_B[i];
     vf* decay = s.decay + i * N;
     vf* history = s.history + (i + 1) * N;
-    s.dt[i] = dt;
-    s.input[i] = input;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
       const vf d = exp2m1(dt * rate[n]);
       h[n] = (d * h[n] + h[n]) + input * Bt[n];
@@ -243,7 +254,7 @@ void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t 
     vf* sum_B = s.sum_B + i * N;
     vf* sum_C = s.sum_C + i * N;
     vf to_input = {}, to_dt = {};
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
       const vf g = gy * Ct[n] + r[n];
       sum_C[n] += gy * after[n];

@@ -50,9 +50,26 @@ QM_INLINE void store(float* p, vf v, int n) {
 #endif
 }
 
-// Compares are false for NaN, so both keep a NaN in v (and drop one in the bound).
-QM_INLINE vf at_least(vf v, vf bound) { return v < bound ? bound : v; }
-QM_INLINE vf at_most(vf v, vf bound) { return v > bound ? bound : v; }
+// Both keep a NaN in v: compares with it are false, and x86's max and min give their second operand.
+QM_INLINE vf at_least(vf v, vf bound) {
+#if defined(__AVX512F__) && QM_WIDTH == 16
+  return (vf)_mm512_maskz_max_ps(0xffff, (__m512)bound, (__m512)v);
+#elif defined(__AVX2__) && QM_WIDTH == 8
+  return (vf)_mm256_max_ps((__m256)bound, (__m256)v);
+#else
+  return v < bound ? bound : v;
+#endif
+}
+
+QM_INLINE vf at_most(vf v, vf bound) {
+#if defined(__AVX512F__) && QM_WIDTH == 16
+  return (vf)_mm512_maskz_min_ps(0xffff, (__m512)bound, (__m512)v);
+#elif defined(__AVX2__) && QM_WIDTH == 8
+  return (vf)_mm256_min_ps((__m256)bound, (__m256)v);
+#else
+  return v > bound ? bound : v;
+#endif
+}
 
 QM_INLINE vf absolute(vf v) { return (vf)((vi)v & splat_int(0x7fffffff)); }
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import os
 from dataclasses import dataclass
 from types import ModuleType
@@ -60,6 +61,12 @@ def _load(op: str, name: str) -> ModuleType:
 @functools.cache
 def _availability(op: str, name: str) -> tuple[bool, str]:
     return _load(op, name).is_available()
+
+
+@functools.cache
+def _warn_once(op: str, name: str) -> None:
+    reason = _availability(op, name)[1]
+    logging.getLogger("basicsr").warning("%s runs without its fast %s kernels: %s", op, name, reason)
 
 
 def backends(op: str) -> tuple[Backend, ...]:
@@ -113,6 +120,10 @@ def choose(op: str, names: tuple[str, ...], tensor: torch.Tensor) -> ModuleType:
             )
         return module
     for name in _PREFERENCE.get(tensor.device.type, ("reference",)):
-        if name in names and _availability(op, name)[0]:
+        if name not in names:
+            continue
+        if _availability(op, name)[0]:
             return _load(op, name)
+        if name in ("native", "triton"):
+            _warn_once(op, name)
     return _load(op, "reference")
