@@ -41,6 +41,9 @@ $(KERNELS): $(STAMP) qmambair_basicsr/ops/build.py $(wildcard kernels/cpu/*.cpp 
 	$(BIN)/python -W ignore -m qmambair_basicsr.ops.build --if-changed || echo 'The PyTorch path is used instead.'
 	touch $@
 
+demo: $(STAMP) $(KERNELS)
+	$(BIN)/python -W ignore -m qmambair_basicsr.tools.demo
+
 test: $(STAMP) $(KERNELS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 

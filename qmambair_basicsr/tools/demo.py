@@ -1,6 +1,6 @@
 """Quantize a network to 2 bits in minutes, on the CPU, with nothing downloaded: ``make demo``.
 
-    python -m qmambair_basicsr.tools.demo [--bits 2] [--work demo]
+    python -m qmambair_basicsr.tools.demo [--bits 2] [--iterations 240] [--work demo]
 
 Cuts small data sets from the photographs that scikit-image ships, fine-tunes the full-precision weights in
 ``qmambair_basicsr/assets`` with ``QATModel`` in BasicSR's own loop, and compares bicubic, full precision, the network
@@ -107,12 +107,13 @@ def test(title: str, work: Path, file: str, name: str, weights: Path) -> None:
     run(title, work, command, r"Test \w+: +\d+%.*\b(\d+)/\d+ ", photographs)
 
 
-def demo(work: Path, bits: int) -> list[demo_report.Result]:
+def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_report.Result]:
     """All steps; see the module's docstring.
 
     Args:
         work: Folder for data, runs and the picture.
         bits: Width of weights and activations.
+        iterations: Of training; None takes the option file's.
 
     Returns:
         The rows of the table.
@@ -133,9 +134,10 @@ def demo(work: Path, bits: int) -> list[demo_report.Result]:
     weights.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(WEIGHTS, weights)
 
-    iterations = read_options(training)["train"]["total_iter"]
+    iterations = iterations or read_options(training)["train"]["total_iter"]
     console.print(f"[bold]2/4[/] calibration and {iterations} iterations of quantization-aware training")
     command = ["-m", "qmambair_basicsr.train", "-opt", str(OPTIONS / f"{training}.yml")]
+    command += ["--force_yml", f"train:total_iter={iterations}"]
     run(f"w{bits}a{bits}", work, command, r"iter: +([\d,]+),", iterations)
 
     console.print("[bold]3/4[/] tests")
@@ -166,12 +168,13 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bits", type=int, choices=(2, 4), default=2, help="of weights and activations")
+    parser.add_argument("--iterations", type=int, help="of training (default: as the option file says)")
     parser.add_argument("--work", type=Path, default=Path("demo"), help="folder to write to")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     try:
-        demo(args.work.resolve(), args.bits)
+        demo(args.work.resolve(), args.bits, args.iterations)
     except DemoError as err:
         sys.stderr.write(f"error: {err}\n")
         return 1
