@@ -43,10 +43,11 @@ REMARKS = {
 }
 
 
-def stem(phase: str, family: str, task: str, bits: int) -> str:
+def stem(phase: str, family: str, task: str, bits: int, method: str = "") -> str:
     """File name without ending, which is the ``name:`` inside as well."""
     arch = family if bits == 32 else f"Q{family}"
-    return f"{phase}_{arch}_{task}" + ("" if bits == 32 else f"_w{bits}a{bits}")
+    width = "" if bits == 32 else f"_w{bits}a{bits}"
+    return f"{phase}_{arch}_{task}{width}" + (f"_{method}" if method else "")
 
 
 def _network(family: str, task: Task, bits: int) -> dict:
@@ -69,9 +70,9 @@ def _metrics(task: Task) -> dict:
     return {"psnr": {"type": "calculate_psnr", **shared}, "ssim": {"type": "calculate_ssim", **shared}}
 
 
-def _head(phase: str, family: str, task: Task, bits: int) -> dict:
+def _head(phase: str, family: str, task: Task, bits: int, method: str) -> dict:
     return {
-        "name": stem(phase, family, task.name, bits),
+        "name": stem(phase, family, task.name, bits, method),
         "model_type": MODELS[family] if bits == 32 else "QATModel",
         "scale": task.scale,
         "num_gpu": "auto",
@@ -79,11 +80,11 @@ def _head(phase: str, family: str, task: Task, bits: int) -> dict:
     }
 
 
-def _weights(family: str, task: Task, bits: int) -> str:
+def _weights(family: str, task: Task, bits: int, method: str = "") -> str:
     """Full-precision weights are downloaded or shipped; quantized ones are where their training leaves them."""
     if bits == 32:
         return f"{task.weights}/{WEIGHTS.get((family, task.name), f'{family}_{task.name}.pth')}"
-    return f"experiments/{stem('train', family, task.name, bits)}/models/net_g_latest.pth"
+    return f"experiments/{stem('train', family, task.name, bits, method)}/models/net_g_latest.pth"
 
 
 def _loss(recipe: Recipe) -> dict:
@@ -91,6 +92,10 @@ def _loss(recipe: Recipe) -> dict:
     if recipe.loss == "CharbonnierLoss":
         loss["eps"] = 1e-6  # BasicSR's class adds eps itself, not its square
     return loss
+
+
+def _distillation(recipe: Recipe) -> dict:
+    return {"type": "PixelDistillationLoss", "loss_weight": recipe.distill, "criterion": "l1"}
 
 
 def _schedule(recipe: Recipe) -> dict:
@@ -104,16 +109,17 @@ def _schedule(recipe: Recipe) -> dict:
     }
 
 
-def train_options(family: str, task: Task, bits: int) -> dict:
+def train_options(family: str, task: Task, bits: int, method: str = "") -> dict:
     """Contents of a training file.
 
     Args:
         family: ``MambaIR`` ...; the quantized network's type is ``Q`` + family.
         task: Row of ``TASKS``.
         bits: Width of weights and activations; 32 trains the full-precision network from scratch.
+        method: How, where it is not the published recipe; a key of ``QAT``.
     """
-    recipe = recipe_of(family, task, bits)
-    opt = _head("train", family, task, bits)
+    recipe = recipe_of(family, task, bits, method)
+    opt = _head("train", family, task, bits, method)
     opt["datasets"] = {
         "train": {
             **DATA[recipe.train or task.train].options(task.scale),
@@ -125,7 +131,7 @@ def train_options(family: str, task: Task, bits: int) -> dict:
             "dataset_enlarge_ratio": 100,
             "prefetch_mode": None,
         },
-        "val": DATA[task.tests[0]].options(task.scale),
+        "val": DATA[recipe.val or task.tests[0]].options(task.scale),
     }
     opt["network_g"] = _network(family, task, bits)
     if bits == 32:
@@ -138,6 +144,8 @@ def train_options(family: str, task: Task, bits: int) -> dict:
         start = _weights(family, task, 32)
         opt["path"] = {"pretrain_network_g": start, "strict_load_g": True, "resume_state": None}
         opt["quant_train"] = {"calibration": {"batches": recipe.calibration}}
+        if recipe.distill:
+            opt["quant_train"]["teacher"] = {"path": start}
     opt["train"] = {
         "ema_decay": recipe.ema,
         "optim_g": {
@@ -149,7 +157,7 @@ def train_options(family: str, task: Task, bits: int) -> dict:
         "scheduler": _schedule(recipe),
         "total_iter": recipe.total_iter,
         "warmup_iter": -1,
-        "pixel_opt": _loss(recipe),
+        **({"distill_opt": _distillation(recipe)} if recipe.distill else {"pixel_opt": _loss(recipe)}),
     }
     opt["val"] = {"val_freq": recipe.val_freq, "save_img": False, "pbar": True, "metrics": _metrics(task)}
     opt["logger"] = {
@@ -162,12 +170,12 @@ def train_options(family: str, task: Task, bits: int) -> dict:
     return opt
 
 
-def test_options(family: str, task: Task, bits: int) -> dict:
+def test_options(family: str, task: Task, bits: int, method: str = "") -> dict:
     """Contents of a test file; arguments as :func:`train_options`."""
-    opt = _head("test", family, task, bits)
+    opt = _head("test", family, task, bits, method)
     opt["datasets"] = {f"test_{i}": DATA[name].options(task.scale) for i, name in enumerate(task.tests, start=1)}
     opt["network_g"] = _network(family, task, bits)
-    opt["path"] = {"pretrain_network_g": _weights(family, task, bits), "strict_load_g": True}
+    opt["path"] = {"pretrain_network_g": _weights(family, task, bits, method), "strict_load_g": True}
     opt["val"] = {"save_img": True, "suffix": None, "pbar": True, "metrics": _metrics(task)}
     return opt
 
@@ -208,9 +216,9 @@ def render(opt: dict) -> str:
 def files() -> dict[str, str]:
     """Every option file: name -> text."""
     out = {}
-    for phase, family, task, bits in ROWS:
+    for phase, family, task, bits, method in ROWS:
         build = train_options if phase == "train" else test_options
-        out[f"{stem(phase, family, task, bits)}.yml"] = render(build(family, TASKS[task], bits))
+        out[f"{stem(phase, family, task, bits, method)}.yml"] = render(build(family, TASKS[task], bits, method))
     return out
 
 

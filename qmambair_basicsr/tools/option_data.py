@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,12 @@ def _bicubic(name: str) -> Data:
     return Data(name, f"datasets/{name}/HR", f"datasets/{name}/LR_bicubic/X{{s}}", "{{}}x{s}")
 
 
+def _listed(name: str, part: str) -> Data:
+    """The part of a bicubic set that a list of file names chooses (split for validation)."""
+    file = f"qmambair_basicsr/data/files/{name.lower()}_{part}.txt"
+    return replace(_bicubic(name), name=f"{name} {part}", extra=(("meta_info_file", file),))
+
+
 def _noisy(name: str, sigma: int) -> Data:
     """A set with Gaussian noise made on the fly."""
     return Data(name, f"datasets/{name}/HR", type="GaussianNoiseDataset", extra=(("sigma", sigma),))
@@ -62,6 +68,7 @@ QUALITIES = (10, 30, 40)
 
 DATA = (
     {name: _bicubic(name) for name in ("DF2K", "DIV2K", "BSDS400T91", *SR_SETS, *DEMO_SETS)}
+    | {f"BSDS400T91 {part}": _listed("BSDS400T91", part) for part in ("train", "val")}
     | {f"{name} s{sigma}": _noisy(name, sigma) for name in ("DFWB", *DN_SETS) for sigma in SIGMAS}
     | {f"{name} q{quality}": _jpeg(name, quality) for name in ("DFWB", *CAR_SETS) for quality in QUALITIES}
     | {

@@ -125,6 +125,8 @@ class Recipe:
         optim: Registered optimizer, betas (0.9, 0.99).
         weight_decay: Of the optimizer.
         print_freq: Log a line every so many iterations.
+        val: Key of ``DATA`` to validate on during training instead of the task's first test set.
+        distill: Weight of the L1 distance to the full-precision network's output, which then replaces ``loss``.
     """
 
     total_iter: int
@@ -146,6 +148,8 @@ class Recipe:
     optim: str = "Adam"
     weight_decay: float = 0.0
     print_freq: int = 100
+    val: str = ""
+    distill: float = 0.0
 
 
 _FP_STEPS = (250_000, 400_000, 450_000, 475_000)
@@ -218,6 +222,23 @@ QAT = {
         save_freq=500,
         workers=1,
         calibration=8,
+    ),
+    # (family, task, method): what two CPU cores can do; only training photographs, also for validation
+    ("MambaIRv2Light", "lightSRx2", "distill"): Recipe(
+        400,
+        5e-4,
+        (),
+        gt_size=64,
+        batch=4,
+        gpus=0,
+        train="BSDS400T91 train",
+        val="BSDS400T91 val",
+        val_freq=100,
+        save_freq=50,
+        workers=1,
+        calibration=8,
+        print_freq=10,
+        distill=1.0,
     ),
     # `make demo`: minutes on two CPU cores
     "demo": Recipe(
@@ -305,20 +326,22 @@ _FAMILIES = (
     ("MambaIRv2", ("SRx2", "SRx4")),
     ("MambaIRv2Light", ("lightSRx2", "lightSRx4")),
 )
-# (phase, architecture family, task, bits); bits 32 = the full-precision network. Eight bits are tested only: that
+# (phase, architecture family, task, bits, method); bits 32 = the full-precision network. Eight bits are tested only: that
 # network is trained with the four-bit file and `--force_yml network_g:quant:weight:bits=8 ...`
 ROWS = tuple(
-    (phase, family, task, bits)
+    (phase, family, task, bits, "")
     for family, tasks in _FAMILIES
     for task in tasks
     for phase, bits in (
         *((phase, bits) for phase in ("train", "test") for bits in (32, 4, 2)),
         *((("test", 8),) if family in ("MambaIR", "MambaIRUNet") and not task.startswith(("tiny", "demo")) else ()),
     )
-)
+) + tuple((phase, "MambaIRv2Light", "lightSRx2", bits, "distill") for phase in ("train", "test") for bits in (4, 2))
 
 
-def recipe_of(family: str, task: Task, bits: int) -> Recipe:
-    """The recipe of an architecture and task: its own where it has one, else that of the task's size."""
+def recipe_of(family: str, task: Task, bits: int, method: str = "") -> Recipe:
+    """The recipe of an architecture, task and method: its own where it has one, else that of the task's size."""
+    if method:
+        return QAT[family, task.name, method]
     table = FP if bits == 32 else QAT
     return table.get((family, task.name)) or table[task.recipe]

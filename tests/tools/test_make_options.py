@@ -61,13 +61,13 @@ def test_file_is_named_registered_and_portable(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_rendering_loses_nothing(path):
     """What the reader sees is the table's dictionary, plus the plugin line."""
-    phase, arch, task, *width = path.stem.split("_")
-    bits = int(width[0].split("a")[1]) if width else 32
+    phase, arch, task, width, method = [*path.stem.split("_"), "", ""][:5]
+    bits = int(width.split("a")[1]) if width else 32
     family = arch if bits == 32 else arch.removeprefix("Q")
     build = make_options.train_options if phase == "train" else make_options.test_options
     opt = read(path)
     opt.pop("plugin")
-    assert opt == build(family, make_options.TASKS[task], bits)
+    assert opt == build(family, make_options.TASKS[task], bits, method)
 
 
 def test_published_main_job_has_the_released_recipe():

@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
     return root
 
 
-def _forced(phase, family, task, bits):
+def _forced(phase, family, task, bits, method):
     network = {f"network_g:{key}": value for key, value in SMALL[family].items()}
     settings = {"num_gpu": 0, **network}
     if phase == "train":
@@ -59,6 +59,8 @@ def _forced(phase, family, task, bits):
             "datasets:train:batch_size_per_gpu": 1,
             "logger:use_tb_logger": False,
         }
+        # lists name files of the real set
+        settings |= {f"datasets:{part}:meta_info_file": "~" for part in ("train", "val")} if method else {}
         settings |= {} if bits == 32 else {"quant_train:calibration:batches": 1}
     return [f"{key}={value}".replace(" ", "") for key, value in settings.items()]
 
@@ -83,12 +85,12 @@ def _provide_weights(opt, phase, bits):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: make_options.stem(*row))
 def test_two_iterations(folder, monkeypatch, row):
-    phase, family, task_name, bits = row
+    phase, family, task_name, bits, method = row
     task = TASKS[task_name]
     monkeypatch.chdir(folder)
     torch.set_num_threads(1)
     file = make_options.OPTIONS / f"{make_options.stem(*row)}.yml"
-    command = ["-opt", str(file), "--force_yml", *_forced(phase, family, task, bits)]
+    command = ["-opt", str(file), "--force_yml", *_forced(phase, family, task, bits, method)]
     monkeypatch.setattr(sys, "argv", ["run", *command])
     parse = getattr(parse_options, "__wrapped__", parse_options)
     _provide_weights(parse(str(folder), is_train=phase == "train")[0], phase, bits)
@@ -103,7 +105,7 @@ def test_two_iterations(folder, monkeypatch, row):
             model.optimize_parameters(step)
             model.update_learning_rate(step, warmup_iter=opt["train"].get("warmup_iter", -1))
         assert step == 2
-        assert math.isfinite(model.get_current_log()["l_pix"])
+        assert math.isfinite(model.get_current_log()["l_distill" if method else "l_pix"])
         assert any(not torch.equal(before[k], v) for k, v in model.net_g.named_parameters())
         return
     datasets = [build_dataset(section) for section in opt["datasets"].values()]
