@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..ops.layout import stored_channels_last
 from ..quantizers.base import Quantizer
 from .weight_cache import WeightCache
 
@@ -112,7 +113,10 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
-        return self._conv_forward(self.act_quantizer(x), self.quantized_weight(), self.bias)
+        quantized = self.act_quantizer(x)
+        if stored_channels_last(x):  # not every quantizer keeps it, and depthwise convolutions are far slower without
+            quantized = quantized.contiguous(memory_format=torch.channels_last)
+        return self._conv_forward(quantized, self.quantized_weight(), self.bias)
 
     def train(self, mode: bool = True) -> QuantConv2d:
         self.weight_cache.clear()

@@ -62,6 +62,7 @@ from torch import Tensor, nn
 from ..ops.dls import dls
 from ..ops.dls.reference import codes as dls_codes
 from ..ops.dls.reference import grid as dls_grid
+from ..ops.layout import FROM_LAST, TO_LAST, stored_channels_last
 from ..ops.lsq import lsq
 from ..ops.lsq.reference import codes as lsq_codes
 from .base import Quantizer
@@ -145,6 +146,8 @@ class DLS(Quantizer):
         return {"signed": x.amin() < NEGATIVE} if self.mode == "official" else {}
 
     def quantize(self, x: Tensor) -> Tensor:
+        if stored_channels_last(x):  # the order of the values within a sample does not matter
+            return self.quantize(x.permute(TO_LAST)).permute(FROM_LAST)
         rows = self._rows(x)
         if self.mode == "stable":
             out, _ = self._stable(rows)

@@ -72,6 +72,16 @@ def test_conv_keeps_its_geometry(options):
     assert layer.weight is plain.weight and layer.bias is plain.bias
 
 
+@pytest.mark.parametrize("kind", [k for k in QUANTIZER_REGISTRY if k != "Identity"])
+def test_conv_keeps_the_memory_format(kind):
+    bits = max(b for b in QUANTIZER_REGISTRY[kind].bit_widths if b <= 4)
+    layer = QuantConv2d.from_float(
+        nn.Conv2d(4, 8, 3, padding=1), quantizer("LSQ", 4, "weight"), quantizer(kind, bits, "act", 4, 1)
+    ).train()
+    x = torch.randn(2, 4, 5, 6).contiguous(memory_format=torch.channels_last)
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_matmul_quantizes_both_operands():
     layer = QuantMatMul(quantizer(), quantizer()).train()
     a, b = torch.randn(2, 3, 4), torch.randn(2, 4, 5)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..backend import choose
+from ..layout import FROM_LAST, TO_LAST, stored_channels_last
 
 BACKENDS = ("reference",)
 
@@ -37,7 +38,8 @@ def lsq(
     Differentiable in ``x``, ``scale`` and ``offset`` with the straight-through estimator for the rounding.
 
     Args:
-        x: any shape; half precision is computed in float32 and returned in its own dtype.
+        x: any shape; half precision is computed in float32 and returned in its own dtype. A channels_last map
+            stays one.
         scale: step size > 0, (1,) or (C,).
         offset: added before and subtracted after, (1,) or (C,); None for 0.
         qmin, qmax: smallest and largest code.
@@ -52,6 +54,9 @@ def lsq(
         if dim is None or x.shape[dim] != parameter.numel():
             size = "no dim given" if dim is None else f"dimension {dim} has {x.shape[dim]}"
             raise ValueError(f"lsq: {label} has {parameter.numel()} elements, but of x {tuple(x.shape)} {size}")
+    if stored_channels_last(x):
+        moved = None if dim is None else TO_LAST.index(dim % 4)
+        return lsq(x.permute(TO_LAST), scale, offset, qmin=qmin, qmax=qmax, dim=moved).permute(FROM_LAST)
     if x.dtype in (torch.float16, torch.bfloat16):
         return _LSQ.apply(x.float().contiguous(), scale, offset, qmin, qmax, dim).to(x.dtype)
     return _LSQ.apply(x.contiguous(), scale, offset, qmin, qmax, dim)
