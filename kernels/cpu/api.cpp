@@ -1,16 +1,9 @@
-// The C interface of the library, loaded with ctypes: choice of the instruction set, threads, the order of tasks.
+// The C interface of the library, loaded with ctypes: what it is, and the scan.
 //
 // Results do not depend on the number of threads: a task computes its own outputs, and what several tasks contribute to
 // is either added by one task in a fixed order or handed back in parts for the caller to add in a fixed order.
 
-#include <unistd.h>
-
-#include <cstdlib>
-#include <cstring>
-
-#include "kernels.h"
-
-#define QM_API extern "C" __attribute__((visibility("default")))
+#include "parallel.h"
 
 namespace {
 
@@ -27,32 +20,19 @@ const Kernels* choose() {
   return &kernels_portable;
 }
 
+const pid_t loaded_in = getpid();
+
+}  // namespace
+
 const Kernels& kernels() {
   static const Kernels* const table = choose();
   return *table;
 }
 
-// An OpenMP pool does not survive fork(): a child that opens a parallel region may wait for threads it does not have.
-// So a process that was forked after the library was loaded (a DataLoader worker) computes on one thread.
-const pid_t loaded_in = getpid();
-
-template <typename Task>
-void parallel(int64_t tasks, int64_t threads, const Task& task) {
-#if defined(_OPENMP)
-  if (threads > 1 && tasks > 1 && getpid() == loaded_in) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads((int)(threads < tasks ? threads : tasks))
-    for (int64_t i = 0; i < tasks; i++) task(i);
-    return;
-  }
-#endif
-  (void)threads;
-  for (int64_t i = 0; i < tasks; i++) task(i);
-}
-
-}  // namespace
+bool forked() { return getpid() != loaded_in; }
 
 // Changes with every change of an argument list or struct.
-QM_API int64_t qm_abi() { return 1; }
+QM_API int64_t qm_abi() { return 2; }
 
 // Digest of the sources this library was built from, as ops/build.py computes it.
 QM_API const char* qm_sources() { return QM_SOURCES; }

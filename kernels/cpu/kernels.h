@@ -1,11 +1,13 @@
 // The tables of kernels that api.cpp chooses from.
 #pragma once
 
+#include "quant.h"
 #include "scan.h"
 
 struct Kernels {
   const char* name;
   ScanKernels scan;
+  QuantKernels quant;
 };
 
 extern const Kernels kernels_portable;

@@ -14,7 +14,7 @@ import torch
 
 from .build import LIBRARY, sources_digest
 
-ABI = 1
+ABI = 2
 _BUILD = "python -m qmambair_basicsr.ops.build"
 
 
@@ -50,6 +50,21 @@ def library() -> ctypes.CDLL:
     return load()[0]
 
 
+@functools.cache
+def function(name: str, signature: str):
+    """A C function without result.
+
+    Args:
+        name: symbol.
+        signature: one letter per argument: p pointer, i int64, f float, d double.
+    """
+    kinds = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
+    symbol = getattr(library(), name)
+    symbol.argtypes = [kinds[letter] for letter in signature]
+    symbol.restype = None
+    return symbol
+
+
 def threads() -> int:
     """Threads a kernel may use."""
     return torch.get_num_threads()
@@ -64,6 +79,11 @@ def dense_last(t: torch.Tensor) -> torch.Tensor:
     """The tensor in float32 with a contiguous last dimension; itself when it is that already."""
     t = t.to(torch.float32)
     return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+
+
+def dense(t: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 and contiguous; itself when it is that already."""
+    return t.to(torch.float32).contiguous()
 
 
 def add_in_order(parts) -> torch.Tensor:
