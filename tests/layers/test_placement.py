@@ -10,7 +10,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
-from qmambair_basicsr.layers.placement import collapse, placement
+from qmambair_basicsr.layers.placement import collapse, placement, quantizer_scalars
 from qmambair_basicsr.tools.placement import COLUMNS, main
 
 QUANT = {
@@ -33,6 +33,14 @@ def test_counts_are_those_of_the_method_sheet(data_dir, name, quantized, full):
     assert sum(row.quantized for row in rows) == quantized
     assert sum(row.full_precision for row in rows) == full
     assert quantized + full == config["num_params"]
+
+
+def test_quantizer_scalars_are_those_of_the_method_sheet(data_dir):
+    sites = {
+        site: {"type": kind, "bits": 4} for site, kind in (("weight", "RFA"), ("act", "LSQOffset"), ("scan", "DLS"))
+    }
+    net, _ = official_net(data_dir, "light_x2", quant=sites)
+    assert quantizer_scalars(net) == 5888
 
 
 def test_collapsed_rows_keep_the_totals(data_dir):
