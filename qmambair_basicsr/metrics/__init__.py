@@ -1,1 +1,5 @@
-"""TO BE DESCRIBED by its owner."""
+"""Metrics registered beside BasicSR's: LPIPS and shift-tolerant LPIPS.
+
+PSNR and SSIM are BasicSR's own (``calculate_psnr``, ``calculate_ssim``); the option files set ``crop_border`` and
+``test_y_channel`` as each task's protocol says. ``perceptual`` builds the networks of the two LPIPS.
+"""

@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sr = command("sr", prepare_sr, "HR and bicubic LR images")
-    sr.add_argument("--scales", type=int, nargs="+", default=[2, 3, 4], help="default: 2 3 4")
+    sr.add_argument("--scales", type=int, nargs="*", default=[2, 3, 4], help="default: 2 3 4; none: HR only")
     crop = command("crop", prepare_crop, "sub-images of HR and LR, which train faster than big files")
     crop.add_argument("--scales", type=int, nargs="*", default=[2, 3, 4], help="default: 2 3 4")
     crop.add_argument("--size", type=int, default=480, help="side of an HR sub-image in pixels (default: 480)")

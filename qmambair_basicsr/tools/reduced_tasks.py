@@ -1,0 +1,229 @@
+"""Train and test a small network on every restoration task, on a CPU, with this repository's own commands.
+
+    python -m qmambair_basicsr.tools.reduced_tasks --images FOLDER [--work reduced_tasks] [--tasks SRx2 CARq10]
+
+``FOLDER`` holds ``train/*`` (folders of photographs) and ``test/{Set5,Set14,B100,McMaster,classic5,LIVE1}/HR`` and
+``test/CC15/{GT,LQ}``. For each task the shipped option file is taken from the table, the network and the patches are
+made small, ``prepare_data``, ``train`` and ``test`` run as a user would run them, and the PSNR of the result is put
+beside that of the network's input (enlarged by MATLAB bicubic in super-resolution). Steps that are done are not
+repeated. This shows that every task works from files to figures; 200 iterations say nothing about quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from basicsr.data import build_dataset
+from basicsr.metrics import calculate_metric
+from basicsr.utils import tensor2img
+from tqdm import tqdm
+
+from qmambair_basicsr.data.matlab_resize import imresize
+from qmambair_basicsr.tools.make_options import stem, test_options, train_options
+from qmambair_basicsr.tools.option_table import TASKS
+from qmambair_basicsr.tools.result_log import latest_log, read_results
+
+__all__ = ["main"]
+
+logger = logging.getLogger("reduced_tasks")
+
+TRAINING_SET = "BSDS400T91"
+_SMALL = {"embed_dim": 32, "depths": [2], "d_state": 4}
+_SMALL_UNET = {"dim": 30, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "d_state": 2}
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A task with its small network and short recipe.
+
+    Attributes:
+        family, task: row of the option table.
+        network: constructor keys that differ from the published network.
+        sets: test sets at hand.
+        lr: learning rate of full-precision training from scratch (cosine, Adam).
+    """
+
+    family: str
+    task: str
+    network: dict
+    sets: tuple[str, ...]
+    lr: float
+
+
+REDUCED = {
+    row.task: row
+    for row in (
+        Reduced("MambaIR", "SRx2", _SMALL, ("Set5", "Set14", "B100"), 4e-3),
+        Reduced("MambaIR", "lightSRx2", _SMALL, ("Set5", "Set14", "B100"), 4e-3),
+        Reduced("MambaIR", "ColorDN25", _SMALL, ("McMaster", "CBSD68"), 2e-3),
+        Reduced("MambaIR", "CARq10", _SMALL, ("classic5", "LIVE1"), 2e-3),
+        Reduced("MambaIRUNet", "RealDN", _SMALL_UNET, ("CC15",), 1e-3),
+    )
+}
+
+
+def _run(work: Path, module: str, *argv: str) -> None:
+    """One of the repository's commands in the working folder."""
+    command = [sys.executable, "-W", "ignore", "-m", f"qmambair_basicsr.{module}", *argv]
+    logger.info("%s", " ".join(["python", *command[3:]]))
+    subprocess.run(command, cwd=work, check=True)
+
+
+def prepare(images: Path, work: Path) -> None:
+    """Image sets in the folder layout of the option files."""
+    command = "tools.prepare_data"
+    _run(
+        work,
+        command,
+        "sr",
+        "--set",
+        TRAINING_SET,
+        "--scales",
+        "2",
+        "--input",
+        *map(str, sorted(images.glob("train/*"))),
+    )
+    for name in ("Set5", "Set14", "B100"):
+        _run(work, command, "sr", "--set", name, "--scales", "2", "--input", str(images / "test" / name / "HR"))
+    for name in ("McMaster", "classic5", "LIVE1"):
+        _run(work, command, "sr", "--set", name, "--scales", "--input", str(images / "test" / name / "HR"))
+    _run(work, command, "subset", "--set", "CBSD68", "--input", str(images / "test" / "B100" / "HR"))
+
+
+def _test_sections(opt: dict, reduced: Reduced, images: Path) -> dict:
+    """The file's test sets that are at hand; real noise is tested on CC15."""
+    if reduced.task == "RealDN":
+        pair = {"dataroot_gt": str(images / "test/CC15/GT"), "dataroot_lq": str(images / "test/CC15/LQ")}
+        return {"test_1": opt["datasets"]["test_1"] | {"name": "CC15"} | pair}
+    return {key: section for key, section in opt["datasets"].items() if section["name"] in reduced.sets}
+
+
+def train_file(reduced: Reduced, bits: int, iterations: int) -> dict:
+    """The shipped training options, made small."""
+    opt = train_options(reduced.family, TASKS[reduced.task], bits)
+    opt["network_g"] |= reduced.network
+    data = opt["datasets"]["train"] | {
+        "name": TRAINING_SET,
+        "dataroot_gt": f"datasets/{TRAINING_SET}/HR",
+        "gt_size": 48,
+        "batch_size_per_gpu": 8 if opt["scale"] > 1 else 2,
+        "num_worker_per_gpu": 1,
+    }
+    if reduced.task == "RealDN":  # no photographed training pairs: camera noise is simulated on clean photographs
+        data = {k: v for k, v in data.items() if k not in ("dataroot_lq", "filename_tmpl")}
+        data |= {"type": "CameraNoiseDataset", "quality": [85, 90, 95]}
+    elif "dataroot_lq" in data:
+        data["dataroot_lq"] = f"datasets/{TRAINING_SET}/LR_bicubic/X2"
+    opt["datasets"] = {"train": data}
+    lr = reduced.lr if bits == 32 else reduced.lr / 4
+    opt["path"]["pretrain_network_g"] = None
+    if bits != 32:
+        name = stem("train", reduced.family, reduced.task, 32)
+        opt["path"]["pretrain_network_g"] = f"experiments/{name}/models/net_g_latest.pth"
+    cosine = {"type": "CosineAnnealingRestartLR", "periods": [iterations], "restart_weights": [1], "eta_min": 1e-6}
+    opt["train"] |= {"scheduler": cosine, "total_iter": iterations, "ema_decay": 0, "grad_clip": 1.0}
+    opt["train"]["optim_g"]["lr"] = lr
+    opt["logger"] |= {"print_freq": 20, "save_checkpoint_freq": iterations, "use_tb_logger": False}
+    opt.pop("val")
+    return opt
+
+
+def test_file(reduced: Reduced, bits: int, images: Path) -> dict:
+    """The shipped test options for the small network."""
+    opt = test_options(reduced.family, TASKS[reduced.task], bits)
+    opt["network_g"] |= reduced.network
+    opt["datasets"] = _test_sections(opt, reduced, images)
+    opt["path"]["pretrain_network_g"] = (
+        f"experiments/{stem('train', reduced.family, reduced.task, bits)}/models/net_g_latest.pth"
+    )
+    opt["val"] |= {"save_img": False, "pbar": False}
+    return opt
+
+
+def input_quality(section: dict, opt: dict) -> dict[str, float]:
+    """Metrics of a test set's inputs, enlarged by MATLAB bicubic where they are smaller than the ground truth."""
+    dataset = build_dataset(section | {"phase": "test", "scale": opt["scale"]})
+    values: dict[str, list[float]] = {name: [] for name in opt["val"]["metrics"]}
+    for item in tqdm((dataset[i] for i in range(len(dataset))), total=len(dataset), desc=section["name"], disable=None):
+        images = [tensor2img(item[key]) for key in ("lq", "gt")]
+        if opt["scale"] > 1:
+            images[0] = imresize(images[0], opt["scale"])
+        for name, metric in opt["val"]["metrics"].items():
+            values[name].append(calculate_metric({"img": images[0], "img2": images[1]}, metric))
+    return {name: float(np.mean(v)) for name, v in values.items()}
+
+
+def _write(work: Path, opt: dict) -> Path:
+    file = work / f"{opt['name']}.yml"
+    file.write_text(yaml.safe_dump(opt, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def run_task(reduced: Reduced, bits: int, iterations: int, images: Path, work: Path) -> dict[str, dict[str, float]]:
+    """Train and test one small network; what an earlier call finished is not repeated.
+
+    Returns:
+        ``{set: {metric: value}}``.
+    """
+    test = test_file(reduced, bits, images)
+    wanted = {section["name"] for section in test["datasets"].values()}
+    log = latest_log(work / "results", test["name"])
+    results = read_results(log)[0] if log else {}
+    if wanted <= results.keys():
+        return results
+    train = train_file(reduced, bits, iterations)
+    if not (work / test["path"]["pretrain_network_g"]).is_file():
+        _run(work, "train", "-opt", str(_write(work, train)), "--auto_resume")
+    _run(work, "test", "-opt", str(_write(work, test)))
+    return read_results(latest_log(work / "results", test["name"]))[0]
+
+
+def table(rows: Sequence[tuple]) -> str:
+    """Markdown table of ``(task, set, W/A, PSNR of the input, PSNR of the result)``."""
+    lines = ["| task | set | W/A | input | result | gain |", "|---|---|---|---:|---:|---:|"]
+    for task, name, bits, before, after in rows:
+        lines.append(f"| {task} | {name} | {bits}/{bits} | {before:.2f} | {after:.2f} | {after - before:+.2f} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry point.
+
+    Returns:
+        0 when every result is better than its input, else 1.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, required=True, help="folder with train/ and test/")
+    parser.add_argument("--work", type=Path, default=Path("reduced_tasks"), help="folder to work in")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(REDUCED), default=list(REDUCED), help="default: all")
+    parser.add_argument("--bits", type=int, nargs="+", default=[32], help="32, or a width; a width needs 32 before it")
+    parser.add_argument("--iterations", type=int, default=200, help="default: 200")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    images, work = args.images.resolve(), args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    prepare(images, work)
+    rows = []
+    for bits in args.bits:
+        for reduced in (REDUCED[name] for name in args.tasks):
+            results = run_task(reduced, bits, args.iterations, images, work)
+            opt = test_file(reduced, bits, images)
+            for section in opt["datasets"].values():
+                roots = {k: str(work / v) for k, v in section.items() if k.startswith("dataroot")}  # absolute stay so
+                before = input_quality(section | roots, opt)
+                rows.append((reduced.task, section["name"], bits, before["psnr"], results[section["name"]]["psnr"]))
+            (work / "results.md").write_text(table(rows) + "\n", encoding="utf-8")
+    sys.stdout.write(table(rows) + "\n")
+    return 0 if all(after > before for *_, before, after in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
