@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from ..backend import choose
 from ..layout import FROM_LAST, TO_LAST, stored_channels_last
 
-BACKENDS = ("native", "reference")
+BACKENDS = ("native", "triton", "reference")
 
 
 class _LSQ(torch.autograd.Function):

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from ..backend import choose
 
-BACKENDS = ("native", "reference")
+BACKENDS = ("native", "triton", "reference")
 
 
 class _RFA(torch.autograd.Function):
