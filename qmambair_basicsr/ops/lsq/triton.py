@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..triton_support import DEVICES, is_available
+from ..triton_support import DEVICES, is_available, next_power_of_2
 
 __all__ = ["DEVICES", "backward", "forward", "is_available"]
 
@@ -57,14 +57,19 @@ def backward(
     dx = torch.empty_like(x)
     channels, inner = _layout(x, scale, offset, dim)
     count = x.numel() // channels
-    blocks = -(-count // _BLOCK)
-    per_part = max(1, -(-blocks * channels // _PARTS))
+    if inner < 32:  # channels last: neighbouring channels are neighbours in memory
+        block_c = min(64, next_power_of_2(channels))
+    else:
+        block_c = min(max(1, _BLOCK // next_power_of_2(max(count, 1))), next_power_of_2(channels))
+    block_e = _BLOCK // block_c
+    groups, blocks = -(-channels // block_c), -(-count // block_e)
+    per_part = max(1, -(-blocks * groups // _PARTS))
     parts = -(-blocks // per_part)
     sums = torch.empty(2, channels, parts, dtype=torch.float32, device=x.device)
     if x.numel():
-        _kernels().lsq_backward[(parts, channels)](
+        _kernels().lsq_backward[(parts, groups)](
             grad, x, scale, scale if offset is None else offset, dx, sums, channels, inner, count,
-            per_part * _BLOCK, float(qmin), float(qmax), **_flags(scale, offset), BLOCK=_BLOCK, num_warps=4,
+            per_part * block_e, float(qmin), float(qmax), **_flags(scale, offset), BC=block_c, BE=block_e, num_warps=4,
         )  # fmt: skip
     sums = sums.sum(2, dtype=torch.float64)
 

@@ -65,21 +65,24 @@ def lsq_backward(
     PER_SCALE: tl.constexpr,
     PER_OFFSET: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BC: tl.constexpr,
+    BE: tl.constexpr,
 ):
-    """dx, and sums of dscale and doffset over ``part`` of the ``count`` values of one channel: sums (2, C, parts)."""
-    channel = tl.program_id(1)
+    """dx of BC channels and ``part`` of the ``count`` values of each, BE at a time, and the sums of dscale and doffset
+    over them -> sums (2, C, parts)."""
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)
+    known = channel < C
     first = tl.program_id(0).to(tl.int64) * part
-    scale = tl.load(scale_ptr + channel * PER_SCALE)
-    offset = 0.0
+    scale = tl.load(scale_ptr + channel * PER_SCALE, mask=known, other=1.0)[:, None]
+    offset = tl.zeros((BC, 1), tl.float32)
     if HAS_OFFSET:
-        offset = tl.load(offset_ptr + channel * PER_OFFSET)
-    dscale = tl.zeros((BLOCK,), tl.float32)
-    doffset = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, part, BLOCK):
-        e = first + start + tl.arange(0, BLOCK)
-        mask = e < count
-        i = (e // inner) * C * inner + channel * inner + e % inner
+        offset = tl.load(offset_ptr + channel * PER_OFFSET, mask=known, other=0.0)[:, None]
+    dscale = tl.zeros((BC, BE), tl.float32)
+    doffset = tl.zeros((BC, BE), tl.float32)
+    for start in range(0, part, BE):
+        e = first + start + tl.arange(0, BE)
+        mask = known[:, None] & (e < count)[None, :]
+        i = ((e // inner) * C * inner + e % inner)[None, :] + channel[:, None] * inner
         x = tl.load(x_ptr + i, mask=mask, other=0.0)
         grad = tl.load(grad_ptr + i, mask=mask, other=0.0)
         v = tl.div_rn(x + offset, tl.zeros_like(x) + scale)
@@ -90,5 +93,5 @@ def lsq_backward(
         dscale += grad * (round_half_even(code) - tl.where(inside, v, v * 0.0))  # v * 0: infinities and NaN count
         doffset += dx - grad
     at = sums_ptr + channel * tl.num_programs(0) + tl.program_id(0)
-    tl.store(at, tl.sum(dscale, 0))
-    tl.store(at + C * tl.num_programs(0), tl.sum(doffset, 0))
+    tl.store(at, tl.sum(dscale, 1), mask=known)
+    tl.store(at + C * tl.num_programs(0), tl.sum(doffset, 1), mask=known)
