@@ -13,16 +13,21 @@ from qmambair_basicsr.ops.rfa import rfa
 from qmambair_basicsr.quantizers.ste import round_ste, scale_grad, snap
 
 SIZES = [1, 63, 500, 4097]
+CUDA = torch.cuda.is_available()
 
 
 def _others(op):
     return [name for name in importlib.import_module(f"qmambair_basicsr.ops.{op}").BACKENDS if name != "reference"]
 
 
-def _gradients(function, tensors, upstream):
-    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+def _gradients(function, tensors, upstream, device="cpu"):
+    leaves = [t.detach().clone().to(device).requires_grad_() for t in tensors]
     y = function(*leaves)
-    return y.detach(), torch.autograd.grad(y, leaves, upstream)
+    return y.detach().cpu(), [g.cpu() for g in torch.autograd.grad(y, leaves, upstream.to(device))]
+
+
+def _device(backend):
+    return "cuda" if CUDA and backend == "triton" else "cpu"
 
 
 def _agree(got, expected, rtol, atol):
@@ -160,7 +165,7 @@ def test_lsq_backend(backend, dim, size, use_backend, nan_memory):
     x = torch.randn(2, size, 3).transpose(0, 2)
     groups = 1 if dim is None else x.shape[dim]
     scale, offset, upstream = torch.rand(groups) * 0.3 + 0.2, torch.randn(groups), torch.randn(x.shape)
-    got = _gradients(lambda *t: lsq(*t, qmin=-8, qmax=7, dim=dim), (x, scale, offset), upstream)
+    got = _gradients(lambda *t: lsq(*t, qmin=-8, qmax=7, dim=dim), (x, scale, offset), upstream, _device(backend))
     double = [t.double() for t in (x, scale, offset)]
     exact = _gradients(lambda *t: lsq(*t, qmin=-8, qmax=7, dim=dim), double, upstream.double())
     use_backend("lsq", "reference")
@@ -180,8 +185,8 @@ def test_dls_backend(backend, kind, size, use_backend, nan_memory):
     use_backend("dls", backend)
     tensors, arguments = _dls_case(4, kind, torch.float32, size)
     upstream = torch.randn_like(tensors[0])
-    got = _gradients(lambda *t: dls(*t, **arguments)[0], tensors, upstream)
-    grid = dls(*tensors, **arguments)[1]
+    got = _gradients(lambda *t: dls(*t, **arguments)[0], tensors, upstream, _device(backend))
+    grid = dls(*(t.to(_device(backend)) for t in tensors), **arguments)[1].cpu()
     use_backend("dls", "reference")
     expected = _gradients(lambda *t: dls(*t, **arguments)[0], tensors, upstream)
     torch.testing.assert_close(grid, dls(*tensors, **arguments)[1], rtol=1e-5, atol=1e-6)
@@ -203,7 +208,7 @@ def test_rfa_backend(backend, bits, size, use_backend, nan_memory):
     thresholds = torch.arange(qmin, qmin + count, dtype=torch.float32) + torch.rand(count) * 0.6
     w = torch.randn(size, 3).t() * count * 0.1
     tensors, upstream = (w, torch.tensor([0.3]), torch.tensor([0.05]), thresholds), torch.randn(w.shape)
-    got = _gradients(lambda *t: rfa(*t, qmin=qmin), tensors, upstream)
+    got = _gradients(lambda *t: rfa(*t, qmin=qmin), tensors, upstream, _device(backend))
     use_backend("rfa", "reference")
     expected = _gradients(lambda *t: rfa(*t, qmin=qmin), tensors, upstream)
     assert torch.equal(got[0], expected[0])
@@ -213,12 +218,14 @@ def test_rfa_backend(backend, bits, size, use_backend, nan_memory):
 @pytest.mark.parametrize(("op", "backend"), [(op, b) for op in ("lsq", "dls", "rfa") for b in _others(op)])
 def test_backend_keeps_nan(op, backend, use_backend):
     use_backend(op, backend)
-    x = torch.randn(2, 40)
+    device = _device(backend)
+    x = torch.randn(2, 40).to(device)
     x[1, 3] = float("nan")
+    zero, four = torch.zeros(1, device=device), torch.ones(4, device=device)
     y = {
-        "lsq": lambda: lsq(x, torch.ones(1), torch.zeros(1), qmin=-2, qmax=1),
-        "dls": lambda: dls(x, torch.ones(4), -torch.ones(4), qmin=-2, qmax=1, cap_share=0.25)[0],
-        "rfa": lambda: rfa(x, torch.ones(1), torch.zeros(1), torch.arange(-2.0, 2.0), qmin=-2),
+        "lsq": lambda: lsq(x, zero + 1, zero, qmin=-2, qmax=1),
+        "dls": lambda: dls(x, four, -four, qmin=-2, qmax=1, cap_share=0.25)[0],
+        "rfa": lambda: rfa(x, zero + 1, zero, torch.arange(-2.0, 2.0, device=device), qmin=-2),
     }[op]()
     assert y[1, 3].isnan()
     assert not y[0].isnan().any()

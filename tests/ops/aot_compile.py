@@ -1,0 +1,111 @@
+"""Compiles every Triton kernel of the package for given GPUs, none needed, and prints what the compiler reports.
+
+Run as ``python aot_compile.py 90 [80 ...]``: one JSON object, kernel -> registers per thread, bytes of local memory (spilled
+registers) and of shared memory; the first two are null where Triton's CUDA tools are not at hand. Exit status 3 and a
+line of text: this Triton has another compiler interface.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from qmambair_basicsr.ops.dls import triton_kernels as dls
+from qmambair_basicsr.ops.lsq import triton_kernels as lsq
+from qmambair_basicsr.ops.rfa import triton_kernels as rfa
+from qmambair_basicsr.ops.ss2d_scan import triton_gradient, triton_kernels
+
+CUDA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+FLOATS = {"qmin", "qmax", "cap_share", "floor_share", "floor", "grad_scale"}
+SCAN = {"N": 16, "BD": 32, "CHUNK": 64, "SOFTPLUS": True, "HAS_BIAS": True}
+LSQ = {"PER_SCALE": True, "PER_OFFSET": True, "HAS_OFFSET": True}
+
+# label -> kernel, its constants, warps, element type of x, delta, B, C and dy
+KERNELS = {
+    **{
+        f"forward_chunk[mode {mode}, {kind}]": (
+            triton_kernels.forward_chunk, {**SCAN, "BN": 16, "T": 16, "HAS_SKIP": True, "MODE": mode}, 1, kind,
+        )
+        for mode, kind in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"))
+    },
+    "adjoint_chunk": (triton_kernels.adjoint_chunk, {**SCAN, "BN": 16}, 1, "fp32"),
+    "carry": (triton_kernels.carry, {"N": 16, "BC": 16, "BD": 32, "REVERSE": True}, 1, "fp32"),
+    "to_sequence": (triton_gradient.to_sequence, {"N": 16, "BN": 16, "BT": 64}, 2, "fp16"),
+    "to_raster": (triton_gradient.to_raster, {"N": 16, "BN": 16, "BT": 64}, 2, "fp32"),
+    "gradient_chunk[fp32]": (triton_gradient.gradient_chunk, {**SCAN, "HAS_SKIP": True}, 1, "fp32"),
+    "gradient_chunk[bf16]": (triton_gradient.gradient_chunk, {**SCAN, "HAS_SKIP": True}, 1, "bf16"),
+    "lsq_forward": (lsq.lsq_forward, {**LSQ, "BLOCK": 1024}, 4, "fp32"),
+    "lsq_backward": (lsq.lsq_backward, {**LSQ, "BC": 1, "BE": 1024}, 4, "fp32"),
+    "part_statistics": (dls.part_statistics, {"BLOCK": 4096}, 8, "fp32"),
+    "make_grid": (dls.make_grid, {"BP": 1024}, 4, "fp32"),
+    "quantize": (dls.quantize, {"BLOCK": 1024}, 4, "fp32"),
+    "part_gradients": (dls.part_gradients, {"BLOCK": 1024}, 4, "fp32"),
+    "grid_gradient": (dls.grid_gradient, {"BP": 1024}, 4, "fp32"),
+    "input_gradient": (dls.input_gradient, {"BLOCK": 1024}, 4, "fp32"),
+    "rfa_forward": (rfa.rfa_forward, {"LEVELS": 4, "BLOCK": 1024}, 4, "fp32"),
+    "rfa_backward": (rfa.rfa_backward, {"LEVELS": 4, "BORDER_LEVELS": 5, "BLOCK": 4096}, 8, "fp32"),
+}  # fmt: skip
+MAPS = {"x_ptr", "dt_ptr", "b_ptr", "c_ptr", "dy_ptr", "src_ptr"}
+
+
+def _type(name: str, kind: str) -> str:
+    if name == "code_ptr":
+        return "*i32"
+    if name.endswith("_ptr"):
+        return f"*{kind if name in MAPS else 'fp32'}"
+    return "fp32" if name in FLOATS else "i32"
+
+
+def _compile(kernel, constants, warps, kind, capability):
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else _type(name, kind) for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+
+
+def _usage(cubin: bytes) -> tuple[int | None, int | None]:
+    """Registers and bytes of local memory per thread."""
+    tool = CUDA_TOOLS / "cuobjdump"
+    if not tool.is_file():
+        return None, None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
+    return int(registers), int(stack)
+
+
+def main() -> None:
+    """Compile for the compute capabilities of the command line."""
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
+        sys.stdout.write(f"Triton {triton.__version__} has another compiler interface; 3.3 or newer is needed")
+        sys.exit(3)
+    report = {}
+    for capability in sys.argv[1:]:
+        for label, spec in KERNELS.items():
+            compiled = _compile(*spec, int(capability))
+            registers, local = _usage(compiled.asm["cubin"])
+            report[f"{label} sm_{capability}"] = {
+                "registers": registers,
+                "local": local,
+                "shared": compiled.metadata.shared,
+                "warps": spec[2],
+            }
+    json.dump(report, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()
