@@ -1,0 +1,192 @@
+"""Run test option files and write one table per task.
+
+    python -m qmambair_basicsr.tools.benchmark -opt options/test_*SRx2*.yml [--out benchmark] [--read-only]
+        [--metrics lpips] [--force_yml num_gpu=0 ...]
+
+Every file is run by ``python -m qmambair_basicsr.test`` in the working directory; a file whose newest log already
+holds every figure is not run again, so an interrupted benchmark goes on where it stopped. ``--read-only`` runs nothing
+and takes what the logs hold. A file that fails is listed in ``failures.txt``; the others are not affected. Tables
+(``<task>.md``, ``.csv``, ``.tex``) are rewritten after every file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from basicsr.archs import build_network
+from basicsr.utils.options import ordered_yaml
+
+from qmambair_basicsr.data.image_files import write_atomically
+from qmambair_basicsr.tools.benchmark_table import (
+    Entry,
+    csv_table,
+    latex_table,
+    markdown_table,
+    read_published,
+)
+from qmambair_basicsr.tools.demo_report import stored_kib
+from qmambair_basicsr.tools.result_log import latest_log, read_results
+
+__all__ = ["main"]
+
+logger = logging.getLogger("benchmark")
+
+# quantizers of (weight, act, scan) -> name of the method in the papers' tables
+_METHODS = {
+    ("RFA", "LSQOffset", "DLS"): "Q-MambaIR",
+    ("LSQ", "LSQ", "LSQ"): "LSQ",
+    ("QuantSR", "QuantSR", "QuantSR"): "QuantSR",
+}
+_EXTRA_METRICS = {
+    "lpips": {"type": "calculate_lpips"},
+    "lpips_vgg": {"type": "calculate_lpips", "net": "vgg"},
+    "st_lpips": {"type": "calculate_st_lpips"},
+}
+
+
+class RunError(RuntimeError):
+    """A test file could not be run, or gave no figures."""
+
+
+def read_options(file: Path) -> dict:
+    """An option file as BasicSR reads it.
+
+    Raises:
+        RunError: missing, not YAML, or without the keys a test needs.
+    """
+    try:
+        opt = yaml.load(file.read_text(encoding="utf-8"), Loader=ordered_yaml()[0])
+    except OSError as err:
+        raise RunError(f"{file}: {err.strerror}") from err
+    except yaml.YAMLError as err:
+        raise RunError(f"{file}: not valid YAML: {err}") from err
+    missing = [key for key in ("name", "network_g", "datasets", "val") if key not in (opt or {})]
+    if missing:
+        raise RunError(f"{file}: no test option file, it lacks {', '.join(missing)}")
+    return opt
+
+
+def describe(opt: dict) -> Entry:
+    """Model, task, method and bits of an option file; the task is the third part of its name."""
+    network = opt["network_g"]
+    parts = opt["name"].split("_")
+    task = parts[2] if len(parts) > 2 else opt["name"]
+    quant = network.get("quant")
+    if quant is None:
+        return Entry(network["type"], task, "FP", (32, 32))
+    kinds = tuple((quant.get(site) or {}).get("type", "-") for site in ("weight", "act", "scan"))
+    bits = tuple((quant.get(site) or {}).get("bits", 32) for site in ("weight", "act"))
+    # a post-training method names itself; its quantizers are an implementation detail
+    method = (opt.get("ptq") or {}).get("method") or _METHODS.get(kinds) or "+".join(dict.fromkeys(kinds))
+    return Entry(network["type"].removeprefix("Q"), task, method, bits)
+
+
+def wanted_metrics(opt: dict, extra: Sequence[str]) -> set[str]:
+    """Names of the metrics a run must report."""
+    return set(opt["val"]["metrics"]) | set(extra)
+
+
+def is_complete(results: dict, opt: dict, extra: Sequence[str]) -> bool:
+    """Whether a log holds every metric of every set of the file."""
+    sets = {section["name"] for section in opt["datasets"].values()}
+    return all(wanted_metrics(opt, extra) <= results.get(name, {}).keys() for name in sets)
+
+
+def run_test(file: Path, opt: dict, args: argparse.Namespace) -> None:
+    """Run one test in a process of its own.
+
+    Raises:
+        RunError: it failed; the message ends with its last lines.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "qmambair_basicsr.test", "-opt", str(file)]
+    if args.metrics:  # --force_yml changes keys but adds none, so the file is written anew
+        crop = max((metric.get("crop_border", 0) for metric in opt["val"]["metrics"].values()), default=0)
+        added = {name: _EXTRA_METRICS[name] | {"crop_border": crop} for name in args.metrics}
+        opt = opt | {"val": opt["val"] | {"metrics": opt["val"]["metrics"] | added}}
+        command[-1] = str(args.out / f"{opt['name']}.yml")
+        plain = yaml.dump(opt, Dumper=ordered_yaml()[1], sort_keys=False)
+        write_atomically(command[-1], plain.encode())
+    command += ["--force_yml", *args.force_yml] if args.force_yml else []
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = "\n    ".join((done.stderr or done.stdout).strip().splitlines()[-6:])
+        raise RunError(f"{file}: exit code {done.returncode}\n    {last}")
+
+
+def measure(file: Path, args: argparse.Namespace) -> Entry:
+    """One row: run the file unless its log is complete, then read the log.
+
+    Raises:
+        RunError: no figures.
+    """
+    opt = read_options(file)
+    entry = describe(opt)
+    log = latest_log(args.results, opt["name"])
+    results = read_results(log)[0] if log else {}
+    if not is_complete(results, opt, args.metrics):
+        if args.read_only and not results:
+            raise RunError(f"{file}: no log with results below {args.results / opt['name']}")
+        if not args.read_only:
+            logger.info("%s: running", file)
+            run_test(file, opt, args)
+            log = latest_log(args.results, opt["name"])
+            results = read_results(log)[0] if log else {}
+            if not is_complete(results, opt, args.metrics):
+                raise RunError(f"{file}: the run ended without figures for every set")
+    entry.results = results
+    try:
+        entry.size = stored_kib(build_network(opt["network_g"]))
+    except (ValueError, KeyError, TypeError) as err:
+        logger.warning("%s: size unknown (%s)", file, err)
+    return entry
+
+
+def write_tables(entries: Sequence[Entry], failures: Sequence[str], out: Path) -> None:
+    """Rewrite every table and the list of failures."""
+    published = read_published()
+    tasks = dict.fromkeys(entry.task for entry in entries)
+    for task in tasks:
+        # full precision first, then from many bits to few
+        rows = sorted((e for e in entries if e.task == task), key=lambda e: (e.model, -e.bits[0], -e.bits[1], e.method))
+        for suffix, render in (("md", markdown_table), ("csv", csv_table), ("tex", latex_table)):
+            write_atomically(out / f"{task}.{suffix}", render(task, rows, published).encode())
+    write_atomically(out / "failures.txt", "".join(f"{line}\n" for line in failures).encode())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry point.
+
+    Returns:
+        0; 1 when at least one file failed.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-opt", type=Path, nargs="+", required=True, help="test option files")
+    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder of the tables")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="BasicSR's results folder")
+    parser.add_argument("--read-only", action="store_true", help="run nothing, read logs")
+    parser.add_argument("--metrics", nargs="+", default=[], choices=tuple(_EXTRA_METRICS), help="besides the file's")
+    parser.add_argument("--force_yml", nargs="+", default=[], help="passed on to every test")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    entries, failures = [], []
+    for file in args.opt:
+        try:
+            entries.append(measure(file, args))
+        except RunError as err:
+            failures.append(str(err))
+            logger.error("%s", err)
+        write_tables(entries, failures, args.out)
+    for task in dict.fromkeys(entry.task for entry in entries):
+        sys.stdout.write((args.out / f"{task}.md").read_text(encoding="utf-8"))
+    logger.info("%d rows, %d failures, tables in %s", len(entries), len(failures), args.out)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""benchmark: logs to tables, resuming, failures, published figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qmambair_basicsr.tools import benchmark
+from qmambair_basicsr.tools.benchmark_table import Entry, csv_table, latex_table, markdown_table, read_published
+from qmambair_basicsr.tools.make_options import OPTIONS
+from qmambair_basicsr.tools.result_log import latest_log, read_results
+
+SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
+FILES = [
+    OPTIONS / f"test_{name}.yml" for name in ("MambaIR_lightSRx2", "QMambaIR_lightSRx2_w4a4", "QMambaIR_lightSRx2_w2a2")
+]
+
+
+def write_log(folder, name, psnr, sets=SETS, stamp="20260101_000000"):
+    """A log as BasicSR's own logger and validation write it."""
+    log = folder / name / f"test_{name}_{stamp}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["2026-01-01 00:00:00,000 INFO: Network: MambaIR, with parameters: 905,016"]
+    for i, set_name in enumerate(sets):
+        lines += [
+            f"2026-01-01 00:00:01,000 INFO: Testing {set_name}...",
+            f"2026-01-01 00:00:09,000 INFO: Validation {set_name}",
+            f"\t # psnr: {psnr - i:.4f}",
+            f"\t # ssim: {0.9 - i / 100:.4f}",
+            "",
+        ]
+    log.write_text("\n".join(lines))
+    return log
+
+
+@pytest.fixture
+def logs(tmp_path, monkeypatch):
+    """A working folder whose results hold three finished tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    for file, psnr in zip(FILES, (38.16, 37.60, 36.70), strict=True):
+        write_log(tmp_path / "results", file.stem, psnr)
+    return tmp_path
+
+
+def _main(*argv):
+    return benchmark.main([str(a) for a in argv])
+
+
+def test_read_results(tmp_path):
+    """Every set and metric, the parameter count, and only the newest log."""
+    write_log(tmp_path, "test_a", 30.0)
+    newest = write_log(tmp_path, "test_a", 31.0, ("Set5",), "20260202_000000")
+    assert latest_log(tmp_path, "test_a") == newest
+    assert latest_log(tmp_path, "test_b") is None
+    assert read_results(newest) == ({"Set5": {"psnr": 31.0, "ssim": 0.9}}, 905016)
+
+
+def test_log_of_basicsr_itself_is_understood(tmp_path):
+    """The text comes from BasicSR's own validation code, not from this test."""
+    from basicsr.models.sr_model import SRModel
+
+    from qmambair_basicsr.models.mambair_model import MambaIRModel
+
+    model = MambaIRModel.__new__(MambaIRModel)
+    model.metric_results = {"psnr": 37.123456, "ssim": 0.95}
+    records = []
+    logger = logging.getLogger("basicsr")
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(f"2026-01-01 INFO: {record.getMessage()}")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        SRModel._log_validation_metric_values(model, 0, "Set 5", None)
+    finally:
+        logger.removeHandler(handler)
+    (tmp_path / "a.log").write_text("\n".join(records))
+    assert read_results(tmp_path / "a.log")[0] == {"Set 5": {"psnr": 37.1235, "ssim": 0.95}}
+
+
+def test_tables_from_logs(logs, capsys):
+    """Three formats; places among the quantized rows; published figures beside ours."""
+    assert _main("-opt", *FILES, "--read-only") == 0
+    text = (logs / "benchmark" / "lightSRx2.md").read_text()
+    assert text in capsys.readouterr().out
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| MambaIR |")]
+    assert [row[1:3] for row in rows] == [["FP", "32/32"], ["Q-MambaIR", "4/4"], ["Q-MambaIR", "2/2"]]
+    assert rows[0][4] == "38.16 (38.16)"  # Set5 of the paper
+    assert rows[1][4].startswith("**37.60** (")
+    assert rows[2][4].startswith("<u>36.70</u> (")
+    sizes = [float(row[3].replace(",", "")) for row in rows]
+    assert sizes[0] == pytest.approx(905016 * 4 / 1024, rel=1e-3)
+    assert sizes[0] > sizes[1] > sizes[2]
+    table = list(csv.DictReader(io.StringIO((logs / "benchmark" / "lightSRx2.csv").read_text())))
+    assert len(table) == 3 * 5 * 2
+    urban = next(r for r in table if (r["w_bits"], r["dataset"], r["metric"]) == ("2", "Urban100", "psnr"))
+    assert (urban["published"], urban["source"], urban["difference"]) == ("30.81", "Q-MambaIR-v3 Table 8", "+2.89")
+    tex = (logs / "benchmark" / "lightSRx2.tex").read_text()
+    assert r"\textbf{37.60}" in tex and r"\underline{36.70}" in tex
+    lines = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert len({line.count("&") for line in lines}) == 1
+
+
+def test_doubtful_figures_are_marked(tmp_path):
+    """A figure that the review of the paper flagged carries a dagger and, in the CSV, the reason."""
+    entry = Entry("MambaIR", "SRx2", "LSQ", (4, 4), 1.0, {"Manga109": {"psnr": 38.0, "ssim": 0.97}})
+    published = read_published()
+    assert "(0.9685†)" in markdown_table("SRx2", [entry], published)
+    assert r"(0.9685$^\dagger$)" in latex_table("SRx2", [entry], published)
+    rows = list(csv.DictReader(io.StringIO(csv_table("SRx2", [entry], published))))
+    assert {r["metric"]: bool(r["doubt"]) for r in rows} == {"psnr": False, "ssim": True}
+
+
+def test_published_figures_are_those_of_the_sheet(shared_dir):
+    """Every shipped figure stands in the design sheet with its table, and every flagged row of a shipped table is marked."""
+    sheet = {
+        (
+            f"{r['paper']} Table {r['table']}",
+            r["w_bits"],
+            r["a_bits"],
+            r["dataset"].lower(),
+            r["metric"].lower(),
+            r["value"],
+        )
+        for r in csv.DictReader((shared_dir / "design" / "paper_numbers.csv").open())
+    }
+    published = read_published()
+    assert len(published) > 1000
+    for (_, _, _, w, a, name, metric), figure in published.items():
+        assert (figure.source, w, a, name, metric, figure.value) in sheet
+    quamba = [f for k, f in published.items() if k[1:5] == ("SRx2", "Quamba2", "4", "4")]
+    assert quamba and all(f.doubt for f in quamba)
+    assert published["MambaIR", "lightSRx3", "LSQ", "4", "4", "b100", "psnr"].doubt
+    assert not published["MambaIR", "SRx2", "FP", "32", "32", "set5", "psnr"].doubt
+
+
+def test_resumes_and_survives_failures(logs, monkeypatch):
+    """Complete logs are not run again; an incomplete one is; a failing file is listed and costs no other row."""
+    incomplete, failing = OPTIONS / "test_MambaIR_SRx2.yml", OPTIONS / "test_MambaIR_SRx4.yml"
+    write_log(logs / "results", incomplete.stem, 38.6, SETS[:2])
+    ran = []
+
+    def run(command, **options):
+        name = Path(command[command.index("-opt") + 1]).stem
+        ran.append(name)
+        if name == failing.stem:
+            return types.SimpleNamespace(returncode=1, stdout="", stderr="Traceback\nRuntimeError: no weights\n")
+        write_log(logs / "results", name, 38.6, SETS, "20270101_000000")
+        return types.SimpleNamespace(returncode=0, stdout="", stderr="")
+
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    (logs / "broken.yml").write_text("name: [")
+    files = [*FILES, failing, logs / "broken.yml", logs / "gone.yml", incomplete]
+    assert _main("-opt", *files) == 1
+    assert ran == [failing.stem, incomplete.stem]
+    failures = (logs / "benchmark" / "failures.txt").read_text()
+    assert (
+        "no weights" in failures and "broken.yml: not valid YAML" in failures and "gone.yml: No such file" in failures
+    )
+    assert {f.name for f in (logs / "benchmark").glob("*.md")} == {"lightSRx2.md", "SRx2.md"}
+    ran.clear()
+    assert _main("-opt", *FILES, incomplete) == 0
+    assert ran == []
+    assert (logs / "benchmark" / "failures.txt").read_text() == ""
+
+
+def test_read_only_runs_nothing(logs, monkeypatch):
+    """What is not there is a failure, not a run."""
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *a, **k: pytest.fail("must not run"))
+    assert _main("-opt", FILES[0], OPTIONS / "test_MambaIR_SRx4.yml", "--read-only") == 1
+    assert "no log with results" in (logs / "benchmark" / "failures.txt").read_text()
+
+
+def test_extra_metrics_reach_the_test(logs, monkeypatch):
+    """--metrics writes an option file that names them, with the task's border."""
+    seen = {}
+
+    def run(command, **options):
+        seen.update(yaml.safe_load(Path(command[command.index("-opt") + 1]).read_text())["val"]["metrics"])
+        return types.SimpleNamespace(returncode=1, stdout="", stderr="stop here")
+
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    assert _main("-opt", FILES[0], "--metrics", "lpips", "st_lpips") == 1
+    assert seen["lpips"] == {"type": "calculate_lpips", "crop_border": 2}
+    assert seen.keys() == {"psnr", "ssim", "lpips", "st_lpips"}
+
+
+@pytest.mark.parametrize(
+    ("quant", "expected"),
+    [
+        (None, ("FP", (32, 32))),
+        (("RFA", "LSQOffset", "DLS"), ("Q-MambaIR", (4, 4))),
+        (("LSQ", "LSQ", "LSQ"), ("LSQ", (4, 4))),
+        (("MinMax", "MinMax", "DLS"), ("MinMax+DLS", (4, 4))),
+    ],
+)
+def test_method_names(quant, expected):
+    """The quantizers decide what the row is called."""
+    network = {"type": "MambaIR" if quant is None else "QMambaIR"}
+    if quant is not None:
+        network["quant"] = {s: {"type": t, "bits": 4} for s, t in zip(("weight", "act", "scan"), quant, strict=True)}
+    entry = benchmark.describe({"name": "test_X_SRx2_w4a4", "network_g": network})
+    assert (entry.method, entry.bits, entry.model, entry.task) == (*expected, "MambaIR", "SRx2")
+
+
+def test_command_line(capsys):
+    """--help works without data."""
+    with pytest.raises(SystemExit):
+        benchmark.main(["--help"])
+    assert "--read-only" in capsys.readouterr().out
