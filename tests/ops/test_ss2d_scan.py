@@ -41,6 +41,8 @@ INTERPRETED = {
 
 def case(backend, shape, steps):
     """Shape and settings of delta_softplus to run, or a skip."""
+    if backend == "mamba_ssm" and steps != "usual":
+        pytest.skip("mamba_ssm rounds decays next to 1, see ops/ss2d_scan/mamba_ssm.py")
     if backend != "triton" or DEVICE == "cuda":
         return SHAPES[shape], (True, False)
     small, chosen = INTERPRETED.get(shape, (None, set()))

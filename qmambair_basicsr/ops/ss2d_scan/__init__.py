@@ -13,7 +13,7 @@ import torch
 
 from ..backend import choose
 
-BACKENDS = ("native", "triton", "reference")
+BACKENDS = ("native", "triton", "mamba_ssm", "reference")
 DIRECTIONS = ("row", "col", "row_rev", "col_rev")  # the index is the code that backends get
 
 

@@ -1,0 +1,64 @@
+"""kernels/bench/gpu_check.py: it runs, and it gives no figure for a kernel that computes something else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qmambair_basicsr.ops.backend import Backend
+
+SCRIPT = Path(__file__).resolve().parents[2] / "kernels" / "bench" / "gpu_check.py"
+
+
+@pytest.fixture
+def gpu_check(monkeypatch):
+    """The script as a module; its scans are left out here (the parity matrix of tests/ops runs them)."""
+    usable, reason = Backend("lsq", "triton").is_available()
+    if not usable:
+        pytest.skip(reason)
+    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_check", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "parity_rows", lambda bench: [])
+    monkeypatch.setattr(module, "scan_rows", lambda bench, args: [])
+    return module
+
+
+def _run(module, tmp_path):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    output = tmp_path / "check.json"
+    sizes = ["--batch", "1", "--size", "3", "--channels", "5", "--repeats", "3"]
+    code = module.main(["--device", device, *sizes, "--output", str(output)])
+    return code, json.loads(output.read_text())["rows"]
+
+
+def test_quantizers_pass_and_get_figures(gpu_check, tmp_path, capsys):
+    code, rows = _run(gpu_check, tmp_path)
+    assert code == 0, rows
+    assert [row["op"] for row in rows] == ["dls", "lsq", "rfa"]
+    assert all(row["forward"] > 0 and row["both"] > 0 and row["copy"] > 0 for row in rows)
+    assert capsys.readouterr().out.count("\n| ") == 4
+
+
+def test_failed_parity_gives_no_figure(gpu_check, tmp_path, capsys, monkeypatch):
+    kernel = Backend("lsq", "triton").module
+    forward = kernel.forward
+    monkeypatch.setattr(kernel, "forward", lambda x, *rest: forward(x, *rest) * 1.001)
+    code, rows = _run(gpu_check, tmp_path)
+    assert code == 1
+    wrong = next(row for row in rows if row["op"] == "lsq")
+    assert not wrong["passed"]
+    assert wrong["forward"] is wrong["both"] is None
+    assert "PARITY FAILED, no figures" in capsys.readouterr().out
+
+
+def test_without_a_device_it_says_so(gpu_check, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_check.main([]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
