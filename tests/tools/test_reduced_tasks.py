@@ -1,0 +1,70 @@
+"""reduced_tasks: its files run through the check of option files, and its start interpolates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from basicsr.archs import build_network
+
+from qmambair_basicsr.tools import reduced_tasks
+from qmambair_basicsr.tools.reduced_start import interpolate_at_start
+
+
+@pytest.mark.parametrize(("upsampler", "scale"), [("pixelshuffledirect", s) for s in (2, 3, 4)] + [("pixelshuffle", 2)])
+def test_start_is_bilinear_interpolation(upsampler, scale):
+    """The network at its start equals torch's bilinear enlargement away from the borders."""
+    net = build_network(
+        {"type": "MambaIR", "embed_dim": 30, "depths": [1], "d_state": 2, "upscale": scale, "upsampler": upsampler}
+    ).eval()
+    x = torch.rand(1, 3, 9, 11)
+    with torch.no_grad():
+        out = interpolate_at_start(net)(x)
+    expected = F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+    inner = (..., slice(scale, -scale), slice(scale, -scale))
+    torch.testing.assert_close(out[inner], expected[inner], atol=1e-5, rtol=1e-5)
+
+
+def test_start_refuses_what_it_cannot_do():
+    net = build_network(
+        {"type": "MambaIR", "embed_dim": 30, "depths": [1], "d_state": 2, "upscale": 4, "upsampler": "pixelshuffle"}
+    )
+    with pytest.raises(ValueError, match="scale 4"):
+        interpolate_at_start(net)
+
+
+@pytest.mark.parametrize("task", sorted(reduced_tasks.REDUCED))
+@pytest.mark.parametrize("bits", [32, 4])
+def test_files_keep_the_protocol(tmp_path, task, bits):
+    """Metrics, loss and model are the shipped file's; only size, length and folders change."""
+    from qmambair_basicsr.tools.make_options import test_options, train_options
+    from qmambair_basicsr.tools.option_table import TASKS
+
+    reduced = reduced_tasks.REDUCED[task]
+    train = reduced_tasks.train_file(reduced, bits, 200)
+    test = reduced_tasks.test_file(reduced, bits, tmp_path)
+    shipped_train, shipped_test = (make(reduced.family, TASKS[task], bits) for make in (train_options, test_options))
+    assert train["train"]["pixel_opt"] == shipped_train["train"]["pixel_opt"]
+    assert test["val"]["metrics"] == shipped_test["val"]["metrics"]
+    assert train["model_type"] == shipped_train["model_type"]
+    assert train["train"]["total_iter"] == 200
+    assert [s["name"] for s in test["datasets"].values()] and train["network_g"] == test["network_g"]
+    if task != "RealDN":
+        assert train["datasets"]["train"]["type"] == shipped_train["datasets"]["train"]["type"]
+    build_network(train["network_g"])
+
+
+def test_input_quality_of_set5_is_bicubic(shared_dir, tmp_path):
+    """The figure beside the result is the 33.66 dB that papers print for bicubic x2."""
+    set5 = shared_dir / "data" / "test" / "Set5"
+    opt = reduced_tasks.test_file(reduced_tasks.REDUCED["lightSRx2"], 32, tmp_path)
+    section = opt["datasets"]["test_1"] | {
+        "dataroot_gt": str(set5 / "HR"),
+        "dataroot_lq": str(set5 / "LR_bicubic" / "X2"),
+    }
+    assert reduced_tasks.input_quality(section, opt)["psnr"] == pytest.approx(33.66, abs=0.03)
+
+
+def test_table():
+    rows = [("SRx2", "Set5", 32, 33.66, 34.0)]
+    assert "| SRx2 | Set5 | 32/32 | 33.66 | 34.00 | +0.34 |" in reduced_tasks.table(rows)
