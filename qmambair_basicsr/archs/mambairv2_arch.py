@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .blocks import conv_channels_last, residual_conv
 from .mambair_arch import PatchEmbed, initialise_weights
 from .mambairv2_blocks import ASSB, AttentiveLayer, AttentiveStack, ConvFFN, GatedMLP, Routes
-from .routing import EVAL_ROUTINGS, RoutingNoise
+from .routing import EVAL_ROUTINGS, RoutingNoise, noise_is_shared
 from .strict import strict_options
 from .windows import mirror_index, relative_position_index, window_plan
 
@@ -215,8 +215,16 @@ class MambaIRv2(nn.Module):
             x = layer(x, routes)
         return conv_channels_last(self.conv_after_body, self.norm(x)).permute(0, 3, 1, 2)
 
+    def images_apart(self) -> bool:
+        """Whether a batch is run image by image: when testing.
+
+        Matrix products round differently for another number of rows. That is 1e-7 of a feature, but enough to turn a
+        close decision of the routing (or of a quantizer), after which results differ visibly.
+        """
+        return not (self.training or torch.is_grad_enabled() or noise_is_shared())
+
     def forward(self, x: Tensor) -> Tensor:
-        """Restore images.
+        """Restore images. Without gradients, in evaluation mode, each image is restored by itself.
 
         Args:
             x: (B, in_chans, H, W), values in [0, 1], any H and W.
@@ -231,6 +239,8 @@ class MambaIRv2(nn.Module):
         if x.dim() != 4 or x.shape[1] != channels:
             shape = tuple(x.shape)
             raise ValueError(f"{type(self).__name__}: expected an input of shape (B, {channels}, H, W), got {shape}")
+        if x.shape[0] > 1 and self.images_apart():
+            return torch.cat([self.forward(image) for image in x.split(1)])
         height, width = x.shape[2] * self.upscale, x.shape[3] * self.upscale
         x = (self._pad(x) - self.mean) * self.img_range
         shallow = self.conv_first(x)

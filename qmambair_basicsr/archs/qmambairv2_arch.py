@@ -14,13 +14,22 @@ from typing import Any
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from ..layers import prepare
-from ..quantizers import QuantSpec
+from ..quantizers import Quantizer, QuantSpec
 from .mambairv2_arch import MambaIRv2, MambaIRv2Light
 from .strict import strict_options
 
 
+class _CalibratesOnBatches(MambaIRv2):
+    """Quantizers observe a calibration batch as a whole, as they will see training batches."""
+
+    def images_apart(self) -> bool:
+        return super().images_apart() and not any(
+            isinstance(module, Quantizer) and module.calibrating for module in self.modules()
+        )
+
+
 @ARCH_REGISTRY.register()
-class QMambaIRv2(MambaIRv2):
+class QMambaIRv2(_CalibratesOnBatches):
     """The graph of :class:`MambaIRv2`, then ``prepare``. Keys of the state_dict: MambaIRv2's and the quantizers'.
 
     Args:
@@ -41,7 +50,7 @@ class QMambaIRv2(MambaIRv2):
 
 
 @ARCH_REGISTRY.register()
-class QMambaIRv2Light(MambaIRv2Light):
+class QMambaIRv2Light(_CalibratesOnBatches, MambaIRv2Light):
     """The graph of :class:`MambaIRv2Light`, then ``prepare``. Arguments and errors as :class:`QMambaIRv2`."""
 
     def __init__(self, quant: Mapping[str, Any], **options: Any):

@@ -38,6 +38,11 @@ def shared_routing_noise(seed: int) -> Iterator[None]:
         _shared_seed.reset(token)
 
 
+def noise_is_shared() -> bool:
+    """Whether a :func:`shared_routing_noise` block is active."""
+    return _shared_seed.get() is not None
+
+
 class RoutingNoise:
     """Gumbel noise of one forward pass; layers draw from it in order.
 

@@ -223,23 +223,26 @@ QAT = {
         workers=1,
         calibration=8,
     ),
-    # (family, task, method): what two CPU cores can do; only training photographs, also for validation
-    ("MambaIRv2Light", "lightSRx2", "distill"): Recipe(
-        400,
-        5e-4,
-        (),
-        gt_size=64,
-        batch=4,
-        gpus=0,
-        train="BSDS400T91 train",
-        val="BSDS400T91 val",
-        val_freq=100,
-        save_freq=50,
-        workers=1,
-        calibration=8,
-        print_freq=10,
-        distill=1.0,
-    ),
+    # (family, task, method, bits): what two CPU cores can do; only training photographs, also for validation
+    **{
+        ("MambaIRv2Light", "lightSRx2", "distill", bits): Recipe(
+            total_iter,
+            lr,
+            (),
+            gt_size=64,
+            batch=2,
+            gpus=0,
+            train="BSDS400T91 train",
+            val="BSDS400T91 val",
+            val_freq=total_iter // 4,
+            save_freq=50,
+            workers=1,
+            calibration=8,
+            print_freq=10,
+            distill=1.0,
+        )
+        for bits, total_iter, lr in ((4, 400, 5e-4), (2, 500, 1e-3))
+    },
     # `make demo`: minutes on two CPU cores
     "demo": Recipe(
         240,
@@ -342,6 +345,6 @@ ROWS = tuple(
 def recipe_of(family: str, task: Task, bits: int, method: str = "") -> Recipe:
     """The recipe of an architecture, task and method: its own where it has one, else that of the task's size."""
     if method:
-        return QAT[family, task.name, method]
+        return QAT[family, task.name, method, bits]
     table = FP if bits == 32 else QAT
     return table.get((family, task.name)) or table[task.recipe]
