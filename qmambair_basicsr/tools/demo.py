@@ -1,6 +1,6 @@
 """Quantize a network to 2 bits in minutes, on the CPU, with nothing downloaded: ``make demo``.
 
-    python -m qmambair_basicsr.tools.demo [--bits 2] [--iterations 240] [--work demo]
+    python -m qmambair_basicsr.tools.demo [--bits 2] [--iterations 400] [--work demo]
 
 Cuts small data sets from the photographs that scikit-image ships, fine-tunes the full-precision weights in
 ``qmambair_basicsr/assets`` with ``QATModel`` in BasicSR's own loop, and compares bicubic, full precision, the network
@@ -72,7 +72,7 @@ def run(title: str, work: Path, arguments: list[str], pattern: str, total: int) 
     reported = start
     with (
         shown,
-        (work / "demo.log").open("a", encoding="utf-8") as log,
+        (work / "demo.log").open("a", encoding="utf-8", buffering=1) as log,
         subprocess.Popen(
             [sys.executable, "-W", "ignore", *arguments],
             cwd=work,
@@ -119,8 +119,10 @@ def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_repo
         The rows of the table.
 
     Raises:
-        DemoError: A run failed.
+        DemoError: The weights are missing or a run failed.
     """
+    if not WEIGHTS.is_file():
+        raise DemoError(f"the full-precision weights {WEIGHTS} are missing; they come with the repository")
     full, quantized = (stem("test", "MambaIR", TASK.name, b) for b in (32, bits))
     training = stem("train", "MambaIR", TASK.name, bits)
     for old in ("datasets", f"experiments/{training}", f"tb_logger/{training}", "results"):

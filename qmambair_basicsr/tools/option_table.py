@@ -245,9 +245,9 @@ QAT = {
     },
     # `make demo`: minutes on two CPU cores
     "demo": Recipe(
-        240,
+        400,
         1e-3,
-        (120, 180, 220),
+        (200, 300, 360),
         gt_size=64,
         batch=4,
         gpus=0,
