@@ -20,8 +20,8 @@ from collections import deque
 from pathlib import Path
 
 import yaml
-from basicsr.archs import build_network
 from basicsr.utils.options import ordered_yaml
+from basicsr.utils.registry import ARCH_REGISTRY
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -154,7 +154,8 @@ def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_repo
     for label, width, file, checkpoint in runs:
         name = label.replace(" ", "_")
         test(label, work, file, name, checkpoint.resolve())
-        kib = demo_report.stored_kib(build_network(read_options(file)["network_g"]))
+        section = dict(read_options(file)["network_g"])
+        kib = demo_report.stored_kib(ARCH_REGISTRY.get(section.pop("type"))(**section))
         results.append(demo_report.score(label, width, kib, demo_report.saved(work, name), reference))
 
     console.print("[bold]4/4[/] result")
