@@ -191,6 +191,15 @@ class DLS(Quantizer):
         low, high = self._full(self._rows(x)).aminmax(dim=1)
         return self._spread(low, x), self._spread(high, x)
 
+    @torch.no_grad()
+    def grid_of(self, x: Tensor) -> Tensor:
+        """Grid that ``x`` gets, (G, 4) for G groups of statistics: step, offset, lowest and highest code."""
+        rows = self._full(self._rows(x))
+        if self.mode == "stable":
+            return self._stable(rows)[1]
+        step, offset, _, _ = self._official_grid(rows)
+        return torch.stack((step, offset, torch.full_like(step, self.qmin), torch.full_like(step, self.qmax)), dim=1)
+
     def parameter_health(self) -> dict[str, float]:
         names = ("mean", "std", "min", "max")
         pairs = (("w", self.w), ("v", self.v))

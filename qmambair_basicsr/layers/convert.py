@@ -1,0 +1,260 @@
+"""From fake quantization to integer codes: quantizers whose result no longer depends on anything learned.
+
+``freeze_parameters`` replaces the quantizer of every weight, and of the scan inputs A, D and dt_bias, by its codes.
+What only training needs (the thresholds of RFA, the full-precision weights) is gone afterwards; outputs are the same
+bit for bit, since ``forward`` of every quantizer equals ``(codes - zero) * scale``.
+
+``freeze_dls`` replaces activation quantizers whose grid follows the tensor (DLS) by constants, the means of the grids
+that calibration images led to. That changes outputs; integer engines need it, as their scales must be constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..archs.ss2d import ScanParameters
+from ..quantizers import DLS, Quantizer, UncalibratedError
+from .calibrate import quantizers_of, uncalibrated
+from .quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
+from .quant_scan import PARAMETER_SITES
+
+SCAN_SOURCES = {
+    "x_proj_weight": "x_proj_weight",
+    "dt_projs_weight": "dt_projs_weight",
+    "A": "A_logs",
+    "D": "Ds",
+    "dt_bias": "dt_projs_bias",
+}
+"""Site of a scan -> the parameter of ``ScanParameters`` that its tensor comes from."""
+
+
+class FrozenCodes(Quantizer):
+    """A quantized parameter: integer codes, scale and zero. Whatever it is given, it returns ``(codes - zero) * scale``.
+
+    Args:
+        bits: bit-width of the codes.
+        codes: int8, in [-2^(bits-1), 2^(bits-1) - 1], shape of the parameter.
+        scale: float32, broadcastable to ``codes``.
+        zero: code of the value 0, as ``scale``; not necessarily an integer.
+        bounds: lowest and highest value (DLS in official mode clamps once more), or None.
+        name: place in the network, for messages.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(
+        self,
+        bits: int,
+        codes: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        bounds: tuple[Tensor, Tensor] | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__(bits, role="weight", name=name)
+        self.affine = bounds is None
+        self.register_buffer("codes", codes.to(torch.int8))
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("zero", zero.float())
+        self.register_buffer("bounds", None if bounds is None else torch.stack(bounds).float())
+        self.initialized.fill_(True)
+
+    bit_widths = tuple(range(1, 9))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        return self.dequantize(self.codes, self.scale, self.zero, self.output_bounds(x)).view(x.shape).to(x.dtype)
+
+    def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.codes.to(torch.int32).view(x.shape), self.scale, self.zero
+
+    def output_bounds(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None if self.affine else (self.bounds[0], self.bounds[1])
+
+
+class FixedGrid(Quantizer):
+    """An activation quantizer with constant step and offset: a DLS after calibration of its grid.
+
+    ``codes = round(clamp((x + offset) / step, lowest, highest))``.
+
+    Args:
+        bits: bit-width.
+        name: place in the network, for messages.
+    """
+
+    grid: Tensor
+
+    def __init__(self, bits: int, name: str = "") -> None:
+        super().__init__(bits, role="act", name=name)
+        self.register_buffer("grid", torch.tensor([1.0, 0.0, self.qmin, self.qmax]))
+
+    def set_grid(self, step: float, offset: float, lowest: float, highest: float) -> None:
+        """Set the constants (units of x, units of x, codes, codes)."""
+        self.grid.copy_(torch.tensor([step, offset, lowest, highest]))
+        self.initialized.fill_(True)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        codes, step, zero = self.to_int(x)
+        return self.dequantize(codes, step, zero).to(x.dtype)
+
+    @torch.no_grad()
+    def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self._require_initialized()
+        step, offset, lowest, highest = self.grid
+        codes = ((self._full(x) + offset) / step).clamp(lowest, highest).round()
+        return codes.to(torch.int32), step, offset / step
+
+
+@dataclass(frozen=True)
+class ParameterSite:
+    """A quantized parameter of a network.
+
+    Attributes:
+        name: dotted name of its quantizer.
+        quantizer: the quantizer.
+        parameter: dotted name of the parameter it quantizes.
+        owner: module that holds the parameter.
+        attribute: name of the parameter in ``owner``.
+    """
+
+    name: str
+    quantizer: Quantizer
+    parameter: str
+    owner: nn.Module
+    attribute: str
+
+    def tensor(self) -> Tensor:
+        """What the quantizer is given: the parameter, or A = -exp(A_logs) for the scan's A."""
+        parameter = getattr(self.owner, self.attribute).detach()
+        return -torch.exp(parameter.float()) if self.attribute == "A_logs" else parameter
+
+
+def parameter_sites(net: nn.Module) -> list[ParameterSite]:
+    """Every quantized parameter of a network, in module order; those kept in full precision are left out."""
+    found = []
+    for name, module in net.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, QuantLinear | QuantConv2d | QuantEmbedding):
+            sites = [(f"{prefix}weight_quantizer", module.weight_quantizer, "weight")]
+        elif isinstance(module, ScanParameters) and module.quantizers is not None:
+            sites = [(f"{prefix}quantizers.{s}", module.quantizers[s], SCAN_SOURCES[s]) for s in PARAMETER_SITES]
+        else:
+            continue
+        found += [
+            ParameterSite(site, quantizer, f"{prefix}{attribute}", module, attribute)
+            for site, quantizer, attribute in sites
+            if quantizer.bits != 32
+        ]
+    return found
+
+
+def frozen(site: ParameterSite) -> FrozenCodes:
+    """The codes of a parameter.
+
+    Raises:
+        UncalibratedError: its quantizer was never calibrated.
+    """
+    quantizer, tensor = site.quantizer, site.tensor()
+    codes, scale, zero = quantizer.to_int(tensor)
+    bounds = quantizer.output_bounds(tensor)
+    return FrozenCodes(quantizer.bits, codes, scale.detach(), zero.detach(), bounds, quantizer.quantizer_name)
+
+
+def replace_quantizer(net: nn.Module, name: str, quantizer: Quantizer) -> None:
+    """Put another quantizer at a dotted name."""
+    parent, _, leaf = name.rpartition(".")
+    owner = net.get_submodule(parent)
+    quantizer = quantizer.train(net.training)
+    if isinstance(owner, nn.ModuleDict):
+        owner[leaf] = quantizer
+    else:
+        setattr(owner, leaf, quantizer)
+
+
+@torch.no_grad()
+def freeze_parameters(net: nn.Module) -> nn.Module:
+    """Replace the quantizers of all parameters by their codes, in place.
+
+    Args:
+        net: calibrated or trained network.
+
+    Returns:
+        The same object, in eval mode.
+
+    Raises:
+        ValueError: nothing in the network is quantized.
+        UncalibratedError: a quantizer of the network was never calibrated.
+    """
+    require_quantized(net)
+    for site in parameter_sites(net.eval()):
+        replace_quantizer(net, site.name, frozen(site))
+    return net
+
+
+def require_quantized(net: nn.Module) -> None:
+    """Raise ValueError for a network without quantizers, UncalibratedError for one that is not calibrated."""
+    if not quantizers_of(net):
+        raise ValueError(f"{type(net).__name__} is not quantized: give an option file whose network_g has `quant:`.")
+    missed = uncalibrated(net)
+    if missed:
+        raise UncalibratedError(
+            f"{len(missed)} quantizers of {type(net).__name__} were never calibrated, first {missed[0]}. Give the "
+            "checkpoint of a trained or calibrated quantized network."
+        )
+
+
+@torch.no_grad()
+def freeze_dls(
+    net: nn.Module, batches: Iterable[Tensor], forward: Callable[[nn.Module, Tensor], object] | None = None
+) -> list[str]:
+    """Replace every dynamic activation quantizer by constants, in place.
+
+    The constants are the means, over all samples of all batches, of the step and the offset each sample got; a side
+    of the code range stays closed (see ``DLS``) only if it was for every sample.
+
+    Args:
+        net: calibrated or trained network.
+        batches: calibration batches, at least one.
+        forward: ``forward(net, batch)``; default ``net(batch)``.
+
+    Returns:
+        Names of the replaced quantizers.
+
+    Raises:
+        ValueError: there was no batch, or a quantizer was not reached.
+    """
+    dynamic = {name: q for name, q in quantizers_of(net).items() if isinstance(q, DLS) and q.role == "act"}
+    seen: dict[str, list[Tensor]] = {name: [] for name in dynamic}
+
+    def watch(name: str, quantizer: DLS):
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[name].append(quantizer.grid_of(inputs[0]).cpu())
+
+        return hook
+
+    handles = [q.register_forward_pre_hook(watch(name, q)) for name, q in dynamic.items()]
+    net.eval()
+    count = 0
+    try:
+        for batch in batches:
+            net(batch) if forward is None else forward(net, batch)
+            count += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    if count == 0:
+        raise ValueError("freeze_dls: there was no calibration batch; give at least one.")
+    for name, quantizer in dynamic.items():
+        if not seen[name]:
+            raise ValueError(f"freeze_dls: no calibration batch reached {name}.")
+        grids = torch.cat(seen[name])
+        step, offset = grids[:, :2].double().mean(0).tolist()
+        fixed = FixedGrid(quantizer.bits, quantizer.quantizer_name)
+        fixed.set_grid(step, offset, grids[:, 2].amin().item(), grids[:, 3].amax().item())
+        replace_quantizer(net, name, fixed.to(quantizer.w.device))
+    return list(dynamic)

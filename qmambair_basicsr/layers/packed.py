@@ -1,0 +1,307 @@
+"""Packed checkpoints: a quantized network in one safetensors file, its weights as codes of 1 to 8 bits.
+
+Content of a file of version 1:
+
+* one uint8 tensor per quantized parameter, under the parameter's name: codes minus the smallest code, ``bits`` bits
+  each, least significant bit first, without gaps (2 bits: four codes a byte);
+* ``quantizers``, float32: scale and zero of every quantized parameter, then what the activation quantizers learned, in
+  the order of the network's modules (so the file is not burdened with a header entry per scalar);
+* every other parameter as it is (norms, biases, layers kept in full precision); integer buffers only where they differ
+  from what the constructor computes;
+* metadata: format, version, the network's type and constructor keys as JSON, and the SHA-256 of the tensors.
+
+Reading runs no code of the file. What training needs and inference does not (thresholds, full-precision weights,
+calibration counters) is not kept: a loaded network computes the same outputs, but cannot be trained further.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.archs import build_network
+from torch import Tensor, nn
+
+from ..quantizers import Quantizer
+from .calibrate import quantizers_of
+from .checkpoint import quantizer_keys
+from .convert import FrozenCodes, freeze_parameters, parameter_sites, replace_quantizer
+
+FORMAT = "qmambair_basicsr packed checkpoint"
+VERSION = 1
+_BLOB = "quantizers"
+_COUNTERS = ("initialized", "observed")  # bookkeeping of calibration, always "done" in a file
+
+
+class PackedCheckpointError(RuntimeError):
+    """A packed checkpoint cannot be written, read or trusted; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class SizeReport:
+    """Sizes in bytes.
+
+    Attributes:
+        fp32: all parameters of the full-precision network at 4 bytes each.
+        codes: packed codes.
+        quantizers: scales, zeros and the state of activation quantizers.
+        full_precision: everything kept in full precision.
+        file: the whole file, header included.
+    """
+
+    fp32: int
+    codes: int
+    quantizers: int
+    full_precision: int
+    file: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the whole file is than the FP32 parameters."""
+        return self.fp32 / self.file
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Pack integer codes in [-2^(bits-1), 2^(bits-1) - 1] into bytes, uint8 (ceil(numel * bits / 8),)."""
+    unsigned = (codes.flatten().to(torch.int16).cpu() + 2 ** (bits - 1)).numpy().astype(np.uint8)
+    planes = (unsigned[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
+    return torch.from_numpy(np.packbits(planes, bitorder="little"))
+
+
+def unpack_codes(packed: Tensor, bits: int, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """Inverse of :func:`pack_codes`: int8 codes of the given shape.
+
+    Raises:
+        ValueError: the number of bytes does not fit the shape.
+    """
+    count = int(np.prod(shape))
+    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() != -(-count * bits // 8):
+        raise ValueError(f"{packed.numel()} bytes cannot hold {count} codes of {bits} bits")
+    planes = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
+    unsigned = (planes << np.arange(bits, dtype=np.uint8)).sum(1, dtype=np.int16)
+    return torch.from_numpy(unsigned - 2 ** (bits - 1)).to(torch.int8).view(shape)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _frozen_sites(net: nn.Module) -> list[tuple[str, str, FrozenCodes]]:
+    """(name, parameter, codes) of every frozen parameter, in module order."""
+    sites = parameter_sites(net)
+    return [(s.name, s.parameter, s.quantizer) for s in sites if isinstance(s.quantizer, FrozenCodes)]
+
+
+def _learned_state(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """State of all other quantizers, bookkeeping left out, in module order."""
+    for name, quantizer in quantizers_of(net).items():
+        if not isinstance(quantizer, FrozenCodes):
+            for key, tensor in quantizer.state_dict().items():
+                if key not in _COUNTERS:
+                    yield f"{name}.{key}", tensor
+
+
+def _plain_state(net: nn.Module) -> dict[str, Tensor]:
+    """Everything that neither is quantized nor belongs to a quantizer."""
+    quantized = {parameter for _, parameter, _ in _frozen_sites(net)} | quantizer_keys(net)
+    return {key: tensor for key, tensor in net.state_dict().items() if key not in quantized}
+
+
+def save_packed(net: nn.Module, network: Mapping[str, Any], path: str | os.PathLike) -> SizeReport:
+    """Write the packed checkpoint of a quantized network.
+
+    Args:
+        net: calibrated or trained network; left as it is.
+        network: its ``network_g`` block: ``type`` and constructor keys, plain data.
+        path: destination; replaced in one step.
+
+    Returns:
+        Sizes of the parts and of the file.
+
+    Raises:
+        ValueError: the network is not quantized, or ``network`` does not build it.
+        UncalibratedError: it was never calibrated.
+        PackedCheckpointError: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    described = json.dumps(dict(network))
+    full_precision = sum(p.numel() for k, p in net.named_parameters() if k not in quantizer_keys(net))
+    net = freeze_parameters(copy.deepcopy(net)).cpu()
+    fresh = build_network(json.loads(described))
+    if type(fresh) is not type(net) or dict(_shapes(fresh)) != dict(_shapes(net)):
+        raise ValueError(f"network_g describes another network than the {type(net).__name__} given.")
+    tensors: dict[str, Tensor] = {}
+    values: list[Tensor] = []
+    shapes: dict[str, list[int]] = {}
+    bounded = []
+    for name, parameter, quantizer in _frozen_sites(net):
+        tensors[parameter] = pack_codes(quantizer.codes, quantizer.bits)
+        values += [quantizer.scale, quantizer.zero]
+        if quantizer.scale.shape != quantizer.zero.shape:
+            raise ValueError(f"{name}: scale and zero have different shapes.")
+        if quantizer.scale.ndim:
+            shapes[name] = list(quantizer.scale.shape)
+        if quantizer.bounds is not None:
+            bounded.append(name)
+            values.append(quantizer.bounds)
+    values += [tensor for _, tensor in _learned_state(net)]
+    codes = sum(t.numel() for t in tensors.values())
+    tensors[_BLOB] = torch.cat([v.detach().float().flatten() for v in values])
+    built = fresh.state_dict()
+    for key, tensor in _plain_state(net).items():
+        if tensor.is_floating_point() or not torch.equal(tensor, built[key]):
+            tensors[key] = tensor.detach().contiguous()
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "network": described,
+        "scale_shapes": json.dumps(shapes),
+        "bounded": json.dumps(bounded),
+        "sha256": _digest(tensors),
+    }
+    content = save(tensors, metadata)
+    _write(Path(path), content)
+    blob = tensors[_BLOB].numel() * 4
+    total = sum(t.numel() * t.element_size() for t in tensors.values())
+    return SizeReport(full_precision * 4, codes, blob, total - codes - blob, len(content))
+
+
+def _shapes(net: nn.Module) -> Iterator[tuple[str, torch.Size]]:
+    ours = quantizer_keys(net)
+    return ((key, tensor.shape) for key, tensor in net.state_dict().items() if key not in ours)
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as err:
+        part.unlink(missing_ok=True)
+        raise PackedCheckpointError(f"cannot write {path} ({len(content):,} bytes): {err.strerror or err}") from err
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise PackedCheckpointError(f"there is no packed checkpoint {path}; write one with tools.export --packed")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as err:
+        raise PackedCheckpointError(
+            f"{path} is damaged or no safetensors file ({path.stat().st_size:,} bytes; {str(err)[:160]}); use another copy"
+        ) from err
+    if metadata.get("format") != FORMAT:
+        raise PackedCheckpointError(f"{path} is a safetensors file, but no packed checkpoint of this package")
+    version = metadata.get("version", "")
+    if not version.isdigit() or int(version) != VERSION:
+        raise PackedCheckpointError(
+            f"{path} has format version {version!r}, this package reads {VERSION}; update the package, or export again"
+        )
+    if metadata.get("sha256") != _digest(tensors):
+        raise PackedCheckpointError(f"{path}: the tensors do not match their checksum; use another copy")
+    return tensors, metadata
+
+
+@torch.no_grad()
+def load_packed(path: str | os.PathLike) -> nn.Module:
+    """Rebuild a network from a packed checkpoint.
+
+    Args:
+        path: file written by :func:`save_packed`.
+
+    Returns:
+        The network in eval mode, on the CPU, with the codes and the outputs of the one that was saved.
+
+    Raises:
+        PackedCheckpointError: missing, damaged, of a newer version, or not what its metadata describes.
+    """
+    path = Path(path)
+    tensors, metadata = _read(path)
+    try:
+        network = json.loads(metadata["network"])
+        shapes, bounded = json.loads(metadata["scale_shapes"]), json.loads(metadata["bounded"])
+        with torch.device("meta"):  # a header may describe anything: compare sizes before using memory
+            _check_size(build_network(copy.deepcopy(network)), tensors)
+        net = build_network(network).eval()
+        _fill(net, dict(tensors), shapes, bounded)
+    except PackedCheckpointError as err:
+        raise PackedCheckpointError(f"{path}: {err}") from err
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as err:
+        raise PackedCheckpointError(f"{path}: the content does not fit its description: {err}") from err
+    return net
+
+
+def _check_size(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    sites = {site.parameter: site for site in parameter_sites(net)}
+    for key, tensor in net.state_dict().items():
+        if key in sites:
+            expected = -(-tensor.numel() * sites[key].quantizer.bits // 8)
+            if key not in tensors or tensors[key].numel() != expected:
+                raise PackedCheckpointError(f"the codes of {key} are missing or not {expected} bytes")
+    plain = {k: t for k, t in net.state_dict().items() if k not in sites and k not in quantizer_keys(net)}
+    for key, tensor in plain.items():
+        if key in tensors and tensors[key].shape != tensor.shape:
+            raise PackedCheckpointError(f"{key} is {tuple(tensors[key].shape)}, expected {tuple(tensor.shape)}")
+        if key not in tensors and tensor.is_floating_point():
+            raise PackedCheckpointError(f"{key} is missing")
+    unknown = sorted(tensors.keys() - plain.keys() - sites.keys() - {_BLOB})
+    if unknown or _BLOB not in tensors:
+        raise PackedCheckpointError(f"unknown tensors: {', '.join(unknown[:5])}" if unknown else f"no {_BLOB!r}")
+
+
+def _fill(net: nn.Module, tensors: dict[str, Tensor], shapes: dict[str, list[int]], bounded: list[str]) -> None:
+    blob = tensors.pop(_BLOB)
+    position = 0
+
+    def take(shape: tuple[int, ...]) -> Tensor:
+        nonlocal position
+        count = int(np.prod(shape))
+        if position + count > blob.numel():
+            raise PackedCheckpointError("it holds too few quantizer values")
+        position += count
+        return blob[position - count : position].view(shape)
+
+    for site in parameter_sites(net):
+        original = site.tensor()
+        codes = unpack_codes(tensors.pop(site.parameter), site.quantizer.bits, original.shape)
+        shape = tuple(shapes.get(site.name, ()))
+        scale, zero = take(shape), take(shape)
+        bounds = tuple(take((2, *shape))) if site.name in bounded else None
+        quantizer = FrozenCodes(site.quantizer.bits, codes, scale, zero, bounds, site.quantizer.quantizer_name)
+        replace_quantizer(net, site.name, quantizer)
+        value = quantizer.quantize(original)
+        # nothing reads the parameter any more; it shows what the network computes with
+        value = value.neg().log() if site.attribute == "A_logs" else value
+        getattr(site.owner, site.attribute).copy_(value)
+    for _, tensor in list(_learned_state(net)):
+        tensor.copy_(take(tuple(tensor.shape)))
+    if position != blob.numel():
+        raise PackedCheckpointError("it holds too many quantizer values")
+    for quantizer in quantizers_of(net).values():
+        _mark_ready(quantizer)
+    own = net.state_dict()
+    for key, tensor in tensors.items():
+        own[key].copy_(tensor)
+    net.requires_grad_(False)
+
+
+def _mark_ready(quantizer: Quantizer) -> None:
+    quantizer.initialized.fill_(True)
