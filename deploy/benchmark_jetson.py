@@ -3,8 +3,8 @@
     python3 deploy/benchmark_jetson.py --engine net.int8.plan --engine net.fp16.plan --reference refs/
 
 Several engines run in interleaved rounds (each round gives every engine its share, in rotating order), so that clocks
-and temperature drift over all of them alike. ``--reference`` is a folder of ``.npz`` files (``input``, ``output``)
-that deploy/run_onnx.py writes from real images: the engine's output on each input is compared with the ONNX output.
+and temperature drift over all of them alike. ``--reference`` is a folder of ``.npz`` files with the arrays
+``input`` and ``output`` (what the ONNX graph gives on real images): the engine's output on each input is compared.
 
 Imports numpy, tensorrt and pycuda or cuda-python; nothing of qmambair_basicsr.
 """
@@ -32,14 +32,14 @@ def load_references(folder: Path | None) -> list[tuple[str, np.ndarray, np.ndarr
     """The (name, input, output) triples of a reference folder, sorted by name.
 
     Raises:
-        BenchmarkError: the folder is empty or a file is not one of run_onnx.py's.
+        BenchmarkError: the folder is empty or a file is not a reference.
     """
     if folder is None:
         return []
     files = sorted(folder.glob("*.npz"))
     if not files:
         raise BenchmarkError(
-            f"--reference {folder} holds no .npz file; make them with deploy/run_onnx.py --save-reference"
+            f"--reference {folder} holds no .npz file; write them with numpy.savez(FILE, input=..., output=...) from an onnxruntime run"
         )
     triples = []
     for file in files:
@@ -47,7 +47,7 @@ def load_references(folder: Path | None) -> list[tuple[str, np.ndarray, np.ndarr
             with np.load(file, allow_pickle=False) as stored:
                 triples.append((file.stem, stored["input"], stored["output"]))
         except Exception as err:
-            raise BenchmarkError(f"{file} is not a reference of deploy/run_onnx.py: {err}") from err
+            raise BenchmarkError(f"{file} is not a reference (arrays `input` and `output`): {err}") from err
     return triples
 
 
@@ -237,7 +237,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Benchmark TensorRT engines on a Jetson")
     parser.add_argument("--engine", type=Path, action="append", required=True, help=".plan file, may be repeated")
     parser.add_argument(
-        "--reference", type=Path, help="folder of .npz files made by deploy/run_onnx.py --save-reference"
+        "--reference", type=Path, help="folder of .npz files with the arrays input and output of the ONNX graph"
     )
     parser.add_argument("--shape", type=parse_shape, help="input shape; default: the references', or the engine's own")
     parser.add_argument("--iters", type=positive, default=200, help="timed iterations of each engine (default 200)")

@@ -112,7 +112,7 @@ def trtexec_flags(request: Request, version: tuple[int, int, int]) -> list[str]:
     if not old and request.precision == "fp16" and not graph.float16:
         raise BuildRefused(
             f"TensorRT {dotted(version)} has no --fp16: FP16 must be in the graph, and {graph.path} computes in FP32. "
-            "Export it in half precision (python -m qmambair_basicsr.tools.export --fp16) or build --precision fp32"
+            "Convert it to half precision first (the scan must stay FP32) or build --precision fp32"
         )
     if graph.custom_ops and not request.plugins:
         raise BuildRefused(

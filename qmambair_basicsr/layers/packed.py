@@ -138,7 +138,8 @@ def save_packed(net: nn.Module, network: Mapping[str, Any], path: str | os.PathL
     from safetensors.torch import save
 
     described = json.dumps(dict(network))
-    full_precision = sum(p.numel() for k, p in net.named_parameters() if k not in quantizer_keys(net))
+    ours = quantizer_keys(net)
+    full_precision = sum(p.numel() for k, p in net.named_parameters() if k not in ours)
     net = freeze_parameters(copy.deepcopy(net)).cpu()
     fresh = build_network(json.loads(described))
     if type(fresh) is not type(net) or dict(_shapes(fresh)) != dict(_shapes(net)):
@@ -256,7 +257,8 @@ def _check_size(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             expected = -(-tensor.numel() * sites[key].quantizer.bits // 8)
             if key not in tensors or tensors[key].numel() != expected:
                 raise PackedCheckpointError(f"the codes of {key} are missing or not {expected} bytes")
-    plain = {k: t for k, t in net.state_dict().items() if k not in sites and k not in quantizer_keys(net)}
+    ours = quantizer_keys(net)
+    plain = {k: t for k, t in net.state_dict().items() if k not in sites and k not in ours}
     for key, tensor in plain.items():
         if key in tensors and tensors[key].shape != tensor.shape:
             raise PackedCheckpointError(f"{key} is {tuple(tensors[key].shape)}, expected {tuple(tensor.shape)}")

@@ -1,0 +1,1 @@
+"""ONNX export of quantized networks: integer layers, the selective scan as an ONNX graph, and the file itself."""

@@ -1,0 +1,176 @@
+"""Export a quantized network: a packed checkpoint, an ONNX file, or both.
+
+python -m qmambair_basicsr.tools.export -opt options/test_QMambaIR_lightSRx2_w4a4.yml --checkpoint net_g_latest.pth \\
+    --packed light_w4a4.safetensors
+python -m qmambair_basicsr.tools.export -opt FILE --checkpoint FILE --onnx light_w4a4.onnx --dls frozen \\
+    --calibration datasets/Set5/LR_bicubic/X2 --height 256 --width 256
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import torch
+import yaml
+from basicsr.archs import build_network
+from basicsr.utils.options import ordered_yaml
+from rich.console import Console
+from torch import Tensor, nn
+
+import qmambair_basicsr  # noqa: F401  (registers the networks)
+
+from ..cli import is_mistake
+from ..layers.packed import load_packed, save_packed
+from ..models.checkpoint_io import load_state, read_file, select_params
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+def plain(value):
+    """Option data without YAML's ordered containers."""
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_network(opt: str) -> dict:
+    """The ``network_g`` block of an option file.
+
+    Raises:
+        ValueError: there is no such file or block.
+    """
+    try:
+        with open(opt, encoding="utf-8") as file:
+            return plain(yaml.load(file, Loader=ordered_yaml()[0])["network_g"])
+    except FileNotFoundError:
+        raise ValueError(f"-opt: there is no file {opt}") from None
+    except KeyError:
+        raise ValueError(f"-opt: {opt} has no network_g block") from None
+
+
+def load_network(network: dict, checkpoint: str, param_key: str | None = "params") -> nn.Module:
+    """Build a network and load a BasicSR checkpoint of it, in eval mode."""
+    net = build_network(dict(network))
+    load_state(net, select_params(read_file(checkpoint), checkpoint, param_key), checkpoint)
+    return net.eval()
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """Images of a folder, sorted by name.
+
+    Raises:
+        ValueError: the folder does not exist or holds no image.
+    """
+    files = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder} is no folder with images ({', '.join(IMAGE_SUFFIXES)})")
+    return files
+
+
+def read_image(path: Path, channels: int) -> Tensor:
+    """An image as (1, channels, H, W), RGB or grey, values in [0, 1].
+
+    Raises:
+        ValueError: not readable.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{path} cannot be read as an image")
+    image = image[..., None] if channels == 1 else image[..., ::-1]
+    return torch.from_numpy(image.copy()).permute(2, 0, 1).float().div(255).unsqueeze(0)
+
+
+def crops(folder: str | Path, channels: int, height: int, width: int, count: int) -> Iterator[Tensor]:
+    """Centre crops of at most height x width from the first ``count`` images of a folder, (1, channels, h, w)."""
+    for path in image_files(folder)[:count]:
+        image = read_image(path, channels)
+        h, w = min(height, image.shape[2]), min(width, image.shape[3])
+        top, left = (image.shape[2] - h) // 2, (image.shape[3] - w) // 2
+        yield image[..., top : top + h, left : left + w]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-opt", help="option file with a quantized network_g; not needed with a packed checkpoint")
+    parser.add_argument("--checkpoint", required=True, help="BasicSR checkpoint (.pth), or packed one (.safetensors)")
+    parser.add_argument("--param-key", default="params", help="params (default) or params_ema")
+    parser.add_argument("--packed", metavar="FILE", help="write a packed checkpoint")
+    parser.add_argument("--onnx", metavar="FILE", help="write an ONNX file")
+    parser.add_argument(
+        "--dls", choices=("frozen", "dynamic"), default="frozen", help="DLS grids: constants, or computed"
+    )
+    parser.add_argument("--calibration", metavar="FOLDER", help="images for --dls frozen, of the network's input size")
+    parser.add_argument("--images", type=int, default=16, help="calibration images to use (default 16)")
+    parser.add_argument("--height", type=int, default=256)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--dynamic", action="store_true", help="leave height and width open")
+    parser.add_argument(
+        "--scan", choices=("onnx", "plugin"), default="onnx", help="standard operators, or TensorRT plugin"
+    )
+    parser.add_argument("--scan-chunk", type=int, default=16, help="pixels per iteration: 16 onnxruntime, 64 TensorRT")
+    return parser
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Do what the command line asks.
+
+    Raises:
+        ValueError: arguments that do not fit together.
+    """
+    if not (args.packed or args.onnx):
+        raise ValueError("nothing to write: give --packed FILE, --onnx FILE, or both")
+    packed_input = args.checkpoint.endswith(".safetensors")
+    if packed_input:
+        if args.packed:
+            raise ValueError("--checkpoint is a packed checkpoint already; --packed needs a BasicSR .pth")
+        net = load_packed(args.checkpoint)
+    else:
+        if not args.opt:
+            raise ValueError("-opt is needed to build the network of a .pth checkpoint")
+        network = read_network(args.opt)
+        net = load_network(network, args.checkpoint, args.param_key)
+    if args.packed:
+        report = save_packed(net, network, args.packed)
+        console.print(
+            f"{args.packed}: {report.file / 1024:,.1f} KiB (codes {report.codes / 1024:,.1f}, quantizers "
+            f"{report.quantizers / 1024:,.1f}, full precision {report.full_precision / 1024:,.1f}); FP32 "
+            f"{report.fp32 / 1024:,.1f} KiB, {report.ratio:.2f} times smaller",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if args.onnx:
+        from ..exporting.onnx_file import ExportSettings, export_onnx, input_channels
+        from ..layers.convert import freeze_dls
+
+        if args.dls == "frozen":
+            if not args.calibration:
+                raise ValueError("--dls frozen needs --calibration FOLDER (images the constants are taken from)")
+            size = args.height, args.width, args.images
+            replaced = freeze_dls(net, crops(args.calibration, input_channels(net), *size))
+            console.print(f"{len(replaced)} DLS quantizers frozen", highlight=False)
+        settings = ExportSettings(args.height, args.width, args.dynamic, args.scan, args.scan_chunk)
+        model = export_onnx(net, args.onnx, settings)
+        facts = ", ".join(f"{p.key} {p.value}" for p in model.metadata_props)
+        console.print(f"{args.onnx}: {len(model.graph.node)} nodes; {facts}", highlight=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        run(args, Console())
+    except Exception as err:
+        if not is_mistake(err):
+            raise
+        sys.stderr.write(f"error: {err}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

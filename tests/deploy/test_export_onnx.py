@@ -1,0 +1,170 @@
+"""The ONNX file computes what the fake-quantized network computes."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+from skimage import data
+
+import qmambair_basicsr  # noqa: F401  (registers the networks)
+from qmambair_basicsr.layers import calibrate
+from qmambair_basicsr.layers.convert import FrozenCodes, freeze_dls, frozen, parameter_sites
+from qmambair_basicsr.ops.ss2d_scan import ss2d_scan
+from qmambair_basicsr.tools import export as tool
+
+onnx = pytest.importorskip("onnx", reason="extra: export")
+pytest.importorskip("onnxruntime", reason="extra: export")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from qmambair_basicsr.exporting.modules import StaticGrid  # noqa: E402
+from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx, session  # noqa: E402
+from qmambair_basicsr.exporting.scan_graph import expand_scan  # noqa: E402
+
+
+def network(bits, **changes):
+    quant = {
+        "weight": {"type": "RFA", "bits": bits},
+        "act": {"type": "LSQOffset", "bits": bits},
+        "scan": {"type": "DLS", "bits": bits},
+    }
+    options = {"embed_dim": 32, "depths": [1], "d_state": 4, "mlp_ratio": 1.0, "upscale": 2}
+    return {"type": "QMambaIR", "upsampler": "pixelshuffledirect", **options, "quant": quant, **changes}
+
+
+CASES = {
+    "light x2 w4a4": network(4),
+    "light x2 w2a2": network(2),
+    "denoiser w4a4": network(4, upsampler="", upscale=1),
+    "car w4a4": network(4, upsampler="", upscale=1, in_chans=1),
+    "v2 light x2 w4a4": {
+        **network(4),
+        **{"type": "QMambaIRv2Light", "num_heads": [2], "embed_dim": 24, "window_size": 8},
+        **{"inner_rank": 4, "num_tokens": 8, "eval_routing": "argmax"},
+    },
+}
+
+
+def photo(channels, height, width):
+    image = torch.from_numpy(data.astronaut()[60 : 60 + height, 180 : 180 + width]).permute(2, 0, 1)
+    return image[:channels].float().div(255).unsqueeze(0)
+
+
+def calibrated(description, height=16, width=24):
+    torch.manual_seed(0)
+    net = build_network(copy.deepcopy(description)).eval()
+    calibrate(net, [photo(description.get("in_chans", 3), height, width)])
+    with torch.no_grad():  # offsets as after training
+        for name, parameter in net.named_parameters():
+            if name.endswith("quantizer.offset"):
+                parameter.fill_(0.03)
+    return net
+
+
+@pytest.mark.parametrize(("case", "dls"), [(c, "frozen") for c in CASES] + [("light x2 w4a4", "dynamic")])
+def test_output_is_that_of_the_fake_quantized_network(case, dls, tmp_path):
+    net = calibrated(CASES[case])
+    x = photo(CASES[case].get("in_chans", 3), 16, 24)
+    if dls == "frozen":
+        freeze_dls(net, [x])
+    codes = {s.parameter: frozen(s).codes for s in parameter_sites(net)}
+    model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, scan_chunk=4))
+    with torch.no_grad():
+        wanted = net(x).numpy()
+    got = session(str(tmp_path / "net.onnx")).run(None, {"input": x.numpy()})[0]
+    assert -10 * np.log10(np.mean((got - wanted) ** 2) + 1e-20) >= 50
+    stored = [numpy_helper.to_array(i) for i in model.graph.initializer if i.data_type == TensorProto.INT8]
+    sizes = sorted(a.size for a in stored if a.ndim)
+    assert sizes, "no integer weights in the graph"
+    assert {p.key: p.value for p in model.metadata_props}["dls"] == dls
+    conv = next(k for k in codes if k.endswith("conv.weight"))
+    expected = codes[conv].numpy()
+    assert any(a.shape[1:] == expected.shape[1:] and np.array_equal(a[: len(expected)], expected) for a in stored)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_integer_codes_of_an_activation_are_equal(bits):
+    torch.manual_seed(bits)
+    description = network(bits)
+    quantizer = calibrated(description).layers[0].residual_group["blocks"][0].self_attention.in_proj.act_quantizer
+    x = torch.randn(5000) * 2
+    codes = quantizer.to_int(x)[0].numpy()
+    with torch.no_grad():
+        step, offset = (t.item() for t in quantizer.step_and_offset(x))
+    grid = StaticGrid(step, offset, quantizer.qmin, quantizer.qmax)
+    nodes = [helper.make_node("Add", ["x", "offset"], ["shifted"])]
+    constants = {"offset": offset, "step": step}
+    last = "shifted"
+    if grid.bounds is not None:
+        constants |= {"low": grid.bounds[0], "high": grid.bounds[1]}
+        nodes.append(helper.make_node("Clip", ["shifted", "low", "high"], ["clipped"]))
+        last = "clipped"
+    nodes.append(helper.make_node("QuantizeLinear", [last, "step", "zero"], ["codes"]))
+    initializers = [numpy_helper.from_array(np.float32(v), k) for k, v in constants.items()]
+    initializers.append(numpy_helper.from_array(np.int8(0), "zero"))
+    graph = helper.make_graph(
+        nodes,
+        "q",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5000])],
+        [helper.make_tensor_value_info("codes", TensorProto.INT8, [5000])],
+        initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    assert np.array_equal(session(model).run(None, {"x": x.numpy()})[0], codes)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+@pytest.mark.parametrize("directions", [(0, 1, 2, 3), (0,), (3, 1)])
+def test_scan_graph_is_the_scan(chunk, directions):
+    generator = torch.Generator().manual_seed(chunk)
+    b, h, w, d, n, k = 2, 3, 5, 4, 3, len(directions)
+    sizes = {"x": (b, h, w, d), "delta": (b, h, w, k, d), "A": (k, d, n), "B": (b, h, w, k, n), "C": (b, h, w, k, n)}
+    sizes |= {"D": (k, d), "bias": (k, d)}
+    values = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
+    values["A"] = -values["A"].exp()
+    names = [("row", "col", "row_rev", "col_rev")[i] for i in directions]
+    wanted = ss2d_scan(*values.values(), directions=names)
+    node = helper.make_node("SS2DScan", list(values), ["y"], name="scan", directions=directions, delta_softplus=1)
+    nodes, constants = expand_scan(node, chunk)
+    graph = helper.make_graph(
+        nodes,
+        "scan",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(size)) for name, size in sizes.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [b, h, w, d])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    got = session(model).run(None, {name: value.numpy() for name, value in values.items()})[0]
+    np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_plugin_node(tmp_path):
+    model = export_onnx(calibrated(network(4)), tmp_path / "net.onnx", ExportSettings(8, 8, scan="plugin"))
+    scans = [node for node in model.graph.node if node.op_type == "SS2DScan"]
+    assert len(scans) == 1
+    attributes = {a.name: helper.get_attribute_value(a) for a in scans[0].attribute}
+    assert attributes["directions"] == [0, 1, 2, 3]
+    assert len(scans[0].input) == 7
+    assert scans[0].domain == "qmambair"  # outside the standard domains, so that build_engine asks for the plugin
+    assert not any(node.op_type == "Scan" for node in model.graph.node)
+
+
+def test_command_writes_a_packed_checkpoint(tmp_path, capsys):
+    net = calibrated(network(4))
+    torch.save({"params": net.state_dict()}, tmp_path / "net.pth")
+    (tmp_path / "net.yml").write_text(json.dumps({"network_g": network(4)}))
+    command = ["-opt", str(tmp_path / "net.yml"), "--checkpoint", str(tmp_path / "net.pth")]
+    assert tool.main([*command, "--packed", str(tmp_path / "net.safetensors")]) == 0
+    assert "times smaller" in capsys.readouterr().out
+    loaded = tool.load_packed(tmp_path / "net.safetensors")
+    assert all(isinstance(site.quantizer, FrozenCodes) for site in parameter_sites(loaded))
+    assert tool.main(command) == 2
+    assert "nothing to write" in capsys.readouterr().err
+    assert tool.main([*command, "--onnx", str(tmp_path / "net.onnx")]) == 2
+    assert "--calibration FOLDER" in capsys.readouterr().err
