@@ -66,8 +66,8 @@ class Reduced:
 REDUCED = {
     row.task: row
     for row in (
-        Reduced("MambaIR", "SRx2", _SMALL, ("Set5", "Set14", "B100"), 1e-3),
-        Reduced("MambaIR", "lightSRx2", _SMALL, ("Set5", "Set14", "B100"), 1e-3),
+        Reduced("MambaIR", "SRx2", _SMALL, ("Set5", "Set14", "B100"), 2e-4),
+        Reduced("MambaIR", "lightSRx2", _SMALL, ("Set5", "Set14", "B100"), 2e-4),
         Reduced("MambaIR", "ColorDN25", _SMALL, ("McMaster", "CBSD68"), 2e-3),
         Reduced("MambaIR", "CARq10", _SMALL, ("classic5", "LIVE1"), 2e-3),
         Reduced("MambaIRUNet", "RealDN", _SMALL_UNET, ("CC15",), 1e-3),
