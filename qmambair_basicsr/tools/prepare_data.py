@@ -11,6 +11,7 @@ Everything is written below ``--root`` (default ``datasets``)::
     CBSD68/HR/101085.png                      subset: those images of B100
     CBSD68/noise_npy/s25/101085.npy           noise: float32 BGR, neither clipped nor rounded
     DF2K/HR.lmdb, DF2K/LR_bicubic/X2.lmdb     lmdb: as BasicSR reads it
+    SIDD/train/{GT,LQ}, SIDD/val/{GT,LQ}      sidd: patches of the photographed pairs, validation blocks
 
 Without ``--input`` the images are those already in ``<root>/<set>/HR``. Every command can be interrupted and run
 again: finished files are skipped, unfinished ones are never left behind. The test options for JPEG and Gaussian
@@ -31,6 +32,7 @@ from qmambair_basicsr.data.benchmarks import check_count, subset_ids
 from qmambair_basicsr.data.image_files import list_images
 from qmambair_basicsr.data.jpeg_codec import SUBSAMPLING
 from qmambair_basicsr.tools import prepare_jobs as jobs
+from qmambair_basicsr.tools import prepare_sidd as sidd
 from qmambair_basicsr.tools.batch import Report, Task, run_tasks
 from qmambair_basicsr.tools.make_lmdb import make_lmdb
 
@@ -124,6 +126,19 @@ def prepare_subset(args: argparse.Namespace, run: Run) -> None:
     _images(args, run, subset_ids(args.set))
 
 
+def prepare_sidd(args: argparse.Namespace, run: Run) -> None:
+    """``sidd``: training patches and validation blocks of SIDD, whichever ``--input`` holds."""
+    if not args.input:
+        raise ValueError("sidd needs --input, the folder with the .mat files or SIDD_Medium_Srgb/Data")
+    for folder in args.input:
+        if any(folder.glob("*.mat")):
+            tasks = sidd.validation_tasks(folder, args.root / args.set / "val")
+            run(tasks, sidd.unpack_blocks, "validation blocks")
+        else:
+            tasks = sidd.training_tasks(folder, args.root / args.set / "train", args.size, args.step)
+            run(tasks, sidd.cut_pair, "training patches")
+
+
 def prepare_lmdb(args: argparse.Namespace, run: Run) -> None:
     """``lmdb``: pack the HR images, or their sub-images, and the LR images beside them."""
     _images(args, run)
@@ -177,6 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     noise.add_argument("--sigma", type=float, nargs="+", default=[15, 25, 50], help="default: 15 25 50")
     noise.add_argument("--format", choices=("npy", "png"), default="npy", help="png clips and rounds: not the protocol")
     command("subset", prepare_subset, "a published subset of a bigger set: CBSD68 out of B100")
+    real = command("sidd", prepare_sidd, "SIDD: --input SIDD_Medium_Srgb/Data and/or the folder of the two .mat files")
+    real.add_argument("--size", type=int, default=512, help="side of a training patch in pixels (default: 512)")
+    real.add_argument("--step", type=int, default=384, help="distance between patches in pixels (default: 384)")
     lmdb = command("lmdb", prepare_lmdb, "LMDB copies of HR and LR")
     lmdb.add_argument("--scales", type=int, nargs="*", default=[2, 3, 4], help="default: 2 3 4")
     lmdb.add_argument("--sub", action="store_true", help="pack the sub-images made by crop")
