@@ -31,6 +31,8 @@ EXTRAS = {
     "export": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.2", "safetensors>=0.4"],
     "deploy": ["tensorrt>=10", "pycuda>=2024.1"],
     "dev": [
+        # builds engines without a GPU: tests look at which layers become int8
+        'tensorrt-rtx-cu13>=1.7.1,<1.8; platform_system == "Linux" and platform_machine == "x86_64"',
         "hypothesis>=6.100",
         "pytest>=8",
         "pytest-timeout>=2.3",

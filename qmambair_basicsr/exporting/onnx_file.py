@@ -15,6 +15,7 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
+from ..archs.routing import flat_order
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import freeze_parameters
 from ..ops.ss2d_scan import DIRECTIONS
@@ -49,6 +50,13 @@ def _scan_node(x, delta, A, B, C, D, delta_bias, delta_softplus=True, directions
     return torch.onnx.ops.symbolic(
         f"{_DOMAIN}::{SCAN_NODE}", inputs, attributes, dtype=x.dtype, shape=x.shape, version=1
     )
+
+
+def _semantic_order(picked: Tensor) -> tuple[Tensor, Tensor]:
+    """``routing.semantic_order`` for the exporter, which has no stable sort: keys that are all different."""
+    length = picked.shape[1]
+    keys = picked * length + torch.arange(length)
+    return flat_order(torch.sort(keys, dim=-1).indices)
 
 
 def export_onnx(
@@ -88,7 +96,12 @@ def export_onnx(
     if settings.dynamic:
         height, width = torch.export.Dim("h", min=2, max=4096), torch.export.Dim("w", min=2, max=4096)
         shapes = ({2: multiple * height if multiple > 1 else height, 3: multiple * width if multiple > 1 else width},)
-    with mock.patch("qmambair_basicsr.archs.ss2d.ss2d_scan", _scan_node), warnings.catch_warnings(), torch.no_grad():
+    with (
+        mock.patch("qmambair_basicsr.archs.ss2d.ss2d_scan", _scan_node),
+        mock.patch("qmambair_basicsr.archs.mambairv2_blocks.semantic_order", _semantic_order),
+        warnings.catch_warnings(),
+        torch.no_grad(),
+    ):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             net,
