@@ -162,15 +162,16 @@ struct Scratch {
   vf *dD, *dbias;          // [block]
   int64_t *at_x, *at_delta, *at_B, *at_C, *at_dy, *pixel;
   void* memory;
+  static constexpr int64_t kGap = 17;  // arrays of 2^k bytes in a row would share cache sets and alias in the store buffer
 
   Scratch(int64_t chunk, int64_t N, int64_t blocks) {
-    const int64_t vectors = 3 * chunk + (4 * chunk + 1) * N + 2 * blocks * N + 2 * blocks;
+    const int64_t vectors = 3 * chunk + (4 * chunk + 1) * N + 2 * blocks * N + 2 * blocks + 11 * kGap;
     const size_t bytes = (vectors * sizeof(vf) + 6 * chunk * sizeof(int64_t) + 127) / 64 * 64;
     memory = std::aligned_alloc(64, bytes);
     if (!memory) return;
     std::memset(memory, 0, bytes);
     vf* p = (vf*)memory;
-    auto take = [&p](int64_t n) { return (p += n) - n; };
+    auto take = [&p](int64_t n) { return (p += n + kGap) - n - kGap; };
     input = take(chunk), dt = take(chunk), slope = take(chunk);
     decay = take(chunk * N), history = take((chunk + 1) * N);
     sum_B = take(chunk * N), sum_C = take(chunk * N);

@@ -73,14 +73,24 @@ QM_INLINE vf at_most(vf v, vf bound) {
 
 QM_INLINE vf absolute(vf v) { return (vf)((vi)v & splat_int(0x7fffffff)); }
 
-// Sum of the lanes, always in the same order.
-QM_INLINE float sum(vf v) {
-  float lanes[W];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-  return lanes[0];
+template <int kLanes>
+struct Lanes {
+  typedef float type __attribute__((vector_size(4 * kLanes)));
+};
+
+// Sum of the lanes by halves: always the same order.
+template <int kLanes>
+QM_INLINE float sum_lanes(typename Lanes<kLanes>::type v) {
+  if constexpr (kLanes == 2) {
+    return v[0] + v[1];
+  } else {
+    typename Lanes<kLanes / 2>::type halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return sum_lanes<kLanes / 2>(halves[0] + halves[1]);
+  }
 }
+
+QM_INLINE float sum(vf v) { return sum_lanes<W>(v); }
 
 // Splits t into an integer k and f in [-1/2, 1/2] with t = k + f, and gives 2^k; t in [-126, 127.5].
 QM_INLINE vf split_exponent(vf t, vf* f) {

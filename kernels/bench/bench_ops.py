@@ -1,0 +1,164 @@
+"""Times the operators against their reference: ``python kernels/bench/bench_ops.py [--device cuda] [--only NAME]``.
+
+Every operator first has to agree with the float64 reference; the figures of a backend that does not are withheld and
+the command fails. Backends take turns within each round, so that what else the machine does hits all of them; the
+median over the rounds is printed. ``floor`` is the time over that of moving the operator's inputs and outputs once at
+the bandwidth that a copy reaches in the same run. Peak memory is measured in a process of its own per backend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+import torch
+from cases import CASES, Case
+
+from qmambair_basicsr.ops.backend import ENV, backends
+
+TOLERANCE = 1e-5
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def clock(call, device: str) -> float:
+    """Seconds of one call."""
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def copy_bandwidth(device: str, rounds: int) -> float:
+    """Bytes per second of copying 256 MB, reads and writes counted."""
+    source = torch.zeros(1 << 26, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    seconds = statistics.median(clock(lambda: target.copy_(source), device) for _ in range(max(rounds, 3)))
+    return 2 * source.numel() * source.element_size() / seconds
+
+
+def contenders(case: Case, device: str) -> dict:
+    """Name -> callable(inputs) of the backends usable on the device and of the case's baselines."""
+    found = {}
+    for backend in backends(case.op):
+        if backend.is_available()[0] and device in backend.module.DEVICES:
+            found[backend.name] = forced(case.run, backend.name)
+    return {**found, **case.baselines(device)}
+
+
+def forced(run, name: str):
+    """The call with one backend forced."""
+
+    def call(inputs):
+        before = os.environ.get(ENV)
+        os.environ[ENV] = name
+        try:
+            return run(inputs)
+        finally:
+            os.environ.pop(ENV) if before is None else os.environ.update({ENV: before})
+
+    return call
+
+
+def parity(case: Case, call, inputs) -> float:
+    """Largest relative deviation of any output from the float64 reference, on the same values."""
+    exact = [t.detach().cpu().double().requires_grad_(t.requires_grad) for t in inputs]
+    worst = 0.0
+    for got, want in zip(call(inputs), case.run(exact), strict=True):
+        scale = want.abs().max().clamp(min=1e-30)
+        worst = max(worst, ((got.detach().cpu().double() - want).abs().max() / scale).item())
+    return worst
+
+
+def peak_memory(case: str, name: str, device: str, threads: int) -> float:
+    """MB that one call needs beyond its inputs, measured in a fresh process."""
+    arguments = ["--device", device, "--threads", str(threads), "--peak", case, name]
+    done = subprocess.run([sys.executable, "-W", "ignore", __file__, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"peak memory of {case} on {name} could not be measured: {done.stderr.strip()[-400:]}")
+    return float(done.stdout.split()[-1])
+
+
+def measure_peak(case: Case, name: str, device: str) -> float:
+    """The measurement itself: growth of the high-water mark over one call."""
+    call = contenders(case, device)[name]
+    call(case.tiny(device))  # imports and thread pools are not the operator's memory
+    inputs = case.inputs(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call(inputs)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call(inputs)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+
+
+def run_case(case: Case, args: argparse.Namespace, bandwidth: float) -> bool:
+    """Print the lines of one operator; False when a backend failed its parity check."""
+    inputs = case.inputs(args.device)
+    calls = contenders(case, args.device)
+    good, agreed = {}, True
+    for name, call in calls.items():
+        error = parity(case, call, inputs)
+        if error <= case.tolerance(TOLERANCE):
+            good[name] = call
+        else:
+            agreed = False
+            sys.stdout.write(f"{case.name:<34} {name:<12} parity FAILED ({error:.1e}): no figures\n")
+    times = {name: [] for name in good}
+    for _ in range(args.rounds):
+        for name, call in good.items():
+            times[name].append(clock(lambda call=call: call(inputs), args.device))
+    floor = case.bytes_moved(inputs) / bandwidth
+    slowest = max((statistics.median(t) for t in times.values()), default=0)
+    for name in good:
+        middle = statistics.median(times[name])
+        peak = "-" if args.no_memory else f"{peak_memory(case.name, name, args.device, args.threads):.1f}"
+        sys.stdout.write(
+            f"{case.name:<34} {name:<12} {middle * 1e3:>10.2f} {slowest / middle:>9.1f} {middle / floor:>8.1f} {peak:>9}\n"
+        )
+    sys.stdout.flush()
+    return agreed
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    parser.add_argument("--peak", nargs=2, metavar=("CASE", "NAME"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    if args.peak:
+        sys.stdout.write(f"{measure_peak(CASES[args.peak[0]], args.peak[1], args.device)}\n")
+        return
+    bandwidth = copy_bandwidth(args.device, args.rounds)
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} CPU threads"
+    sys.stdout.write(f"torch {torch.__version__}, {where}, copy {bandwidth / 1e9:.1f} GB/s, load {os.getloadavg()[0]:.1f}\n")
+    sys.stdout.write(f"{'case':<34} {'backend':<12} {'ms':>10} {'x slowest':>9} {'x floor':>8} {'peak MB':>9}\n")
+    results = [run_case(case, args, bandwidth) for name, case in CASES.items() if args.only in name]
+    sys.exit(0 if all(results) else "an operator failed its parity check")
+
+
+if __name__ == "__main__":
+    main()
