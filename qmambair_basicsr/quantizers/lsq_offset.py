@@ -15,8 +15,10 @@ Forward ``(round(clamp((x + b) / s, Q_N, Q_P))) * s - b``. Gradients: as LSQ wit
 0 inside the range and -1 outside; only s has the gradient scale 1 / sqrt(numel * Q_P). b starts at 0.
 
 ``mode: official`` is that, with s used as it is (it may become zero or negative), initialised from the first
-batch shown. ``mode: stable`` (default) differs in two points: the step in use is max(|s|, 1e-8), and the
-initial step and the ``signed`` flag come from all calibration batches (mean; signed if any batch is).
+batch shown. ``mode: stable`` (default) differs in two points: the step in use is max(|s|, 1e-8), and the start
+comes from all calibration batches (mean; signed if any batch is): with ``search: mse`` (default) step and offset of
+the interval with the least squared error, as LSQ+ does, with ``search: none`` the release's 2 mean|x| / sqrt(Q_P)
+and b = 0.
 In both the output is ``(codes - zero) * scale`` exactly, where the release adds round-off by its detach trick.
 """
 
@@ -27,11 +29,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .lsq import LSQ, NEGATIVE
+from .lsq import INITIAL_FLOOR, LSQ, NEGATIVE
+from .search import best_interval
 from .spec import Option
 from .ste import scale_grad
 
 MODE = Option("stable", "the mended quantizer, or the release's arithmetic", choices=("stable", "official"))
+SEARCH = Option("mse", "fit the start to the calibration data (stable)", choices=("mse", "none"))
 
 
 class LSQOffset(LSQ):
@@ -39,10 +43,11 @@ class LSQOffset(LSQ):
 
     Args:
         mode: ``stable`` or ``official``.
+        search: ``mse`` or ``none``, how a stable quantizer starts.
         granularity: ``tensor`` (release) or ``channel``.
     """
 
-    options: ClassVar = {"mode": MODE, **LSQ.options}
+    options: ClassVar = {"mode": MODE, "search": SEARCH, **LSQ.options}
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class LSQOffset(LSQ):
         copies: int = 1,
         granularity: str = "tensor",
         mode: str = "stable",
+        search: str = "mse",
     ) -> None:
         super().__init__(
             bits,
@@ -66,8 +72,18 @@ class LSQOffset(LSQ):
             granularity=granularity,
         )
         self.mode = mode
+        self.search = search if mode == "stable" else "none"
         self.first_batch_only = mode == "official"
         self.offset = nn.Parameter(torch.zeros_like(self.scale))
+
+    def estimate(self, x: Tensor) -> dict[str, Tensor]:
+        values = super().estimate(x)
+        if self.search == "none":
+            return values | {"offset": torch.zeros_like(self.offset)}
+        low, high = best_interval(self._full(self._rows(x)), self.qmax - self.qmin)
+        scale = ((high - low) / (self.qmax - self.qmin)).clamp_min(INITIAL_FLOOR)
+        start = torch.where(values["signed"], float(self.qmin), 0.0)
+        return values | {"scale": scale, "offset": start * scale - low}
 
     def parameter_health(self) -> dict[str, float]:
         return super().parameter_health() | {"offset": self.offset.detach().mean().item()}

@@ -28,10 +28,8 @@ from torch import Tensor, nn
 
 from .affine import GRANULARITY, AffineQuantizer
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
+from .search import best_interval
 from .ste import positive, scale_grad
-
-SAMPLES = 4096  # values per group that the search looks at
-CUTS = 16  # positions tried for each end of the interval
 
 
 class LSQPlus(AffineQuantizer):
@@ -87,38 +85,3 @@ class LSQPlus(AffineQuantizer):
     def parameter_health(self) -> dict[str, float]:
         report = {"scale": self.scale.detach().abs().mean().item()}
         return report if self.role == "weight" else report | {"beta": self.offset.detach().mean().item()}
-
-
-def best_interval(rows: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
-    """Ends of the interval whose uniform grid has the least squared error on each row.
-
-    Args:
-        rows: (G, M).
-        intervals: number of grid steps between the ends.
-
-    Returns:
-        Lower and upper ends, (G,) each: the best pair of ``CUTS`` x ``CUTS`` between the row's mean and its
-        extremes, judged on at most ``SAMPLES`` evenly spaced values.
-    """
-    low, high = rows.aminmax(dim=1)
-    mean = rows.mean(1)
-    share = torch.linspace(1, 0.1, CUTS, device=rows.device, dtype=rows.dtype)
-    some = rows[:, :: -(-rows.shape[1] // SAMPLES)]
-    unit = torch.maximum(low.abs(), high.abs()).clamp_min(torch.finfo(rows.dtype).tiny)
-    best = torch.full_like(low, torch.inf)
-    ends = [low, high]
-    for a in share:
-        lower = mean + (low - mean) * a
-        upper = mean[:, None] + (high - mean)[:, None] * share
-        step = ((upper - lower[:, None]) / intervals).clamp_min(1e-12)[:, :, None]
-        level = ((some - lower[:, None])[:, None] / step).round().clamp(0, intervals)
-        # in units of the largest magnitude, so that an outlier's square does not overflow
-        error = ((level * step + lower[:, None, None] - some[:, None]) / unit[:, None, None]).square().mean(2)
-        least, which = error.min(1)
-        better = least < best
-        best = torch.where(better, least, best)
-        ends = [
-            torch.where(better, new, old)
-            for new, old in zip((lower, upper.gather(1, which[:, None])[:, 0]), ends, strict=True)
-        ]
-    return ends[0], ends[1]

@@ -28,7 +28,8 @@ give a negative slope, two equal ones an infinite one, then NaN in every weight.
 ``mode: stable`` (default) uses T_i = max over j <= i of (T_j + (i - j) min_gap): sorted, gaps of at least
 ``min_gap``, hence slopes of at most 1 / min_gap (10 by default). Thresholds that satisfy this already, official
 ones included, are used unchanged, so states are interchangeable; one that a lower neighbour pushes up leaves its
-gradient to that neighbour. alpha is used as max(|alpha|, 1e-8).
+gradient to that neighbour. alpha is used as max(|alpha|, 1e-8), and with ``search: mse`` (default) it starts at
+the multiple of 2 mean|w| / sqrt(Q_P), between 1/4 and 2, that has the least squared error.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from ..ops.rfa import rfa
 from ..ops.rfa.reference import codes, surrogate
 from .base import Quantizer
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
-from .lsq_offset import MODE
+from .lsq_offset import MODE, SEARCH
+from .search import best_symmetric_step
 from .spec import Option
 from .ste import positive, scale_grad
 
@@ -52,11 +54,13 @@ class RFA(Quantizer):
 
     Args:
         mode: ``stable`` or ``official``.
+        search: ``mse`` or ``none``, how a stable quantizer starts.
         min_gap: smallest distance of neighbouring thresholds in stable mode, in steps.
     """
 
     options: ClassVar = {
         "mode": MODE,
+        "search": SEARCH,
         "min_gap": Option(0.1, "smallest gap of thresholds, in steps (stable)", low=1e-3, high=1.0),
     }
 
@@ -70,10 +74,12 @@ class RFA(Quantizer):
         name: str = "",
         copies: int = 1,
         mode: str = "stable",
+        search: str = "mse",
         min_gap: float = 0.1,
     ) -> None:
         super().__init__(bits, role=role, channels=channels, channel_dim=channel_dim, name=name, copies=copies)
         self.mode = mode
+        self.search = search if mode == "stable" else "none"
         self.min_gap = min_gap
         self.first_batch_only = mode == "official"
         self.scale = nn.Parameter(torch.ones(1))
@@ -81,7 +87,10 @@ class RFA(Quantizer):
         self.thresholds = nn.Parameter(torch.arange(self.qmin, self.qmax + 1, dtype=torch.float32))
 
     def estimate(self, x: Tensor) -> dict[str, Tensor]:
-        return {"scale": (2 * x.abs().mean() / self.qmax**0.5).clamp_min(INITIAL_FLOOR)}
+        scale = (2 * x.abs().mean() / self.qmax**0.5).clamp_min(INITIAL_FLOOR).reshape(1)
+        if self.search == "mse":
+            scale = best_symmetric_step(self._full(x).reshape(1, -1), scale, self.qmin, self.qmax)
+        return {"scale": scale}
 
     def quantize(self, x: Tensor) -> Tensor:
         return rfa(x, self._step(x), self.offset, self.ordered_thresholds(), qmin=self.qmin)

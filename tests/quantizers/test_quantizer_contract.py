@@ -65,11 +65,11 @@ CASES = list(_cases())
 every = pytest.mark.parametrize(("kind", "bits", "role", "options"), CASES, ids=_label)
 
 
-def _make(kind, bits, role, options, dtype=torch.float32):
+def _make(kind, bits, role, options, dtype=torch.float32, channels=CHANNELS):
     spec = QuantizerSpec(kind, bits, options)
     try:
         quantizer = build_quantizer(
-            spec, role=role, channels=CHANNELS, channel_dim=-1 if role != "weight" else 2, name="body.0.x"
+            spec, role=role, channels=channels, channel_dim=-1 if role != "weight" else 2, name="body.0.x"
         )
     except SpecError as error:
         pytest.skip(f"refused as documented: {error}")
@@ -334,6 +334,17 @@ def test_not_contiguous(kind, bits, role, options):
     view = x.transpose(0, 1).contiguous().transpose(0, 1)
     assert not view.is_contiguous()
     torch.testing.assert_close(quantizer(view), quantizer(x))
+
+
+@every
+def test_channels_last_maps(kind, bits, role, options):
+    quantizer = _make(kind, bits, role, {k: v for k, v in options.items() if k != "granularity"}, channels=None)
+    x = torch.randn(2, 60, 17, 19).to(memory_format=torch.channels_last)
+    quantizer.init_from(x)
+    y = quantizer.eval()(x)
+    assert y.shape == x.shape
+    codes, scale, zero = quantizer.to_int(x)
+    assert torch.equal(quantizer.dequantize(codes, scale, zero, quantizer.output_bounds(x)), y)
 
 
 @every

@@ -30,11 +30,12 @@ def test_dls_keeps_values_below_the_mean_of_non_negative_data():
 def test_dls_step_weights_get_gradients_at_two_bits():
     x = torch.randn(1, 4000)
     gradients = []
-    for quantizer in _both(DLS, 2, x):
+    for quantizer in (*_both(DLS, 2, x), *_both(DLS, 2, x, init={"search": "none"})[1:]):
         quantizer(x).square().sum().backward()
         gradients.append(quantizer.w.grad)
     assert not gradients[0].any()
     assert (gradients[1][1:] != 0).all()
+    assert (gradients[2][1:] != 0).all()
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -114,13 +115,41 @@ def test_lsq_offset_sign_is_taken_from_all_batches():
     assert not bool(first.signed)
 
 
-def test_never_negative_activations_use_all_levels():
+@pytest.mark.parametrize("search", ["mse", "none"])
+def test_never_negative_activations_use_the_levels(search):
     x = torch.rand(4, 500)
-    quantizer = LSQOffset(3)
+    quantizer = LSQOffset(3, search=search)
     quantizer.init_from(x)
+    assert not bool(quantizer.signed)
     y = quantizer(x)
-    assert y.min() == 0
-    assert quantizer.to_int(x)[2] == quantizer.qmin
+    if search == "none":
+        assert y.min() == 0
+        assert quantizer.to_int(x)[2] == quantizer.qmin
+    else:
+        assert y.unique().numel() == 8
+
+
+def _start_errors(cls, bits, x, **options):
+    errors = {}
+    for search in ("mse", "none"):
+        settings = {"init": {"search": search}} if cls is DLS else {"search": search}
+        quantizer = cls(bits, **settings, **options)
+        quantizer.init_from(x)
+        errors[search] = (quantizer(x) - x).square().mean().item()
+    return errors
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("kind", ["bell", "skewed", "channels"])
+@pytest.mark.parametrize("cls", [DLS, RFA, LSQOffset])
+def test_fitted_start_has_less_error(cls, kind, bits):
+    x = torch.randn(1, 32, 32, 48)
+    if kind == "skewed":
+        x = torch.nn.functional.silu(2 * x)
+    elif kind == "channels":  # a search that strides over channels-last data would see few of them
+        x = x * torch.logspace(-1, 1, 48)
+    errors = _start_errors(cls, bits, x)
+    assert errors["mse"] < (1.001 if cls is RFA else 0.95) * errors["none"]
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -141,7 +170,7 @@ def test_initialisation_groups(bits):
         ("G4", "grid"): (wide, middle),
     }
     for (group, convention), (step, centre) in expected.items():
-        quantizer = DLS(bits, init={"group": group, "convention": convention}).double()
+        quantizer = DLS(bits, init={"group": group, "convention": convention, "search": "none"}).double()
         with torch.no_grad():
             w, v, _ = initial_weights(bits, group, convention)
             quantizer.w.copy_(torch.tensor(w))
