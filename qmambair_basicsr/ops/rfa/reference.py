@@ -24,7 +24,7 @@ def _last_exceeded(v: Tensor, borders: Tensor) -> Tensor:
     v exceeds some border from i on exactly if it exceeds their minimum, and these suffix minima are sorted.
     """
     suffix_minimum = borders.flip(0).cummin(0).values.flip(0)
-    return torch.bucketize(v, suffix_minimum)
+    return torch.bucketize(v.contiguous(), suffix_minimum)
 
 
 def surrogate(v: Tensor, thresholds: Tensor, qmin: int) -> Tensor:
