@@ -75,6 +75,9 @@ REDUCED = {
 }
 
 
+ALL_SETS = tuple(dict.fromkeys(name for row in REDUCED.values() for name in row.sets))
+
+
 def _run(work: Path, module: str, *argv: str) -> None:
     """One of the repository's commands in the working folder."""
     command = [sys.executable, "-W", "ignore", "-m", f"qmambair_basicsr.{module}", *argv]
@@ -99,12 +102,16 @@ def prepare(images: Path, work: Path) -> None:
             raise ValueError(f"prepare_data {' '.join(map(str, step))} failed")
 
 
-def _test_sections(opt: dict, reduced: Reduced, images: Path) -> dict:
+def _test_sections(opt: dict, reduced: Reduced, images: Path, sets: Sequence[str]) -> dict:
     """The file's test sets that are at hand; real noise is tested on CC15."""
     if reduced.task == "RealDN":
         pair = {"dataroot_gt": str(images / "test/CC15/GT"), "dataroot_lq": str(images / "test/CC15/LQ")}
         return {"test_1": opt["datasets"]["test_1"] | {"name": "CC15"} | pair}
-    return {key: section for key, section in opt["datasets"].items() if section["name"] in reduced.sets}
+    return {
+        key: section
+        for key, section in opt["datasets"].items()
+        if section["name"] in reduced.sets and section["name"] in sets
+    }
 
 
 def train_file(reduced: Reduced, bits: int, iterations: int) -> dict:
@@ -137,11 +144,11 @@ def train_file(reduced: Reduced, bits: int, iterations: int) -> dict:
     return opt
 
 
-def test_file(reduced: Reduced, bits: int, images: Path) -> dict:
+def test_file(reduced: Reduced, bits: int, images: Path, sets: Sequence[str] = ALL_SETS) -> dict:
     """The shipped test options for the small network."""
     opt = test_options(reduced.family, TASKS[reduced.task], bits)
     opt["network_g"] |= reduced.network
-    opt["datasets"] = _test_sections(opt, reduced, images)
+    opt["datasets"] = _test_sections(opt, reduced, images, sets)
     opt["path"]["pretrain_network_g"] = (
         f"experiments/{stem('train', reduced.family, reduced.task, bits)}/models/net_g_latest.pth"
     )
@@ -168,13 +175,15 @@ def _write(work: Path, opt: dict) -> Path:
     return file
 
 
-def run_task(reduced: Reduced, bits: int, iterations: int, images: Path, work: Path) -> dict[str, dict[str, float]]:
+def run_task(
+    reduced: Reduced, bits: int, iterations: int, images: Path, work: Path, sets: Sequence[str] = ALL_SETS
+) -> dict[str, dict[str, float]]:
     """Train and test one small network; what an earlier call finished is not repeated.
 
     Returns:
         ``{set: {metric: value}}``.
     """
-    test = test_file(reduced, bits, images)
+    test = test_file(reduced, bits, images, sets)
     wanted = {section["name"] for section in test["datasets"].values()}
     log = latest_log(work / "results", test["name"])
     results = read_results(log)[0] if log else {}
@@ -210,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, required=True, help="folder with train/ and test/")
     parser.add_argument("--work", type=Path, default=Path("reduced_tasks"), help="folder to work in")
     parser.add_argument("--tasks", nargs="+", choices=tuple(REDUCED), default=list(REDUCED), help="default: all")
+    parser.add_argument("--sets", nargs="+", choices=ALL_SETS, default=list(ALL_SETS), help="test sets; default: all")
     parser.add_argument("--bits", type=int, nargs="+", default=[32], help="32, or a width; a width needs 32 before it")
     parser.add_argument("--iterations", type=int, default=200, help="default: 200")
     args = parser.parse_args(argv)
@@ -220,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for bits in args.bits:
         for reduced in (REDUCED[name] for name in args.tasks):
-            results = run_task(reduced, bits, args.iterations, images, work)
-            opt = test_file(reduced, bits, images)
+            results = run_task(reduced, bits, args.iterations, images, work, args.sets)
+            opt = test_file(reduced, bits, images, args.sets)
             for section in opt["datasets"].values():
                 roots = {k: str(work / v) for k, v in section.items() if k.startswith("dataroot")}  # absolute stay so
                 before = input_quality(section | roots, opt)
