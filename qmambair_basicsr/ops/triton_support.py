@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 
@@ -17,12 +18,27 @@ def is_available() -> tuple[bool, str]:
     if importlib.util.find_spec("triton") is None:
         return False, "triton is not installed (pip install triton)"
     if INTERPRETED:
-        return True, "interpreted (TRITON_INTERPRET=1): for tests, slow"
+        return _interpreter()
     if not torch.cuda.is_available():
         return False, "no CUDA device (TRITON_INTERPRET=1 runs the kernels in Triton's interpreter, for tests)"
     if torch.version.cuda is not None and torch.cuda.get_device_capability() < (7, 0):
         return False, f"{torch.cuda.get_device_name()} is older than compute capability 7.0"
     return True, f"Triton on {torch.cuda.get_device_name()}"
+
+
+@functools.cache
+def _interpreter() -> tuple[bool, str]:
+    """Whether Triton's interpreter works here: with NumPy 2.4 that of Triton 3.6 fails, with NumPy 2 that of 3.0 lies."""
+    from .triton_math import count_up
+
+    out, steps = torch.zeros(4), torch.tensor([3.0, 5.0, 7.0, 9.0])
+    try:
+        count_up[(1,)](out, steps)
+    except Exception as error:  # whatever the interpreter raises, it cannot be used
+        return False, f"Triton's interpreter fails here: {error}"
+    if out.tolist() != [9.0, 15.0, 0.0, 0.0]:
+        return False, "Triton's interpreter computes wrong numbers with this NumPy"
+    return True, "interpreted (TRITON_INTERPRET=1): for tests, slow"
 
 
 def next_power_of_2(n: int) -> int:

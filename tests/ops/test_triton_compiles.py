@@ -33,7 +33,7 @@ def report(tmp_path_factory):
 
 def test_every_kernel_compiles(report):
     assert {label.split()[-1] for label in report} == {"sm_90", "sm_80"}
-    assert all(entry["shared"] <= 4096 for entry in report.values()), report
+    assert all(entry["shared"] <= 16384 for entry in report.values()), report
 
 
 def test_recurrences_stay_in_registers(report):

@@ -3,8 +3,6 @@
 x is (G, M), a row is split into parts of ``part`` values; ``program_id(0)`` is the part, ``program_id(1)`` the row.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

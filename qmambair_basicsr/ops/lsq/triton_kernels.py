@@ -1,7 +1,5 @@
 """Triton kernels of ``lsq``. x is seen as (outer, C, inner) with one scale and offset per C, or C = 1."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -1,7 +1,5 @@
 """Triton kernels of ``rfa``: thresholds are searched by bisection, so the cost grows with the bit-width, not with 2^n."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

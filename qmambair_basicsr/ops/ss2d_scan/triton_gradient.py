@@ -1,7 +1,5 @@
 """Triton kernels of the gradients of the directional selective scan; see ``triton_kernels.py`` for their layout."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -9,8 +9,6 @@ The decay is applied as ``h + m h`` with ``m = expm1(dt A)``: for small dt A, ``
 that rounding adds up over thousands of tokens. ``a_ptr`` points at A log2(e), so that powers of two can be taken.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 
