@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -39,6 +40,17 @@ def _interpreter() -> tuple[bool, str]:
     if out.tolist() != [9.0, 15.0, 0.0, 0.0]:
         return False, "Triton's interpreter computes wrong numbers with this NumPy"
     return True, "interpreted (TRITON_INTERPRET=1): for tests, slow"
+
+
+def on_its_device(function: Callable) -> Callable:
+    """Make a function whose first argument is a tensor launch on that tensor's GPU, not on the current one."""
+
+    @functools.wraps(function)
+    def launch(tensor: torch.Tensor, *rest):
+        with torch.cuda.device_of(tensor):
+            return function(tensor, *rest)
+
+    return launch
 
 
 def next_power_of_2(n: int) -> int:

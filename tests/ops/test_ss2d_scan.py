@@ -33,7 +33,7 @@ STEPS = {"usual": ((1e-3, 0.1), 16.0), "extreme": ((1e-6, 50.0), 1e4), "slowest"
 # Triton's interpreter needs about 20 ms per token and direction: smaller maps, one case of step sizes each or all
 INTERPRETED = {
     "one_token": ((1, 1, 1, 4, 3, 2), None),
-    "63_tokens": ((1, 7, 9, 2, 3, 2), {("usual", True), ("extreme", True), ("slowest", False)}),
+    "63_tokens": ((1, 7, 9, 2, 1, 2), {("usual", True), ("extreme", True), ("slowest", False)}),
     "500_tokens": ((1, 20, 25, 1, 1, 1), {("usual", True)}),
     "three_directions": ((3, 2, 5, 3, 3, 1), {("usual", False)}),
 }

@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..triton_support import DEVICES, is_available, next_power_of_2
+from ..triton_support import DEVICES, is_available, next_power_of_2, on_its_device
 from .reference import ABSOLUTE_FLOOR, RELATIVE_FLOOR
 
 __all__ = ["DEVICES", "backward", "forward", "is_available"]
@@ -34,6 +34,7 @@ def _split(values: int) -> tuple[int, int]:
     return per_part * _SUM_BLOCK, -(-blocks // per_part)
 
 
+@on_its_device
 def forward(x: Tensor, w: Tensor, v: Tensor, qmin: int, qmax: int, cap_share: float) -> tuple[Tensor, Tensor, Tensor]:
     """As ``reference.forward``: quantized x, statistics (G, 4), grid (G, 4); x contiguous float32."""
     kernels = _kernels()
@@ -51,6 +52,7 @@ def forward(x: Tensor, w: Tensor, v: Tensor, qmin: int, qmax: int, cap_share: fl
     return out, stats, grid
 
 
+@on_its_device
 def backward(
     grad: Tensor, x: Tensor, w: Tensor, v: Tensor, stats: Tensor, used: Tensor, cap_share: float, grad_scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:

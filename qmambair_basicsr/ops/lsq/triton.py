@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..triton_support import DEVICES, is_available, next_power_of_2
+from ..triton_support import DEVICES, is_available, next_power_of_2, on_its_device
 
 __all__ = ["DEVICES", "backward", "forward", "is_available"]
 
@@ -38,6 +38,7 @@ def _flags(scale: Tensor, offset: Tensor | None) -> dict[str, bool]:
     }
 
 
+@on_its_device
 def forward(x: Tensor, scale: Tensor, offset: Tensor | None, qmin: int, qmax: int, dim: int | None) -> Tensor:
     """As ``reference.forward``: the same bits for the same inputs; x contiguous float32."""
     out = torch.empty_like(x)
@@ -50,6 +51,7 @@ def forward(x: Tensor, scale: Tensor, offset: Tensor | None, qmin: int, qmax: in
     return out
 
 
+@on_its_device
 def backward(
     grad: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None, qmin: int, qmax: int, dim: int | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:

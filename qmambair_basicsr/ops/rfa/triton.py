@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..triton_support import DEVICES, is_available
+from ..triton_support import DEVICES, is_available, on_its_device
 from .reference import OUTER_SLOPE
 
 __all__ = ["DEVICES", "backward", "forward", "is_available"]
@@ -35,6 +35,7 @@ def _midpoints(thresholds: Tensor) -> tuple[Tensor, int]:
     return _search_table((thresholds[:-1] + thresholds[1:]) / 2)
 
 
+@on_its_device
 def forward(w: Tensor, scale: Tensor, offset: Tensor, thresholds: Tensor, qmin: int) -> Tensor:
     """As ``reference.forward``: the same bits for the same inputs; w contiguous float32."""
     out = torch.empty_like(w)
@@ -47,6 +48,7 @@ def forward(w: Tensor, scale: Tensor, offset: Tensor, thresholds: Tensor, qmin: 
     return out
 
 
+@on_its_device
 def backward(
     grad: Tensor, w: Tensor, scale: Tensor, offset: Tensor, thresholds: Tensor, qmin: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ import math
 
 import torch
 
-from ..triton_support import DEVICES, INTERPRETED, is_available, next_power_of_2
+from ..triton_support import DEVICES, INTERPRETED, is_available, next_power_of_2, on_its_device
 
 __all__ = ["CHUNK", "DEVICES", "backward", "forward", "is_available"]
 
@@ -162,6 +162,7 @@ class _Launch:
         )  # fmt: skip
 
 
+@on_its_device
 def forward(
     x: torch.Tensor,
     delta: torch.Tensor,
@@ -191,6 +192,7 @@ def forward(
     return _reduced(y, x), states if save_states else states[:, :, -1:].clone()
 
 
+@on_its_device
 def backward(
     dy: torch.Tensor,
     x: torch.Tensor,
