@@ -20,10 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-import torch
-from cases import CASES, Case
+import torch  # noqa: E402
+from cases import CASES, Case  # noqa: E402
 
-from qmambair_basicsr.ops.backend import ENV, backends
+from qmambair_basicsr.ops.backend import ENV, backends  # noqa: E402
 
 TOLERANCE = 1e-5
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -27,9 +27,15 @@ struct Walk {
   // Offsets of tokens [begin, end) in a map with these strides.
   void offsets(const int64_t* stride, int64_t begin, int64_t end, int64_t* out) const {
     const int64_t outer_stride = stride[columns ? 2 : 1], inner_stride = stride[columns ? 1 : 2];
+    const int64_t first = reverse ? length - 1 - begin : begin, by = reverse ? -1 : 1;
+    int64_t line = first / inner, place = first % inner;
     for (int64_t t = begin; t < end; t++) {
-      const int64_t i = reverse ? length - 1 - t : t;
-      *out++ = i / inner * outer_stride + i % inner * inner_stride;
+      *out++ = line * outer_stride + place * inner_stride;
+      place += by;
+      if (place == inner || place < 0) {
+        line += by;
+        place = reverse ? inner - 1 : 0;
+      }
     }
   }
 

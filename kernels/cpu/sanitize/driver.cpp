@@ -1,0 +1,117 @@
+// Calls the C interface with heap buffers of exactly the right size, so that the sanitizers see any access beyond them,
+// over shapes with full and partial vectors, partial chunks, one token, and NaN, infinite and huge values.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <vector>
+
+#include "../parallel.h"
+#include "../scan.h"
+
+extern "C" {
+const char* qm_isa();
+void qm_scan_forward(const ScanArgs*);
+int64_t qm_scan_backward(const ScanArgs*);
+void qm_lsq_forward(const float*, float*, int64_t, int64_t, const float*, const float*, int64_t, float, float, int64_t);
+void qm_lsq_backward(const float*, const float*, float*, int64_t, int64_t, const float*, const float*, int64_t, float, float,
+                     float*, float*, int64_t);
+void qm_dls_forward(const float*, float*, int64_t, int64_t, const float*, const float*, float, float, double, float*, float*,
+                    int64_t);
+void qm_dls_backward(const float*, const float*, float*, int64_t, int64_t, const float*, const float*, const float*,
+                     const float*, double, double, float*, float*, int64_t);
+void qm_rfa_forward(const float*, float*, int64_t, const float*, const float*, const float*, int64_t, float, int64_t);
+void qm_rfa_backward(const float*, const float*, float*, int64_t, const float*, const float*, const float*, int64_t, float,
+                     float*, float*, float*, int64_t);
+}
+
+namespace {
+
+typedef std::vector<float> Buffer;
+
+uint32_t seed = 1;
+float random_value() {
+  seed = seed * 1664525u + 1013904223u;
+  return (float)(seed >> 8) / (float)(1 << 23) - 1.f;
+}
+
+// `odd` puts values at the front that arithmetic has to survive.
+Buffer random_buffer(int64_t n, float scale = 1.f, bool odd = false) {
+  Buffer b(n);
+  for (float& v : b) v = scale * random_value();
+  const float inf = std::numeric_limits<float>::infinity();
+  const float values[] = {std::nanf(""), inf, -inf, 3e38f, -3e38f, 1e-42f};
+  if (odd)
+    for (int64_t i = 0; i < 6 && i < n; i++) b[i] = values[i];
+  return b;
+}
+
+void scan(int64_t batch, int64_t height, int64_t width, int64_t K, int64_t D, int64_t N, bool merge, bool odd) {
+  const int64_t pixels = batch * height * width, order[4] = {0, 1, 2, 3};
+  ScanArgs a = {};
+  a.batch = batch, a.height = height, a.width = width, a.directions = K, a.channels = D, a.state = N;
+  a.chunk = 64, a.groups = D / 64 > 1 ? D / 64 : 1, a.softplus = 1, a.save_states = 1, a.merge = merge, a.threads = 1;
+  a.order = order;
+  const int64_t chunks = (height * width + a.chunk - 1) / a.chunk, map = pixels * D * (merge ? 1 : K);
+  const Buffer x = random_buffer(pixels * D, 1, odd), delta = random_buffer(pixels * K * D, 4, odd);
+  const Buffer B = random_buffer(pixels * K * N, 1, odd), C = random_buffer(pixels * K * N), dy = random_buffer(pixels * D);
+  Buffer A = random_buffer(K * N * D, 1e4f), skip = random_buffer(K * D), bias = random_buffer(K * D);
+  for (float& v : A) v = -std::fabs(v);
+  Buffer y(map), dx(map), states(batch * K * chunks * N * D), ddelta(pixels * K * D), dB(a.groups * pixels * K * N);
+  Buffer dC(dB.size()), dA(batch * K * N * D), dD(batch * K * D), dbias(batch * K * D);
+  const int64_t shared[4] = {height * width * D, width * D, D, 0}, all[4] = {shared[0] * K, shared[1] * K, D * K, D};
+  const int64_t maps[4] = {height * width * K * N, width * K * N, K * N, N};
+  for (int i = 0; i < 4; i++) {
+    a.x_stride[i] = a.dy_stride[i] = shared[i];
+    a.delta_stride[i] = all[i];
+    a.B_stride[i] = a.C_stride[i] = maps[i];
+  }
+  a.x = x.data(), a.delta = delta.data(), a.B = B.data(), a.C = C.data(), a.dy = dy.data(), a.A = A.data();
+  a.D = skip.data(), a.bias = bias.data(), a.y = y.data(), a.dx = dx.data(), a.states = states.data();
+  a.ddelta = ddelta.data(), a.dB = dB.data(), a.dC = dC.data(), a.dA = dA.data(), a.dD = dD.data(), a.dbias = dbias.data();
+  qm_scan_forward(&a);
+  if (!qm_scan_backward(&a)) std::abort();
+  a.save_states = 0;
+  Buffer last(batch * K * N * D);
+  a.states = last.data();
+  qm_scan_forward(&a);
+}
+
+void quantizers(int64_t rows, int64_t cols, bool odd) {
+  const int64_t n = rows * cols;
+  const Buffer x = random_buffer(n, 3, odd), grad = random_buffer(n), step(rows, 0.3f), offset(rows, 0.1f);
+  Buffer y(n), dx(n), d_step(rows), d_offset(rows), stats(4 * rows), grid(4 * rows), dw(4), dv(4);
+  qm_lsq_forward(x.data(), y.data(), rows, cols, step.data(), offset.data(), rows, -8, 7, 1);
+  qm_lsq_backward(grad.data(), x.data(), dx.data(), rows, cols, step.data(), offset.data(), rows, -8, 7, d_step.data(),
+                  d_offset.data(), 1);
+  const Buffer w = {.1f, .4f, 0, 0}, v = {-1, 0, 0, 0};
+  qm_dls_forward(x.data(), y.data(), rows, cols, w.data(), v.data(), -8, 7, 1. / 16, stats.data(), grid.data(), 1);
+  qm_dls_backward(grad.data(), x.data(), dx.data(), rows, cols, w.data(), v.data(), stats.data(), grid.data(), 1. / 16, 1,
+                  dw.data(), dv.data(), 1);
+  for (int64_t levels : {2, 16, 256}) {
+    Buffer thresholds(levels), d(levels);
+    for (int64_t i = 0; i < levels; i++) thresholds[i] = (float)(i - levels / 2) + 0.6f * random_value();
+    qm_rfa_forward(x.data(), y.data(), n, step.data(), offset.data(), thresholds.data(), levels, -(float)(levels / 2), 1);
+    qm_rfa_backward(grad.data(), x.data(), dx.data(), n, step.data(), offset.data(), thresholds.data(), levels,
+                    -(float)(levels / 2), d_step.data(), d_offset.data(), d.data(), 1);
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const bool odd : {false, true}) {
+    for (const int64_t state : {1, 5, 8, 10, 16}) {
+      for (const int64_t channels : {1, 7, 16, 33, 130}) {
+        for (const bool merge : {true, false}) {
+          scan(1, 1, 1, 4, channels, state, merge, odd);
+          scan(2, 5, 13, 4, channels, state, merge, odd);
+        }
+      }
+    }
+    scan(1, 10, 20, 1, 3, 256, true, odd);
+    for (const int64_t cols : {1, 15, 63, 500, 20000}) quantizers(3, cols, odd);
+  }
+  std::printf("%s: clean\n", qm_isa());
+}
