@@ -1,0 +1,147 @@
+"""Compare quantizer settings after calibration alone, without training, on the network of an option file.
+
+python -m qmambair_basicsr.tools.compare_calibration -opt options/train_QMambaIR_tinySRx2_w4a4.yml \\
+    --test datasets/Set5/HR --calibration datasets/BSDS400T91/HR --bits 4 2
+
+Every image is cut to its centre and degraded with MATLAB's bicubic kernel. Each setting is calibrated afresh, then
+every image is restored alone and once more in one batch with the others. Printed: mean PSNR (Y, border of ``scale``
+pixels cut) of both, and the largest change of an output value, in 1/255, that the company of other images causes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from basicsr.archs import build_network
+from basicsr.metrics import calculate_psnr
+from basicsr.utils.options import ordered_yaml
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import qmambair_basicsr  # noqa: F401  (registers the networks)
+
+from ..data.image_files import list_images, match_channels, read_image
+from ..data.matlab_resize import bicubic_downscale
+from ..layers.calibrate import calibrate, quantizers_of
+from ..models.checkpoint_io import load_state, read_file, select_params
+from ..quantizers import QuantSpec
+
+OFFICIAL = {"mode": "official"}
+SETTINGS: dict[str, tuple[dict, dict, dict]] = {  # name: options of weight (RFA), act (LSQOffset), scan (DLS)
+    "stable": ({}, {}, {}),
+    "stable, statistics per tensor": ({}, {}, {"stats": "tensor"}),
+    "stable, no search": ({"search": "none"}, {"search": "none"}, {"init": {"search": "none"}}),
+    "official": (OFFICIAL, OFFICIAL, OFFICIAL),
+    "official, statistics per sample": (OFFICIAL, OFFICIAL, {**OFFICIAL, "stats": "sample"}),
+}
+
+
+def load_pairs(folder: Path, size: int, scale: int, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centres of a folder's images and their degraded versions.
+
+    Args:
+        folder: images.
+        size: side of the high-resolution cut, a multiple of ``scale``; smaller images are left out.
+        scale: factor of the degradation.
+        limit: at most so many images, in the order of their names.
+
+    Returns:
+        (N, 3, size / scale, size / scale) and (N, 3, size, size), RGB in [0, 1].
+
+    Raises:
+        ValueError: no image of that size in the folder.
+    """
+    low, high = [], []
+    for path in list_images(folder):
+        image = match_channels(read_image(path), 3)
+        if min(image.shape[:2]) < size or len(high) == limit:
+            continue
+        top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+        cut = image[top : top + size, left : left + size, ::-1]
+        for images, array in ((high, cut), (low, bicubic_downscale(np.ascontiguousarray(cut), scale))):
+            images.append(torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).float() / 255)
+    if not high:
+        raise ValueError(f"{folder}: no image with both sides of at least {size} pixels; give another folder or --crop")
+    return torch.stack(low), torch.stack(high)
+
+
+def mean_psnr(outputs: torch.Tensor, targets: torch.Tensor, border: int) -> float:
+    """Mean PSNR on the Y channel of (N, 3, H, W) RGB images in [0, 1], rounded to 8 bits as test images are."""
+    pairs = zip(_images(outputs), _images(targets), strict=True)
+    return float(np.mean([calculate_psnr(a, b, border, test_y_channel=True) for a, b in pairs]))
+
+
+def _images(batch: torch.Tensor) -> Iterable[np.ndarray]:
+    for image in (batch.clamp(0, 1) * 255).round():
+        yield image.permute(1, 2, 0).numpy()[:, :, ::-1]
+
+
+def compare(network: dict, weights: dict, calibration: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int):
+    """Measure every entry of ``SETTINGS`` at one bit-width.
+
+    Yields:
+        ``(setting, PSNR alone, PSNR in one batch, largest change of a value in 1/255)``.
+    """
+    scale = network["upscale"]
+    for name, options in SETTINGS.items():
+        kinds = zip(("weight", "act", "scan"), ("RFA", "LSQOffset", "DLS"), options, strict=True)
+        quant = {site: {"type": kind, "bits": bits, **chosen} for site, kind, chosen in kinds}
+        QuantSpec.from_dict(quant)
+        net = build_network({**network, "quant": quant}).eval()
+        starts = tuple(f"{quantizer}." for quantizer in quantizers_of(net))
+        own = {key: value for key, value in net.state_dict().items() if key.startswith(starts)}
+        load_state(net, {**weights, **own}, "of the comparison")
+        calibrate(net, calibration.split(4))
+        with torch.no_grad():
+            alone = torch.cat([net(image[None]) for image in low])
+            together = net(low)
+        change = 255 * (alone - together).abs().max().item()
+        yield name, mean_psnr(alone, high, scale), mean_psnr(together, high, scale), change
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-opt", type=Path, required=True, help="option file with a quantized network_g")
+    parser.add_argument("--weights", type=Path, help="full-precision weights; default path: pretrain_network_g")
+    parser.add_argument("--test", type=Path, required=True, help="folder of high-resolution test images")
+    parser.add_argument("--calibration", type=Path, required=True, help="folder of high-resolution images")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 2])
+    parser.add_argument("--crop", type=int, default=192, help="side of the high-resolution cuts")
+    parser.add_argument("--images", type=int, default=16, help="calibration images")
+    parser.add_argument("--markdown", action="store_true")
+    args = parser.parse_args(argv)
+
+    opt = yaml.load(args.opt.read_text(encoding="utf-8"), Loader=ordered_yaml()[0])
+    network = dict(opt["network_g"])
+    if "quant" not in network:
+        parser.error(f"{args.opt}: network_g has no quant block; give the option file of a quantized network")
+    path = args.weights or Path(opt["path"]["pretrain_network_g"])
+    weights = select_params(read_file(path), path, "params")
+    low, high = load_pairs(args.test, args.crop, network["upscale"], 100)
+    calibration, _ = load_pairs(args.calibration, args.crop, network["upscale"], args.images)
+
+    header = ("bits", "setting", "PSNR alone", "PSNR in a batch", "largest change")
+    table, console = Table(*header), Console()
+    if args.markdown:
+        for line in (header, ["---", "---", "---:", "---:", "---:"]):
+            console.print(f"| {' | '.join(line)} |", highlight=False, soft_wrap=True)
+    for bits in args.bits:
+        results = compare(network, weights, calibration, low, high, bits)
+        for name, alone, together, change in tqdm(results, total=len(SETTINGS), desc=f"{bits} bits"):
+            row = (str(bits), name, f"{alone:.2f}", f"{together:.2f}", f"{change:.2f}")
+            table.add_row(*row)
+            if args.markdown:
+                console.print(f"| {' | '.join(row)} |", highlight=False, soft_wrap=True)
+    if not args.markdown:
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
