@@ -30,7 +30,6 @@ from ..data.image_files import list_images, match_channels, read_image
 from ..data.matlab_resize import bicubic_downscale
 from ..layers.calibrate import calibrate, quantizers_of
 from ..models.checkpoint_io import load_state, read_file, select_params
-from ..quantizers import QuantSpec
 
 OFFICIAL = {"mode": "official"}
 SETTINGS: dict[str, tuple[dict, dict, dict]] = {  # name: options of weight (RFA), act (LSQOffset), scan (DLS)
@@ -82,6 +81,20 @@ def _images(batch: torch.Tensor) -> Iterable[np.ndarray]:
         yield image.permute(1, 2, 0).numpy()[:, :, ::-1]
 
 
+def _network(network: dict, weights: dict, quant: dict) -> torch.nn.Module:
+    """The network with full-precision weights and fresh quantizers, for evaluation."""
+    net = build_network({**network, "quant": quant}).eval()
+    starts = tuple(f"{quantizer}." for quantizer in quantizers_of(net))
+    own = {key: value for key, value in net.state_dict().items() if key.startswith(starts)}
+    load_state(net, {**weights, **own}, "of the comparison")
+    return net
+
+
+@torch.no_grad()
+def _alone(net: torch.nn.Module, low: torch.Tensor) -> torch.Tensor:
+    return torch.cat([net(image[None]) for image in low])
+
+
 def compare(network: dict, weights: dict, calibration: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int):
     """Measure every entry of ``SETTINGS`` at one bit-width.
 
@@ -92,14 +105,10 @@ def compare(network: dict, weights: dict, calibration: torch.Tensor, low: torch.
     for name, options in SETTINGS.items():
         kinds = zip(("weight", "act", "scan"), ("RFA", "LSQOffset", "DLS"), options, strict=True)
         quant = {site: {"type": kind, "bits": bits, **chosen} for site, kind, chosen in kinds}
-        QuantSpec.from_dict(quant)
-        net = build_network({**network, "quant": quant}).eval()
-        starts = tuple(f"{quantizer}." for quantizer in quantizers_of(net))
-        own = {key: value for key, value in net.state_dict().items() if key.startswith(starts)}
-        load_state(net, {**weights, **own}, "of the comparison")
+        net = _network(network, weights, quant)
         calibrate(net, calibration.split(4))
+        alone = _alone(net, low)
         with torch.no_grad():
-            alone = torch.cat([net(image[None]) for image in low])
             together = net(low)
         change = 255 * (alone - together).abs().max().item()
         yield name, mean_psnr(alone, high, scale), mean_psnr(together, high, scale), change
@@ -132,6 +141,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.markdown:
         for line in (header, ["---", "---", "---:", "---:", "---:"]):
             console.print(f"| {' | '.join(line)} |", highlight=False, soft_wrap=True)
+    full = mean_psnr(_alone(_network(network, weights, {}), low), high, network["upscale"])
+    baseline = ("32", "full precision", f"{full:.2f}", "", "")
+    table.add_row(*baseline)
+    if args.markdown:
+        console.print(f"| {' | '.join(baseline)} |", highlight=False, soft_wrap=True)
     for bits in args.bits:
         results = compare(network, weights, calibration, low, high, bits)
         for name, alone, together, change in tqdm(results, total=len(SETTINGS), desc=f"{bits} bits"):
