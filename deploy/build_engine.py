@@ -281,7 +281,8 @@ def make_request(args: argparse.Namespace) -> Request:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status (0 built, 1 failed, 2 refused, 130 interrupted)."""
     args = parse_arguments(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed build cleans up like an interrupted one
+    for sent in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs with SIGINT ignored
+        signal.signal(sent, signal.default_int_handler)
     try:
         request = make_request(args)
         trtexec = find_trtexec(args.trtexec)

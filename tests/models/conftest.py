@@ -132,7 +132,8 @@ class LoopRunner:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.monkeypatch = monkeypatch
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        threads = str(torch.get_num_threads())  # as in this process: sums over threads depend on how many there are
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
 
     def models(self, name: str = "run") -> Path:
         """Folder of a run's networks."""
