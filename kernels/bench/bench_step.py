@@ -15,11 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import torch
+import torch.nn.functional as F
 
-from qmambair_basicsr.archs.mambair_arch import MambaIR  # noqa: E402
-from qmambair_basicsr.archs.qmambair_arch import QMambaIR  # noqa: E402
+from qmambair_basicsr.archs.mambair_arch import MambaIR
+from qmambair_basicsr.archs.qmambair_arch import QMambaIR
 
 LIGHT = {
     "upscale": 2,

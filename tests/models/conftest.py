@@ -133,7 +133,12 @@ class LoopRunner:
         self.folder = folder
         self.monkeypatch = monkeypatch
         threads = str(torch.get_num_threads())  # as in this process: sums over threads depend on how many there are
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": threads,
+            "CUDA_VISIBLE_DEVICES": "",
+        }
 
     def models(self, name: str = "run") -> Path:
         """Folder of a run's networks."""
