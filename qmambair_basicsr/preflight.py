@@ -11,6 +11,7 @@ before it imports basicsr.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import os
@@ -135,6 +136,19 @@ def _dataset(where: str, section: dict) -> Iterator[str]:
             yield f"{where}.{key}: file {value} does not exist; {DATA_HELP}"
 
 
+def _numbers_as_text(where: str, value: object) -> Iterator[str]:
+    """Numbers that YAML 1.1 reads as text: it wants a point in ``5.0e-4`` and has no quotes around numbers."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers_as_text(f"{where}.{key}", inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _numbers_as_text(f"{where}[{index}]", inner)
+    elif isinstance(value, str) and value[:1] in tuple("+-.0123456789"):
+        with contextlib.suppress(ValueError):
+            yield f"{where}: YAML reads {value!r} as text; write the number as {float(value)!r} with a point, unquoted"
+
+
 def _weights(opt: dict) -> Iterator[str]:
     """Checkpoints that will be read; those of a run that resumes come from its own folder."""
     path = opt.get("path") or {}
@@ -185,6 +199,8 @@ def problems(opt: dict) -> list[str]:
         found += _unknown("path.", [k for k in opt.get("path") or {} if k not in _PATHS_OF_BASICSR], PATH)
         found += _unknown("train.", opt.get("train") or {}, TRAIN)
         found += _unknown("val.", opt.get("val") or {}, VAL)
+        for key in ("train", "val", "quant_train", "network_g", "logger"):
+            found += _numbers_as_text(key, opt.get(key))
         if opt.get("quant_train") is not None:
             found += _quant_train(opt["quant_train"])
     for key in ("network_g", "datasets", "path"):

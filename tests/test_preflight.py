@@ -77,6 +77,8 @@ def change(opt, where, value):
         ("path.pretrain_network_g", "gone.pth", "path.pretrain_network_g: file gone.pth does not exist"),
         ("path.resume_state", "gone.state", "path.resume_state: file gone.state does not exist"),
         ("datasets", None, "datasets: missing"),
+        ("train.optim_g.lr", "5e-4", "train.optim_g.lr: YAML reads '5e-4' as text; write the number as 0.0005"),
+        ("train.scheduler.milestones", [5, "1e3"], "train.scheduler.milestones[1]: YAML reads '1e3' as text"),
     ],
 )
 def test_mistake_is_named(opt, where, value, message):
