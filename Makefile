@@ -7,7 +7,7 @@
 
 PYTHON ?= python3
 TORCH ?= $(shell grep -E '^torch(vision)?==' constraints.txt)
-EXTRAS ?= dev,metrics,export
+EXTRAS ?= dev,metrics,export,plot
 PYTEST_ARGS ?=
 
 VENV := .venv

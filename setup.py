@@ -30,6 +30,7 @@ EXTRAS = {
     "metrics": ["lpips>=0.1.4,<0.2", "stlpips_pytorch>=0.0.2,<0.1"],
     "export": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.2", "safetensors>=0.4"],
     "deploy": ["tensorrt>=10", "pycuda>=2024.1"],
+    "plot": ["matplotlib>=3.7,<4"],
     "dev": [
         # builds engines without a GPU: tests look at which layers become int8
         'tensorrt-rtx-cu13>=1.7.1,<1.8; platform_system == "Linux" and platform_machine == "x86_64"',
