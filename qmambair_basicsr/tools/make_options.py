@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from .option_data import DATA
-from .option_table import NETS, ROWS, TASKS, WEIGHTS, Recipe, Task, recipe_of
+from .option_table import NETS, QUANTIZERS, ROWS, TASKS, WEIGHTS, Recipe, Task, recipe_of
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 PLUGIN = "plugin: !!python/name:qmambair_basicsr.__version__"
@@ -50,18 +50,15 @@ def stem(phase: str, family: str, task: str, bits: int, method: str = "") -> str
     return f"{phase}_{arch}_{task}{width}" + (f"_{method}" if method else "")
 
 
-def _network(family: str, task: Task, bits: int) -> dict:
+def _network(family: str, task: Task, bits: int, method: str = "") -> dict:
     net = {"type": family if bits == 32 else f"Q{family}"}
     if "inp_channels" not in NETS[family, task.size]:
         net |= {"upscale": task.scale, "in_chans": task.in_chans}
     net |= NETS[family, task.size]
     if bits != 32:
-        net["quant"] = {
-            "weight": {"type": "RFA", "bits": bits},
-            "act": {"type": "LSQOffset", "bits": bits},
-            "scan": {"type": "DLS", "bits": bits},
-            "act_policy": "code",
-        }
+        kinds = QUANTIZERS.get(method, ("RFA", "LSQOffset", "DLS"))
+        sites = zip(("weight", "act", "scan"), kinds, strict=True)
+        net["quant"] = {site: {"type": kind, "bits": bits} for site, kind in sites} | {"act_policy": "code"}
     return net
 
 
@@ -96,6 +93,11 @@ def _loss(recipe: Recipe) -> dict:
 
 def _distillation(recipe: Recipe) -> dict:
     return {"type": "PixelDistillationLoss", "loss_weight": recipe.distill, "criterion": "l1"}
+
+
+def _alignment(recipe: Recipe) -> dict:
+    blocks = ["layers.*.residual_group.layers.*"]  # of MambaIRv2, the only family with such a recipe
+    return {"type": "FeatureAlignmentLoss", "layers": blocks, "loss_weight": recipe.feature}
 
 
 def _schedule(recipe: Recipe) -> dict:
@@ -133,7 +135,7 @@ def train_options(family: str, task: Task, bits: int, method: str = "") -> dict:
         },
         "val": DATA[recipe.val or task.tests[0]].options(task.scale),
     }
-    opt["network_g"] = _network(family, task, bits)
+    opt["network_g"] = _network(family, task, bits, method)
     if bits == 32:
         start = _weights(family, TASKS[recipe.start], 32) if recipe.start else None
         strict = not start or TASKS[recipe.start].scale == task.scale  # upsamplers differ
@@ -158,6 +160,7 @@ def train_options(family: str, task: Task, bits: int, method: str = "") -> dict:
         "total_iter": recipe.total_iter,
         "warmup_iter": -1,
         **({"distill_opt": _distillation(recipe)} if recipe.distill else {"pixel_opt": _loss(recipe)}),
+        **({"feature_opt": _alignment(recipe)} if recipe.feature else {}),
     }
     opt["val"] = {"val_freq": recipe.val_freq, "save_img": False, "pbar": True, "metrics": _metrics(task)}
     opt["logger"] = {
@@ -174,7 +177,7 @@ def test_options(family: str, task: Task, bits: int, method: str = "") -> dict:
     """Contents of a test file; arguments as :func:`train_options`."""
     opt = _head("test", family, task, bits, method)
     opt["datasets"] = {f"test_{i}": DATA[name].options(task.scale) for i, name in enumerate(task.tests, start=1)}
-    opt["network_g"] = _network(family, task, bits)
+    opt["network_g"] = _network(family, task, bits, method)
     opt["path"] = {"pretrain_network_g": _weights(family, task, bits, method), "strict_load_g": True}
     opt["val"] = {"save_img": True, "suffix": None, "pbar": True, "metrics": _metrics(task)}
     return opt

@@ -127,6 +127,7 @@ class Recipe:
         print_freq: Log a line every so many iterations.
         val: Key of ``DATA`` to validate on during training instead of the task's first test set.
         distill: Weight of the L1 distance to the full-precision network's output, which then replaces ``loss``.
+        feature: Weight of the feature alignment with the full-precision network's blocks; 0 = none.
     """
 
     total_iter: int
@@ -150,6 +151,7 @@ class Recipe:
     print_freq: int = 100
     val: str = ""
     distill: float = 0.0
+    feature: float = 0.0
 
 
 _FP_STEPS = (250_000, 400_000, 450_000, 475_000)
@@ -225,8 +227,8 @@ QAT = {
     ),
     # (family, task, method, bits): what two CPU cores can do; only training photographs, also for validation
     **{
-        ("MambaIRv2Light", "lightSRx2", "distill", bits): Recipe(
-            total_iter,
+        ("MambaIRv2Light", "lightSRx2", method, bits): Recipe(
+            1200,
             lr,
             (),
             gt_size=64,
@@ -234,14 +236,16 @@ QAT = {
             gpus=0,
             train="BSDS400T91 train",
             val="BSDS400T91 val",
-            val_freq=total_iter // 4,
+            val_freq=300,
             save_freq=50,
             workers=1,
             calibration=8,
             print_freq=10,
             distill=1.0,
+            feature=0.02,
         )
-        for bits, total_iter, lr in ((4, 400, 5e-4), (2, 500, 1e-3))
+        for bits, lr in ((4, 5e-4), (2, 1e-3))
+        for method in ("distill", "distill_lsq")
     },
     # `make demo`: minutes on two CPU cores
     "demo": Recipe(
@@ -339,7 +343,15 @@ ROWS = tuple(
         *((phase, bits) for phase in ("train", "test") for bits in (32, 4, 2)),
         *((("test", 8),) if family in ("MambaIR", "MambaIRUNet") and not task.startswith(("tiny", "demo")) else ()),
     )
-) + tuple((phase, "MambaIRv2Light", "lightSRx2", bits, "distill") for phase in ("train", "test") for bits in (4, 2))
+) + tuple(
+    (phase, "MambaIRv2Light", "lightSRx2", bits, method)
+    for method in ("distill", "distill_lsq")
+    for phase in ("train", "test")
+    for bits in (4, 2)
+)
+
+# method -> quantizers of weights, activations and the scan, where they are not Q-MambaIR's
+QUANTIZERS = {"distill_lsq": ("LSQ", "LSQ", "LSQ")}
 
 
 def recipe_of(family: str, task: Task, bits: int, method: str = "") -> Recipe:
