@@ -16,7 +16,9 @@ def _raised_here(trace: TracebackType | None) -> bool:
     """Whether the innermost frame of a traceback is code of this package."""
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(f"{__package__}.")
+    # not __name__: that is "__main__" in the module that `python -m` runs
+    package = trace.tb_frame.f_globals.get("__package__") if trace is not None else None
+    return package is not None and f"{package}.".startswith(f"{__package__}.")
 
 
 def is_mistake(err: BaseException) -> bool:

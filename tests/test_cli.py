@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,3 +57,10 @@ def test_defect_is_not_swallowed():
 
     with pytest.raises(ValueError, match="invalid literal"):
         cli.run_pipeline(foreign)
+
+
+def test_mistake_in_the_module_that_python_runs_is_one_message():
+    command = [sys.executable, "-W", "ignore", "-m", "qmambair_basicsr.tools.complexity", "-opt", "missing.yml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == cli.EXIT_MISTAKE
+    assert "missing.yml" in done.stderr and "Traceback" not in done.stderr

@@ -50,7 +50,8 @@ def stem(phase: str, family: str, task: str, bits: int, method: str = "") -> str
     return f"{phase}_{arch}_{task}{width}" + (f"_{method}" if method else "")
 
 
-def _network(family: str, task: Task, bits: int, method: str = "") -> dict:
+def network_options(family: str, task: Task, bits: int, method: str = "") -> dict:
+    """The ``network_g`` block of a row; arguments as :func:`train_options`."""
     net = {"type": family if bits == 32 else f"Q{family}"}
     if "inp_channels" not in NETS[family, task.size]:
         net |= {"upscale": task.scale, "in_chans": task.in_chans}
@@ -135,7 +136,7 @@ def train_options(family: str, task: Task, bits: int, method: str = "") -> dict:
         },
         "val": DATA[recipe.val or task.tests[0]].options(task.scale),
     }
-    opt["network_g"] = _network(family, task, bits, method)
+    opt["network_g"] = network_options(family, task, bits, method)
     if bits == 32:
         start = _weights(family, TASKS[recipe.start], 32) if recipe.start else None
         strict = not start or TASKS[recipe.start].scale == task.scale  # upsamplers differ
@@ -177,7 +178,7 @@ def test_options(family: str, task: Task, bits: int, method: str = "") -> dict:
     """Contents of a test file; arguments as :func:`train_options`."""
     opt = _head("test", family, task, bits, method)
     opt["datasets"] = {f"test_{i}": DATA[name].options(task.scale) for i, name in enumerate(task.tests, start=1)}
-    opt["network_g"] = _network(family, task, bits, method)
+    opt["network_g"] = network_options(family, task, bits, method)
     opt["path"] = {"pretrain_network_g": _weights(family, task, bits, method), "strict_load_g": True}
     opt["val"] = {"save_img": True, "suffix": None, "pbar": True, "metrics": _metrics(task)}
     return opt

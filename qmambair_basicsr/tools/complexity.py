@@ -1,0 +1,313 @@
+"""Count parameters, multiply-accumulates and bit operations of the network of an option file, layer by layer.
+
+python -m qmambair_basicsr.tools.complexity -opt options/test_QMambaIR_lightSRx2_w4a4.yml
+python -m qmambair_basicsr.tools.complexity -opt FILE --size 320x320 --full      # other input; one row per module
+python -m qmambair_basicsr.tools.complexity -opt FILE --csv > layers.csv         # or --markdown, --json
+python -m qmambair_basicsr.tools.complexity --paper-accounting                   # Table 4 of Q-MambaIR, and why it differs
+
+``--size`` is WIDTHxHEIGHT of the network's input. Default: what a 1280x720 result takes, as super-resolution papers
+count (640x360 for x2, 426x240 for x3, 320x180 for x4, 1280x720 for restoration at the same size).
+``complexity_count.py`` says what is counted and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+
+import yaml
+from basicsr.utils.options import ordered_yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import qmambair_basicsr  # noqa: F401  (registers the networks)
+
+from ..cli import EXIT_MISTAKE, is_mistake
+from .complexity_count import Complexity, LayerCost, collapse, measure
+from .complexity_record import FULL
+from .export import plain
+from .make_options import network_options
+from .option_table import TASKS
+from .paper_accounting import SIDE, WHY_THEY_DIFFER, PaperRow, table4
+
+COLUMNS = ("layer", "n", "kind", "W/A bits", "parameters", "times bits/32", "MACs", "bit operations")
+_OUTPUT = (1280, 720)
+_TERMINAL_WIDTH = 160
+
+
+def input_size(text: str | None, scale: int) -> tuple[int, int]:
+    """Width and height of the network's input.
+
+    Args:
+        text: ``WIDTHxHEIGHT``, or None for the input that leads to 1280 x 720.
+        scale: Of the network; the default is cropped to a multiple of it, as test images are.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    if text is None:
+        return _OUTPUT[0] // scale, _OUTPUT[1] // scale
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not found:
+        raise ValueError(f"--size: {text!r} is not WIDTHxHEIGHT; give for example 640x360")
+    return int(found[1]), int(found[2])
+
+
+def read_options(path: str) -> tuple[dict, int]:
+    """The ``network_g`` block of an option file as plain data, and the scale.
+
+    Raises:
+        ValueError: there is no such file or block.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            opt = yaml.load(file, Loader=ordered_yaml()[0]) or {}
+    except OSError as err:
+        raise ValueError(f"-opt: {path} cannot be read ({err.strerror}); give an option file") from None
+    except yaml.YAMLError as err:
+        raise ValueError(f"-opt: {path} is not valid YAML: {err}") from None
+    if "network_g" not in opt:
+        raise ValueError(f"-opt: {path} has no network_g block; give a training or test option file")
+    return plain(opt["network_g"]), opt.get("scale", 1)
+
+
+def engineering(value: float, digits: int = 4) -> str:
+    """So many digits and a unit: ``15.71 G``; an empty text for 0."""
+    for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " K")):
+        if value >= limit:
+            return f"{value / limit:.{digits}g}{unit}"
+    return f"{value:g}" if value else ""
+
+
+def _widths(row: LayerCost) -> str:
+    if not row.products:  # of the parameters, which share one width unless there is a bias
+        return f"{row.parameter_bits / row.parameters:.3g}/-"
+    weights, acts = zip(*((p.weight, p.act) for p in row.products), strict=True)
+    return "/".join(str(w[0]) if len(set(w)) == 1 else f"{min(w)}-{max(w)}" for w in (weights, acts))
+
+
+def cells(row: LayerCost) -> tuple[str, ...]:
+    """A row as text, in the order of ``COLUMNS``."""
+    parameters = f"{row.parameters:,}", f"{row.weighted_parameters:,.0f}"
+    work = engineering(row.macs), engineering(row.bit_operations)
+    return (row.name, str(row.count), row.kind, _widths(row), *(parameters if row.parameters else ("", "")), *work)
+
+
+def totals(result: Complexity) -> dict[str, float]:
+    """Totals by name. Parameters and bit operations of the full-precision network are for comparison."""
+    sums = {
+        "parameters": result.total("parameters"),
+        "parameters_at_their_bits": result.total("weighted_parameters"),
+        "quantizer_parameters": result.quantizer_parameters,
+        "macs": result.total("macs"),
+        "macs_with_a_32_bit_operand": result.total("full_precision_macs"),
+        "bit_operations": result.total("bit_operations"),
+        "bit_operations_in_full_precision": result.total("macs") * FULL**2,
+        "macs_times_bits_by_32": result.total("weighted_macs"),
+        "fp32_bytes": 4 * result.total("parameters"),
+    }
+    if result.packed is not None:
+        sums |= {f"packed_{name}_bytes": value for name, value in asdict(result.packed).items() if name != "fp32"}
+    return sums
+
+
+def summary(result: Complexity) -> list[str]:
+    """The totals in sentences."""
+    t = totals(result)
+
+    def less(part: float, whole: float) -> str:
+        return f"{100 * (1 - part / whole):.1f} % less" if part != whole else "none quantized"
+
+    lines = [
+        f"{result.network}, input {_shape(result.input_shape)}, output {_shape(result.output_shape)}",
+        f"parameters: {t['parameters']:,}; times bits/32: {t['parameters_at_their_bits']:,.0f} "
+        f"({less(t['parameters_at_their_bits'], t['parameters'])}); quantizers add {t['quantizer_parameters']:,}",
+        f"multiply-accumulates: {engineering(t['macs'])}, of these "
+        f"{100 * t['macs_with_a_32_bit_operand'] / t['macs']:.1f} % with an operand of 32 bits; "
+        f"times bits/32 of the wider operand: {engineering(t['macs_times_bits_by_32'])}",
+        f"bit operations: {engineering(t['bit_operations'])}, full precision "
+        f"{engineering(t['bit_operations_in_full_precision'])} "
+        f"({less(t['bit_operations'], t['bit_operations_in_full_precision'])})",
+    ]
+    if result.packed is None:
+        unmeasured = (
+            "; the packed file was not measured: install the extra 'export'" if result.quantizer_parameters else ""
+        )
+        return [*lines, f"stored in full precision: {t['fp32_bytes']:,} bytes{unmeasured}"]
+    p = result.packed
+    return [
+        *lines,
+        f"packed file: {p.file:,} bytes (codes {p.codes:,}, quantizers {p.quantizers:,}, full precision "
+        f"{p.full_precision:,}, header {p.file - p.codes - p.quantizers - p.full_precision:,}); 4 bytes a parameter: "
+        f"{p.fp32:,}, {p.ratio:.2f} times as much",
+    ]
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return f"{shape[3]}x{shape[2]}"
+
+
+def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    rule = ["---"] * left + ["---:"] * (len(columns) - left)
+    return "".join(f"| {' | '.join(line)} |\n" for line in (columns, rule, *lines))
+
+
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], left: int, title: str | None = None) -> str:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1), pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    return _console_text(table)
+
+
+def _console_text(*what: object) -> str:
+    out = io.StringIO()
+    terminal = sys.stdout.isatty()
+    console = Console(file=out, width=None if terminal else _TERMINAL_WIDTH, force_terminal=terminal)
+    for item in what:
+        console.print(item, highlight=False, markup=False)
+    return out.getvalue()
+
+
+def _raw(row: LayerCost) -> dict[str, object]:
+    return {
+        "layer": row.name,
+        "count": row.count,
+        "kind": row.kind,
+        "bits": " ".join(f"{p.weight}/{p.act}" for p in row.products) or _widths(row),
+        "parameters": row.parameters,
+        "parameters_at_their_bits": row.weighted_parameters,
+        "macs": row.macs,
+        "bit_operations": row.bit_operations,
+        "macs_times_bits_by_32": row.weighted_macs,
+    }
+
+
+def render(result: Complexity, rows: Sequence[LayerCost], form: str) -> str:
+    """Table and totals as text.
+
+    Args:
+        result: The counts.
+        rows: Rows to show, all of them or collapsed ones.
+        form: 'table', 'markdown', 'csv' (exact figures, last line the totals) or 'json'.
+    """
+    raw = [_raw(row) for row in rows]
+    if form == "json":
+        head = {"network": result.network, "input": result.input_shape, "output": result.output_shape}
+        return json.dumps(head | {"totals": totals(result), "layers": raw}, indent=1) + "\n"
+    if form == "csv":
+        sums = {key: result.total(key) for key in ("parameters", "macs", "bit_operations")}
+        sums |= {
+            "parameters_at_their_bits": result.total("weighted_parameters"),
+            "macs_times_bits_by_32": result.total("weighted_macs"),
+        }
+        return _csv([*raw, {"layer": "total", "count": sum(row.count for row in rows), **sums}])
+    lines = [cells(row) for row in rows]
+    if form == "markdown":
+        return _markdown(COLUMNS, lines, 4) + "".join(f"\n{line}\n" for line in summary(result))
+    return _table(COLUMNS, lines, 4) + _console_text(*summary(result))
+
+
+def _csv(rows: Sequence[dict]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def paper_rows() -> list[dict[str, object]]:
+    """Table 4 as the paper counts, beside the same figures of the real networks for the same input."""
+    tasks = {"MambaIR-light": "lightSRx2", "MambaIR-classic": "SRx2"}
+    rows = []
+    for paper in table4():
+        real = measure(network_options("MambaIR", TASKS[tasks[paper.network]], paper.bits), SIDE, SIDE, packed=False)
+        rows.append(_beside(paper, real))
+    return rows
+
+
+def _beside(paper: PaperRow, real: Complexity) -> dict[str, object]:
+    return {
+        "network": paper.network,
+        "bits": paper.bits,
+        "printed parameters": paper.printed_parameters,
+        "printed FLOPs": paper.printed_operations,
+        "computed parameters": paper.parameters,
+        "computed FLOPs": paper.operations,
+        "real parameters": real.total("weighted_parameters"),
+        "real MACs x bits/32": real.total("weighted_macs"),
+        "real MACs": real.total("macs"),
+        "real bit operations": real.total("bit_operations"),
+    }
+
+
+def render_paper(rows: Sequence[dict[str, object]], form: str) -> str:
+    """Table 4 and the reasons for the differences, in a form of :func:`render`."""
+    if form == "json":
+        return json.dumps({"rows": rows, "why": WHY_THEY_DIFFER}, indent=1) + "\n"
+    if form == "csv":
+        return _csv(rows)
+    title = "Table 4 of Q-MambaIR (x2, input 320x320): as printed, as computed by its rules, and the real networks"
+    lines = []
+    for row in rows:
+        exact = f"{row['computed parameters']:,.0f}", engineering(row["computed FLOPs"], 5)
+        real = f"{row['real parameters']:,.0f}", *(engineering(row[key]) for key in list(row)[7:])
+        lines.append((row["network"], str(row["bits"]), row["printed parameters"], row["printed FLOPs"], *exact, *real))
+    reasons = [f"{i}. {reason}" for i, reason in enumerate(WHY_THEY_DIFFER, 1)]
+    head = "Why they differ:"
+    if form == "markdown":
+        return f"{title}\n\n{_markdown(list(rows[0]), lines, 1)}\n{head}\n\n" + "".join(f"{r}\n" for r in reasons)
+    return _table(list(rows[0]), lines, 1, title) + _console_text(head, *reasons)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-opt", help="option file with a network_g block")
+    what.add_argument("--paper-accounting", action="store_true", help="reproduce Table 4 of Q-MambaIR instead")
+    parser.add_argument("--size", metavar="WxH", help="width and height of the network's input; default: see above")
+    parser.add_argument("--full", action="store_true", help="one row per module; default merges equal blocks")
+    form = parser.add_mutually_exclusive_group()
+    for name in ("csv", "markdown", "json"):
+        form.add_argument(f"--{name}", dest="form", action="store_const", const=name)
+    parser.set_defaults(form="table")
+    return parser
+
+
+def run(args: argparse.Namespace) -> str:
+    """What the command line asks for, as text."""
+    if args.paper_accounting:
+        if args.size:
+            raise ValueError(f"--size: Table 4 is for an input of {SIDE}x{SIDE}; leave --size out")
+        return render_paper(paper_rows(), args.form)
+    network, scale = read_options(args.opt)
+    width, height = input_size(args.size, scale)
+    result = measure(network, height, width, packed=find_spec("safetensors") is not None)
+    return render(result, result.rows if args.full else collapse(result.rows), args.form)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        sys.stdout.write(run(args))
+    except Exception as err:
+        if not is_mistake(err):
+            raise
+        sys.stderr.write(f"error: {err}\n")
+        return EXIT_MISTAKE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
