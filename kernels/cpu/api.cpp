@@ -1,4 +1,4 @@
-// The C interface of the library, loaded with ctypes: what it is, and the scan.
+// The C interface of the library, loaded with ctypes: what it is, the scan and window attention.
 //
 // Results do not depend on the number of threads: a task computes its own outputs, and what several tasks contribute to
 // is either added by one task in a fixed order or handed back in parts for the caller to add in a fixed order.
@@ -37,7 +37,7 @@ const Kernels& kernels() {
 bool forked() { return getpid() != loaded_in; }
 
 // Changes with every change of an argument list or struct.
-QM_API int64_t qm_abi() { return 2; }
+QM_API int64_t qm_abi() { return 3; }
 
 // Digest of the sources this library was built from, as ops/build.py computes it.
 QM_API const char* qm_sources() { return QM_SOURCES; }
@@ -72,6 +72,26 @@ QM_API int64_t qm_scan_backward(const ScanArgs* args) {
     const int64_t group = i % a.groups, k = i / a.groups % outer, image = i / a.groups / outer;
     for (int64_t d = a.merge ? 0 : k; d < (a.merge ? K : k + 1); d++)
       if (!kernels().scan.backward(a, image, d, group)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+  });
+  return !failed;
+}
+
+// Window attention; returns 0 when memory ran out.
+QM_API int64_t qm_attention_forward(const AttentionArgs* args) {
+  const AttentionArgs& a = *args;
+  int64_t failed = 0;
+  parallel(a.groups * a.heads, a.threads, [&](int64_t i) {
+    if (!kernels().attention.forward(a, i / a.heads, i % a.heads)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+  });
+  return !failed;
+}
+
+// Its gradients; returns 0 when memory ran out.
+QM_API int64_t qm_attention_backward(const AttentionArgs* args) {
+  const AttentionArgs& a = *args;
+  int64_t failed = 0;
+  parallel(a.groups * a.heads, a.threads, [&](int64_t i) {
+    if (!kernels().attention.backward(a, i / a.heads, i % a.heads)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
   });
   return !failed;
 }

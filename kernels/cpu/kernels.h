@@ -1,6 +1,7 @@
 // The tables of kernels that api.cpp chooses from.
 #pragma once
 
+#include "attention.h"
 #include "quant.h"
 #include "scan.h"
 
@@ -8,6 +9,7 @@ struct Kernels {
   const char* name;
   ScanKernels scan;
   QuantKernels quant;
+  AttentionKernels attention;
 };
 
 extern const Kernels kernels_portable;

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -92,6 +93,32 @@ QM_INLINE float sum_lanes(typename Lanes<kLanes>::type v) {
 
 QM_INLINE float sum(vf v) { return sum_lanes<W>(v); }
 
+// Lanes a0 b0 a1 b1 ... of the first (kFrom = 0) or the second (kFrom = W / 2) halves of a and b.
+template <int kFrom, int... kLane>
+QM_INLINE vf interleave(vf a, vf b, std::integer_sequence<int, kLane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (kFrom + kLane / 2 + kLane % 2 * W)...);
+#else
+  return __builtin_shuffle(a, b, vi{(kFrom + kLane / 2 + kLane % 2 * W)...});
+#endif
+}
+
+// Transposes W rows of W lanes.
+QM_INLINE void transpose(vf* rows) {
+  constexpr auto lanes = std::make_integer_sequence<int, W>();
+#pragma GCC unroll 4
+  for (int step = 1; step < W; step *= 2) {
+    vf next[W];
+#pragma GCC unroll 8
+    for (int i = 0; i < W / 2; i++) {
+      next[2 * i] = interleave<0>(rows[i], rows[i + W / 2], lanes);
+      next[2 * i + 1] = interleave<W / 2>(rows[i], rows[i + W / 2], lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) rows[i] = next[i];
+  }
+}
+
 // Splits t into an integer k and f in [-1/2, 1/2] with t = k + f, and gives 2^k; t in [-126, 127.5].
 QM_INLINE vf split_exponent(vf t, vf* f) {
   const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer that sits in the low mantissa bits
@@ -121,6 +148,19 @@ QM_INLINE vf exp2m1(vf t) {
   const vf scale = split_exponent(at_most(at_least(t, splat(-126.f)), splat(127.f)), &f);
 #endif
   return exp2m1_poly(f) * scale + (scale - 1.f);
+}
+
+// 2^t for t <= 0, relative error 1.5e-7 (below 2^-126 it may be 2^-126); NaN stays NaN.
+QM_INLINE vf exp2_negative(vf t) {
+#if defined(__AVX512DQ__) && QM_WIDTH == 16
+  const __mmask16 all = 0xffff;
+  const vf f = (vf)_mm512_maskz_reduce_ps(all, (__m512)t, 0);
+  return (vf)_mm512_maskz_scalef_ps(all, (__m512)(exp2m1_poly(f) + 1.f), (__m512)(t - f));
+#else
+  vf f;
+  const vf scale = split_exponent(at_least(t, splat(-126.f)), &f);
+  return exp2m1_poly(f) * scale + scale;
+#endif
 }
 
 // e^-|v|, relative error 1e-7 (zero below the normal range); NaN stays NaN.

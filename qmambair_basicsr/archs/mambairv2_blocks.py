@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.window_attention import is_fused, window_attention
 from .blocks import conv_channels_last
 from .matmul import MatMul
 from .routing import RoutingNoise, flat_order, permute_tokens, pick_policy, pick_prompt, semantic_order
@@ -57,11 +58,14 @@ class WindowAttention(nn.Module):
         self.av_matmul = MatMul("attention", ("map", "v"))
         self.proj = nn.Linear(dim, dim)
 
+    def full_precision(self) -> bool:
+        """Whether the operands of both products are used as they are."""
+        return type(self.qk_matmul) is MatMul and type(self.av_matmul) is MatMul
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """Softmax attention of q, k, v (n, heads, T, head_dim) with bias (1, heads, T, T); result shaped like q."""
         # with gradients to the bias, torch has no fused kernel and its fallback is slower than the two products
-        full_precision = type(self.qk_matmul) is MatMul and type(self.av_matmul) is MatMul
-        if full_precision and not torch.is_grad_enabled():
+        if self.full_precision() and not torch.is_grad_enabled():
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=self.scale)
         logits = self.qk_matmul(q * self.scale, k.transpose(-2, -1)) + bias
         return self.av_matmul(logits.softmax(dim=-1), v)
@@ -80,6 +84,10 @@ class WindowAttention(nn.Module):
         batch, length, channels = qkv.shape
         tokens = relative_index.shape[0]
         heads, head_dim = self.num_heads, channels // 3 // self.num_heads
+        if self.full_precision() and is_fused(qkv, tokens, heads):
+            windows = plan.order.view(-1, tokens)
+            table = self.relative_position_bias_table
+            return self.proj(window_attention(qkv, table, relative_index, windows, plan.regions, scale=self.scale))
         order, inverse = flat_order(plan.order.expand(batch, length))
         qkv = permute_tokens(qkv, order, inverse)
         qkv = qkv.view(batch, length // tokens, tokens, 3, heads, head_dim)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-MASKED = -100.0  # added to attention logits of pairs that the cyclic shift brought together
+from ..ops.window_attention import MASKED  # added to attention logits of pairs that the cyclic shift brought together
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,14 @@ class WindowPlan:
         order: Raster index of the tokens, window after window, (H * W).
         inverse: Inverse permutation, (H * W).
         kinds: (number of windows, mask (window**2, window**2) or None) for each kind, in order.
+        regions: The masks once more, one number per token: pairs with different numbers are masked. (windows,
+            window**2) int32; None without shift.
     """
 
     order: Tensor
     inverse: Tensor
     kinds: tuple[tuple[int, Tensor | None], ...]
+    regions: Tensor | None
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -49,7 +52,7 @@ def _build_plan(height: int, width: int, window: int, shift: int) -> WindowPlan:
     raster = torch.arange(height * width).view(height, width).roll((-shift, -shift), (0, 1))
     tokens = raster.view(rows, window, columns, window).transpose(1, 2).reshape(rows * columns, window * window)
     if shift == 0:
-        order, kinds = tokens.flatten(), ((rows * columns, None),)
+        order, kinds, regions = tokens.flatten(), ((rows * columns, None),), None
     else:
         # of the shifted grid, the last window of a row (column) joins both borders of the image, cut at -shift
         kind = torch.zeros(rows, columns, dtype=torch.int64)
@@ -59,16 +62,16 @@ def _build_plan(height: int, width: int, window: int, shift: int) -> WindowPlan:
         wrapped = torch.arange(window) >= window - shift
         right = wrapped.expand(window, window).flatten().long()
         bottom = wrapped.unsqueeze(1).expand(window, window).flatten().long()
-        masks = []
-        for region in (None, right, bottom, right + 2 * bottom):
-            apart = None if region is None else region.unsqueeze(0) != region.unsqueeze(1)
-            masks.append(None if apart is None else torch.zeros(apart.shape).masked_fill_(apart, MASKED))
+        parts = torch.stack((torch.zeros_like(right), right, bottom, right + 2 * bottom)).int()  # of a window, by kind
+        apart = parts.unsqueeze(1) != parts.unsqueeze(2)
+        masks = [None, *torch.zeros(apart.shape).masked_fill_(apart, MASKED)[1:]]
         order = tokens[torch.sort(kind, stable=True).indices].flatten()
         counts = torch.bincount(kind, minlength=4).tolist()
         kinds = tuple((count, mask) for count, mask in zip(counts, masks, strict=True) if count)
+        regions = parts.repeat_interleave(torch.tensor(counts), 0)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(order.numel())
-    return WindowPlan(order, inverse, kinds)
+    return WindowPlan(order, inverse, kinds, regions)
 
 
 @lru_cache(maxsize=32)
@@ -85,4 +88,5 @@ def window_plan(height: int, width: int, window: int, shift: int, device: torch.
     with torch.inference_mode(False):  # a plan made while testing must stay usable in training
         plan = _build_plan(height, width, window, shift)
         kinds = tuple((count, None if mask is None else mask.to(device)) for count, mask in plan.kinds)
-        return WindowPlan(plan.order.to(device), plan.inverse.to(device), kinds)
+        regions = None if plan.regions is None else plan.regions.to(device)
+        return WindowPlan(plan.order.to(device), plan.inverse.to(device), kinds, regions)

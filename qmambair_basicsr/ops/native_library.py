@@ -14,7 +14,7 @@ import torch
 
 from .build import LIBRARY, sources_digest
 
-ABI = 2
+ABI = 3
 _BUILD = "python -m qmambair_basicsr.ops.build"
 
 

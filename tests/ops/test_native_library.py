@@ -58,7 +58,7 @@ def test_forced_backend_errors(monkeypatch):
 
 
 def test_every_backend_states_a_reason():
-    for op in ("ss2d_scan", "lsq", "dls", "rfa"):
+    for op in ("ss2d_scan", "lsq", "dls", "rfa", "window_attention"):
         assert "reference" in [backend.name for backend in backends(op)]
         for backend in backends(op):
             available, reason = backend.is_available()

@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "../attention.h"
 #include "../parallel.h"
 #include "../scan.h"
 
@@ -14,6 +15,8 @@ extern "C" {
 const char* qm_isa();
 void qm_scan_forward(const ScanArgs*);
 int64_t qm_scan_backward(const ScanArgs*);
+int64_t qm_attention_forward(const AttentionArgs*);
+int64_t qm_attention_backward(const AttentionArgs*);
 void qm_lsq_forward(const float*, float*, int64_t, int64_t, const float*, const float*, int64_t, float, float, int64_t);
 void qm_lsq_backward(const float*, const float*, float*, int64_t, int64_t, const float*, const float*, int64_t, float, float,
                      float*, float*, int64_t);
@@ -98,6 +101,28 @@ void quantizers(int64_t rows, int64_t cols, bool odd) {
   }
 }
 
+void attention(int64_t batch, int64_t windows, int64_t tokens, int64_t heads, int64_t dim, bool masked, bool odd) {
+  AttentionArgs a = {};
+  a.batch = batch, a.windows = windows, a.tokens = tokens, a.heads = heads, a.dim = dim;
+  a.entries = 9, a.groups = 2, a.threads = 1, a.scale = 0.3f, a.masked = -100;
+  const int64_t length = windows * tokens, width = heads * dim;
+  a.image_stride = length * 3 * width, a.token_stride = 3 * width;
+  const Buffer qkv = random_buffer(batch * length * 3 * width, 2, odd), table = random_buffer(a.entries * heads);
+  const Buffer dout = random_buffer(batch * length * width);
+  std::vector<int64_t> index(tokens * tokens), order(length);
+  std::vector<int32_t> regions(length);
+  for (int64_t i = 0; i < tokens * tokens; i++) index[i] = i * 7 % a.entries;
+  for (int64_t i = 0; i < length; i++) order[i] = length - 1 - i, regions[i] = (int32_t)(i % 3);
+  Buffer out(dout.size()), norms(batch * windows * heads * 2 * tokens), dqkv(qkv.size());
+  Buffer dtable(a.groups * heads * a.entries);
+  a.qkv = qkv.data(), a.table = table.data(), a.index = index.data(), a.order = order.data();
+  a.regions = masked ? regions.data() : nullptr;
+  a.out = out.data(), a.norms = norms.data(), a.dout = dout.data(), a.dqkv = dqkv.data(), a.dtable = dtable.data();
+  if (!qm_attention_forward(&a) || !qm_attention_backward(&a)) std::abort();
+  a.norms = nullptr;
+  if (!qm_attention_forward(&a)) std::abort();
+}
+
 }  // namespace
 
 int main() {
@@ -111,6 +136,7 @@ int main() {
       }
     }
     scan(1, 10, 20, 1, 3, 256, true, odd);
+    for (const int64_t dim : {1, 12, 128}) attention(1, 3, 16, 2, dim, odd, odd), attention(2, 1, 32, 1, dim, !odd, odd);
     for (const int64_t cols : {1, 15, 63, 500, 20000}) quantizers(3, cols, odd);
   }
   std::printf("%s: clean\n", qm_isa());

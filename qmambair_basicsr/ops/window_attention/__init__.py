@@ -1,0 +1,118 @@
+"""Self-attention inside windows with a relative-position bias, as one operator with gradients.
+
+Source: Liu et al., "Swin Transformer" (ICCV 2021), eq. 4; MambaIRv2 uses it unchanged. torch has no fused attention with a gradient to the bias; composed of its operators, each layer writes several
+(windows, heads, T, T) maps to memory. The operator is registered with torch as ``qmambair::window_attention``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backend import choose
+
+BACKENDS = ("native", "reference")
+MASKED = -100.0  # added to the logits of two tokens in different regions
+
+
+def is_fused(qkv: Tensor, tokens: int, heads: int) -> bool:
+    """Whether a backend other than the reference takes this input.
+
+    Args:
+        qkv: (B, L, 3 * C).
+        tokens: T, tokens of a window.
+        heads: heads that share C.
+    """
+    module = choose("window_attention", BACKENDS, qkv)
+    return module.__name__.rpartition(".")[2] != "reference" and module.accepts(qkv, tokens, heads)
+
+
+def window_attention(
+    qkv: Tensor,
+    table: Tensor,
+    index: Tensor,
+    order: Tensor,
+    regions: Tensor | None = None,
+    *,
+    scale: float,
+) -> Tensor:
+    """``softmax(scale * q k^T + table[index] + mask) v`` within every window and head.
+
+    Differentiable once in ``qkv`` and ``table``.
+
+    Args:
+        qkv: queries, keys and values of all tokens, (B, L, 3 * C), L = windows * T.
+        table: bias of every relative position and head, (R, heads); heads must divide C.
+        index: row of the table for every pair (query, key), (T, T) int64.
+        order: position in L of every token of every window, (windows, T) int64, a permutation of range(L).
+        regions: (windows, T) int32; two tokens with different values get ``MASKED`` added. None: no mask.
+        scale: factor on the products of queries and keys.
+
+    Returns:
+        (B, L, C), tokens at the positions they came from, in qkv's dtype.
+
+    Raises:
+        ValueError: shapes that do not fit; they are named.
+    """
+    windows, tokens = order.shape
+    heads = table.shape[1]
+    fits = qkv.dim() == 3 and qkv.shape[1] == windows * tokens and qkv.shape[2] % (3 * heads) == 0
+    fits = fits and index.shape == (tokens, tokens) and (regions is None or regions.shape == order.shape)
+    if not fits:
+        shapes = {"qkv": qkv, "table": table, "index": index, "order": order, "regions": regions}
+        listed = ", ".join(f"{name} {tuple(t.shape)}" for name, t in shapes.items() if t is not None)
+        raise ValueError(f"window_attention: shapes do not fit: {listed}; see its documentation")
+    if not is_fused(qkv, tokens, heads):
+        from . import reference
+
+        return reference.forward(qkv, table, index, order, regions, scale)
+    return torch.ops.qmambair.window_attention(qkv, table, index, order, regions, scale)[0]
+
+
+_INPUTS = "Tensor qkv, Tensor table, Tensor index, Tensor order, Tensor? regions"
+
+
+@torch.library.custom_op(
+    "qmambair::window_attention", mutates_args=(), schema=f"({_INPUTS}, float scale) -> (Tensor, Tensor)"
+)
+def _forward(qkv, table, index, order, regions, scale):
+    return choose("window_attention", BACKENDS, qkv).forward(qkv, table, index, order, regions, scale)
+
+
+@_forward.register_fake
+def _forward_fake(qkv, table, index, order, regions, scale):
+    batch, length, channels = qkv.shape
+    windows, tokens = order.shape
+    norms = (batch, windows, table.shape[1], 2, tokens)
+    return qkv.new_empty(batch, length, channels // 3), qkv.new_empty(norms, dtype=torch.float32)
+
+
+@torch.library.custom_op(
+    "qmambair::window_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor dout, {_INPUTS}, Tensor out, Tensor norms, float scale) -> (Tensor, Tensor)",
+)
+def _backward(dout, qkv, table, index, order, regions, out, norms, scale):
+    module = choose("window_attention", BACKENDS, qkv)
+    return module.backward(dout, qkv, table, index, order, regions, out, norms, scale)
+
+
+@_backward.register_fake
+def _backward_fake(dout, qkv, table, index, order, regions, out, norms, scale):
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(table)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.scale = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _autograd(ctx, dout, _):
+    if dout is None:
+        return (None,) * 6
+    dqkv, dtable = torch.ops.qmambair.window_attention_backward(dout, *ctx.saved_tensors, ctx.scale)
+    return dqkv, dtable, None, None, None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,95 @@
+"""Window attention on the C++ kernels of ``kernels/cpu``: float32 tensors on the CPU, T a multiple of 16."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ..native_library import add_in_order, address, is_available, library, threads
+from . import MASKED
+
+__all__ = ["DEVICES", "accepts", "backward", "forward", "is_available"]
+
+DEVICES = ("cpu",)
+_GROUP = 16  # windows that share one partial sum of the table's gradient
+_MAX_TOKENS, _MAX_DIM = 1024, 128
+
+
+class _Args(ctypes.Structure):
+    """Mirror of ``struct AttentionArgs`` in kernels/cpu/attention.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "windows", "tokens", "heads", "dim")),
+        *((name, ctypes.c_int64) for name in ("entries", "groups", "image_stride", "token_stride", "threads")),
+        *((name, ctypes.c_float) for name in ("scale", "masked")),
+        *((name, ctypes.c_void_p) for name in ("qkv", "table", "index", "order", "regions")),
+        *((name, ctypes.c_void_p) for name in ("out", "norms", "dout", "dqkv", "dtable")),
+    ]
+
+
+def accepts(qkv: Tensor, tokens: int, heads: int) -> bool:
+    """Whether the kernels take an input; see ``is_fused``."""
+    dim = qkv.shape[-1] // 3 // heads
+    return qkv.dtype == torch.float32 and tokens % 16 == 0 and tokens <= _MAX_TOKENS and dim <= _MAX_DIM
+
+
+class _Call:
+    """The arguments of one call, and the tensors whose addresses they hold."""
+
+    def __init__(self, qkv, table, index, order, regions, scale):
+        batch, _, channels = qkv.shape
+        windows, tokens = order.shape
+        self.tensors = {
+            "qkv": qkv if qkv.stride(-1) == 1 else qkv.contiguous(),
+            "table": table.to(torch.float32).contiguous(),
+            "index": index.to(torch.int64).contiguous(),
+            "order": order.to(torch.int64).contiguous(),
+        }
+        if regions is not None:
+            self.tensors["regions"] = regions.to(torch.int32).contiguous()
+        heads = table.shape[1]
+        self.args = _Args(
+            batch=batch,
+            windows=windows,
+            tokens=tokens,
+            heads=heads,
+            dim=channels // 3 // heads,
+            entries=table.shape[0],
+            groups=-(-batch * windows // _GROUP),
+            image_stride=self.tensors["qkv"].stride(0),
+            token_stride=self.tensors["qkv"].stride(1),
+            threads=threads(),
+            scale=scale,
+            masked=MASKED,
+            **{name: address(t) for name, t in self.tensors.items()},
+        )
+
+    def run(self, name: str, **tensors: Tensor) -> None:
+        """Call a C function with more tensors."""
+        for field, tensor in tensors.items():
+            setattr(self.args, field, address(tensor))
+        symbol = getattr(library(), name)
+        symbol.restype = ctypes.c_int64
+        if not symbol(ctypes.byref(self.args)):
+            raise MemoryError("window_attention: no memory for the scratch of the CPU kernels")
+
+
+def forward(qkv, table, index, order, regions, scale):
+    """Output (B, L, C), and largest logits and inverse sums (B, windows, heads, 2, T) for the backward pass."""
+    call = _Call(qkv, table, index, order, regions, scale)
+    batch, length, channels = qkv.shape
+    out = qkv.new_empty(batch, length, channels // 3)
+    norms = qkv.new_empty(batch, order.shape[0], table.shape[1], 2, order.shape[1])
+    call.run("qm_attention_forward", out=out, norms=norms)
+    return out, norms
+
+
+def backward(dout, qkv, table, index, order, regions, out, norms, scale):
+    """Gradients of qkv and table."""
+    call = _Call(qkv, table, index, order, regions, scale)
+    dqkv = qkv.new_empty(qkv.shape)
+    dtable = qkv.new_empty(call.args.groups, table.shape[1], table.shape[0])
+    call.run("qm_attention_backward", dout=dout.contiguous(), out=out, norms=norms, dqkv=dqkv, dtable=dtable)
+    return dqkv, add_in_order(dtable).t().contiguous().to(table.dtype)
