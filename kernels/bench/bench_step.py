@@ -43,7 +43,7 @@ class Step:
 
     def __init__(self, net: torch.nn.Module, device: str, clock: str):
         self.net = net.to(device).train()
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4, fused=True)  # as in models/
         self.device, self.clock = device, CLOCKS[clock]
 
     def __call__(self, lq: torch.Tensor, gt: torch.Tensor) -> float:

@@ -24,6 +24,7 @@ from .random_stream import seeded
 from .tiling import parse_tile_option, run_tiled
 
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
+_IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}  # options that choose how a step is computed
 
 
 @MODEL_REGISTRY.register()
@@ -152,6 +153,8 @@ class MambaIRModel(SRModel):
         """
         if optim_type not in _OPTIMIZERS:
             raise ValueError(f"train: optim_g: type: {optim_type!r} is unknown; use one of {', '.join(_OPTIMIZERS)}")
+        if optim_type != "SGD" and self.device.type in ("cpu", "cuda") and _IMPLEMENTATIONS.isdisjoint(options):
+            options["fused"] = True  # a quantized network has thousands of tiny parameters; a resumed run keeps its own
         try:
             return _OPTIMIZERS[optim_type](params, lr, **options)
         except TypeError as err:

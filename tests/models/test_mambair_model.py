@@ -260,6 +260,26 @@ def test_optimizers(parsed, options):
         build_model(parsed(options))
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_fused_steps_and_training_states_of_either_kind(parsed, options, fused):
+    model = build_model(parsed(options))
+    assert model.optimizer_g.defaults["fused"] is True
+    options["train"]["optim_g"]["fused"] = fused
+    written = build_model(parsed(options))
+    written.net_g.load_state_dict(model.net_g.state_dict())
+    step(written)
+    written.save(0, 1)
+    model.net_g.load_state_dict(written.net_g.state_dict())
+    path = f"{written.opt['path']['training_states']}/1.state"
+    model.resume_training(checkpoint_io.load_training_state(path))
+    assert model.optimizer_g.param_groups[0]["fused"] is fused
+    for each in (model, written):
+        torch.manual_seed(0)
+        step(each)
+    for got, want in zip(model.net_g.parameters(), written.net_g.parameters(), strict=True):
+        assert torch.equal(got, want)
+
+
 def test_gradient_norm_is_limited(parsed, options):
     options["train"] |= {"grad_clip": 1e-3, "optim_g": {"type": "SGD", "lr": 1.0}, "ema_decay": 0}
     model = build_model(parsed(options))
