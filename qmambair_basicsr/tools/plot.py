@@ -1,0 +1,269 @@
+"""Draw what quantization does to a network, and what the results are worth. Every figure is written as PNG and PDF.
+
+python -m qmambair_basicsr.tools.plot histograms -opt FILE --images datasets/Set5/LR_bicubic/X2   # before and after
+python -m qmambair_basicsr.tools.plot ranges     -opt FILE --images datasets/Set5/LR_bicubic/X2   # DLS, mean +- 3 std
+python -m qmambair_basicsr.tools.plot thresholds -opt FILE                                        # RFA against uniform
+python -m qmambair_basicsr.tools.plot tradeoff   --csv benchmark/lightSRx2.csv --against size     # PSNR against size
+python -m qmambair_basicsr.tools.plot crops      -opt FILE FILE --images datasets/Set5/HR         # details side by side
+
+FILE is a test option file. Weights come from its ``path: pretrain_network_g``, or from ``--checkpoint``. ``--images`` of
+histograms and ranges are inputs of the network, those of crops the originals. Needs the extra ``plot`` (matplotlib).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from tqdm import tqdm
+
+import qmambair_basicsr  # noqa: F401  (registers the networks)
+
+from ..cli import EXIT_MISTAKE, is_mistake
+from ..data.image_files import match_channels, read_image, write_atomically
+from .complexity_count import image_channels
+from .plot_data import (
+    SAMPLES,
+    PlotError,
+    activation_sites,
+    image_batches,
+    images_of,
+    open_network,
+    parameter_samples,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 130
+_CLEAN = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+
+
+def save(figure: Figure, out: Path, name: str, formats: Sequence[str]) -> list[Path]:
+    """Write a figure in each format; the same figure gives the same bytes."""
+    written = []
+    for suffix in formats:
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, dpi=DPI, metadata=_CLEAN[suffix])
+        written.append(out / f"{name}.{suffix}")
+        write_atomically(written[-1], content.getvalue())
+    return written
+
+
+def _save_pages(pages: Sequence[Figure], args: argparse.Namespace, name: str) -> list[Path]:
+    numbers = [""] if len(pages) == 1 else [f"_{i}" for i in range(1, len(pages) + 1)]
+    return [
+        path
+        for page, number in zip(pages, numbers, strict=True)
+        for path in save(page, args.out, f"{name}{number}", args.formats)
+    ]
+
+
+def histograms(args: argparse.Namespace) -> list[Path]:
+    """Figures of activations and weights before and after quantization."""
+    from .plot_sites import histogram_pages
+
+    net, opt = open_network(args.opt, args.checkpoint, args.param_key)
+    written = []
+    if args.what != "weights":
+        images = image_batches(args.images, image_channels(net), args.count, args.side)
+        sites = activation_sites(net, images, args.sites, args.samples, args.seed)
+        written += _save_pages(histogram_pages(sites, f"{opt['name']}: activations"), args, "activations")
+    if args.what != "activations":
+        sites = parameter_samples(net, args.sites, args.samples, args.seed)
+        title = f"{opt['name']}: weights and parameters of the scan"
+        written += _save_pages(histogram_pages(sites, title), args, "weights")
+    return written
+
+
+def ranges(args: argparse.Namespace) -> list[Path]:
+    """Figure of the ranges that the DLS grids cover."""
+    from .plot_sites import range_figure
+
+    net, opt = open_network(args.opt, args.checkpoint, args.param_key)
+    images = image_batches(args.images, image_channels(net), args.count, args.side)
+    patterns = args.sites or ["*"]
+    sites = activation_sites(net, images, patterns, args.samples, args.seed)
+    return save(range_figure(sites, f"{opt['name']}: range of DLS"), args.out, "ranges", args.formats)
+
+
+def thresholds(args: argparse.Namespace) -> list[Path]:
+    """Figures of the thresholds of RFA: all of them as a map, some as input-output curves."""
+    from .plot_sites import staircase_pages, threshold_map
+
+    net, opt = open_network(args.opt, args.checkpoint, args.param_key)
+    title = f"{opt['name']}: thresholds of RFA"
+    written = save(threshold_map(net, title), args.out, "thresholds", args.formats)
+    return written + _save_pages(staircase_pages(net, args.sites, title), args, "staircases")
+
+
+def tradeoff(args: argparse.Namespace) -> list[Path]:
+    """Figure of a metric against bits or size."""
+    from .plot_results import read_benchmark, tradeoff_figure
+
+    figure = tradeoff_figure(read_benchmark(args.csv), args.metric, args.against, args.dataset)
+    return save(figure, args.out, f"{args.metric}_against_{args.against}", args.formats)
+
+
+def crops(args: argparse.Namespace) -> list[Path]:
+    """Figures of a detail of each chosen image, restored by each network."""
+    from .plot_results import (
+        Restored,
+        bicubic,
+        busiest_box,
+        check_box,
+        crop_figure,
+        file_for,
+        input_of,
+        restore,
+    )
+
+    for option in ("checkpoint", "label"):
+        given = getattr(args, option)
+        if given and len(given) != len(args.opt):
+            raise PlotError(f"--{option}: {len(given)} given for {len(args.opt)} option files; give one for each")
+    checkpoints = args.checkpoint or [None] * len(args.opt)
+    networks = [
+        open_network(file, weights, args.param_key) for file, weights in zip(args.opt, checkpoints, strict=True)
+    ]
+    labels = args.label or [opt["name"] for _, opt in networks]
+    scales = {opt.get("scale", 1) for _, opt in networks}
+    if len(scales) > 1:
+        raise PlotError(f"-opt: the files have the scales {', '.join(map(str, sorted(scales)))}; compare one at a time")
+    scale = scales.pop()
+    protocol = next(iter(networks[0][1]["val"]["metrics"].values()))
+    border, y_channel = protocol.get("crop_border", 0), protocol.get("test_y_channel", False)
+    written = []
+    for path in tqdm(_chosen_images(args), desc="images", disable=None):
+        truth = match_channels(read_image(path), 3)
+        truth = truth[: truth.shape[0] // scale * scale, : truth.shape[1] // scale * scale]
+        low = input_of(truth, path, args.inputs, scale)
+        columns = [Restored("input" if scale == 1 else "bicubic", bicubic(low, scale))]
+        for (net, _), label in zip(networks, labels, strict=True):
+            columns.append(Restored(label, restore(net, low, image_channels(net))))
+        for entry in args.result:
+            label, _, folder = entry.partition("=")
+            if not folder:
+                raise PlotError(f"--result: {entry!r} is not LABEL=FOLDER")
+            found = file_for(path.stem, Path(folder), "--result", (f"x{scale}",))
+            columns.append(Restored(label, match_channels(read_image(found), 3)))
+        box = check_box(args.box, truth.shape, path.name) if args.box else busiest_box(truth, args.box_side, border)
+        figure = crop_figure(truth, columns, box, path.stem, border, y_channel)
+        written += save(figure, args.out, f"crops_{path.stem}", args.formats)
+    return written
+
+
+def _chosen_images(args: argparse.Namespace) -> list[Path]:
+    files = images_of(args.images)
+    if not args.names:
+        return files[: args.count]
+    by_stem = {file.stem: file for file in files}
+    for name in args.names:
+        if name not in by_stem:
+            raise PlotError(
+                f"--names: {args.images} has no image called {name}; it has {', '.join(list(by_stem)[:10])}"
+            )
+    return [by_stem[name] for name in args.names]
+
+
+def _box(text: str) -> list[int]:
+    try:
+        left, top, width, height = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y,W,H (whole numbers, pixels of the original)") from None
+    return [left, top, width, height]
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--out", type=Path, default=Path("plots"), help="folder of the figures (default: plots)")
+    shared.add_argument("--formats", nargs="+", choices=("png", "pdf"), default=["png", "pdf"])
+
+    network = argparse.ArgumentParser(add_help=False)
+    network.add_argument("-opt", type=Path, required=True, help="test option file of a quantized network")
+    network.add_argument("--checkpoint", type=Path, help="BasicSR checkpoint instead of the option file's")
+    network.add_argument("--param-key", default="params", help="params (default) or params_ema")
+    network.add_argument("--sites", nargs="+", metavar="PATTERN", help="such as '*.self_attention.*'")
+
+    sampling = argparse.ArgumentParser(add_help=False)
+    sampling.add_argument("--images", type=Path, required=True, help="folder with inputs of the network")
+    sampling.add_argument("--side", type=_positive, default=192, help="longest side of the images' centre used")
+    sampling.add_argument("--samples", type=_positive, default=SAMPLES, help="values kept of each site")
+    sampling.add_argument("--seed", type=int, default=0, help="of the choice of values")
+
+    def command(function, parents, **defaults):
+        added = commands.add_parser(
+            function.__name__,
+            parents=[shared, *parents],
+            help=function.__doc__.rstrip("."),
+            description=function.__doc__,
+        )
+        added.set_defaults(run=function, **defaults)
+        return added
+
+    added = command(histograms, (network, sampling))
+    added.add_argument("--count", type=_positive, default=1, help="images used; a DLS grid differs between images")
+    added.add_argument("--what", choices=("both", "activations", "weights"), default="both")
+    added = command(ranges, (network, sampling))
+    added.add_argument("--count", type=_positive, default=4, help="images used")
+    command(thresholds, (network,))
+
+    added = command(tradeoff, ())
+    added.add_argument("--csv", type=Path, nargs="+", required=True, help="tables of tools.benchmark")
+    added.add_argument("--metric", default="psnr")
+    added.add_argument("--against", choices=("bits", "size"), default="size")
+    added.add_argument("--dataset", nargs="+", help="test sets to show; default: all")
+
+    added = command(crops, ())
+    added.add_argument("-opt", type=Path, nargs="+", required=True, help="test option files, one for each network")
+    added.add_argument("--checkpoint", type=Path, nargs="+", help="one for each option file")
+    added.add_argument("--label", nargs="+", help="one for each option file")
+    added.add_argument("--param-key", default="params", help="params (default) or params_ema")
+    added.add_argument("--images", type=Path, required=True, help="folder with the originals")
+    added.add_argument("--inputs", type=Path, help="folder with the networks' inputs; default: MATLAB's bicubic")
+    added.add_argument("--result", nargs="+", default=[], metavar="LABEL=FOLDER", help="images restored elsewhere")
+    added.add_argument("--names", nargs="+", help="images to show, without suffix; default: the first")
+    added.add_argument("--count", type=_positive, default=1, help="how many of them without --names")
+    added.add_argument(
+        "--box", type=_box, metavar="X,Y,W,H", help="detail; default: the square with the strongest edges"
+    )
+    added.add_argument("--box-side", type=_positive, default=64, help="side of that square")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        if find_spec("matplotlib") is None:
+            raise PlotError("plots need matplotlib; install it with: pip install 'qmambair_basicsr[plot]'")
+        written = args.run(args)
+    except Exception as err:
+        if not is_mistake(err):
+            raise
+        sys.stderr.write(f"error: {err}\n")
+        return EXIT_MISTAKE
+    console = Console()
+    for path in written:
+        console.print(f"{path} ({path.stat().st_size / 1000:,.0f} kB)", highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
