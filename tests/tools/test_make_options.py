@@ -61,7 +61,7 @@ def test_file_is_named_registered_and_portable(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_rendering_loses_nothing(path):
     """What the reader sees is the table's dictionary, plus the plugin line."""
-    phase, arch, task, width, method = [*path.stem.split("_"), "", ""][:5]
+    phase, arch, task, width, method = [*path.stem.split("_", 4), "", ""][:5]
     bits = int(width.split("a")[1]) if width else 32
     family = arch if bits == 32 else arch.removeprefix("Q")
     build = make_options.train_options if phase == "train" else make_options.test_options

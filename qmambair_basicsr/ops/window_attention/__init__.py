@@ -1,6 +1,7 @@
 """Self-attention inside windows with a relative-position bias, as one operator with gradients.
 
-Source: Liu et al., "Swin Transformer" (ICCV 2021), eq. 4; MambaIRv2 uses it unchanged. torch has no fused attention with a gradient to the bias; composed of its operators, each layer writes several
+Source: Liu et al., "Swin Transformer" (ICCV 2021), eq. 4; MambaIRv2 uses it unchanged.
+torch has no fused attention with a gradient to the bias; composed of its operators, each layer writes several
 (windows, heads, T, T) maps to memory. The operator is registered with torch as ``qmambair::window_attention``.
 """
 
