@@ -57,12 +57,12 @@ class QuantSR(SoftSTE):
             whole = channels is None or channel_dim is None
             self.tau = nn.Parameter(torch.zeros(1 if whole else channels))
 
-    def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return super().curve(x if self.role == "weight" else self._full(x) + self._tau(x))
-
     def parameter_health(self) -> dict[str, float]:
         report = super().parameter_health()
         return report if self.role == "weight" else report | {"tau": self.tau.detach().abs().mean().item()}
+
+    def _entering(self, x: Tensor) -> Tensor:
+        return self._full(x) if self.role == "weight" else self._full(x) + self._tau(x)
 
     def _tau(self, x: Tensor) -> Tensor:
         if self.tau.numel() == 1:

@@ -19,22 +19,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .curve import CurveQuantizer
+from ..ops.lsq.reference import codes
 from .lsq import LSQ
-from .ste import soft_round
+from .ste import snap, soft_round
 
 
-class SoftSTE(CurveQuantizer, LSQ):
+class SoftSTE(LSQ):
     """LSQ whose rounding has the slope of a tanh curve; see the module docstring.
 
     Args:
         granularity: ``tensor`` or ``channel``.
     """
 
+    def quantize(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # only the gradient is not LSQ's: evaluation takes its kernel
+            return super().quantize(self._entering(x)).to(x.dtype)
+        curve, scale, zero = self.curve(x)
+        return ((snap(curve, self._codes(x)) - zero) * scale).to(x.dtype)
+
+    @torch.no_grad()
+    def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return super().to_int(self._entering(x))
+
     def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self._full(x)
-        scale, offset = self.step_and_offset(x)
-        scale = self._spread(scale, x)
-        zero = x.new_zeros(()) if offset is None else self._spread(offset, x) / scale
-        shifted = x if offset is None else x + self._spread(offset, x)
-        return soft_round(torch.clamp(shifted / scale, self.qmin, self.qmax)), scale, zero
+        curve, scale, zero = super().curve(self._entering(x))
+        return soft_round(curve), scale, zero
+
+    @torch.no_grad()
+    def _codes(self, x: Tensor) -> Tensor:
+        x = self._entering(x)
+        return codes(x, *self.step_and_offset(x), self.qmin, self.qmax, self.dim)
+
+    def _entering(self, x: Tensor) -> Tensor:
+        """What is quantized in place of ``x``, in full precision."""
+        return self._full(x)
