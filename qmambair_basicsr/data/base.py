@@ -21,6 +21,7 @@ from basicsr.utils import FileClient, get_root_logger
 from torch.utils.data import Dataset
 
 from .image_files import GREY_MODES, ImageFileError, decode_image, list_images, match_channels
+from .image_memory import ImageMemory
 
 __all__ = ["Item", "RestorationDataset", "image_tensor"]
 
@@ -101,6 +102,7 @@ class RestorationDataset(Dataset):
 
     keys: frozenset[str] = frozenset()  # option keys a subclass adds
     roots: Mapping[str, str] = {"gt": "dataroot_gt"}  # which option holds the folder of which file
+    memory: ImageMemory | None = None  # see image_memory.py
 
     def __init__(self, opt: dict) -> None:
         super().__init__()
@@ -204,9 +206,14 @@ class RestorationDataset(Dataset):
         Raises:
             ImageFileError: naming the file.
         """
+        name = f"{self.opt[self.roots[kind]]}[{path}]" if self.is_lmdb else path
+        if self.memory is not None:
+            return self.memory.get(name, lambda: self._read_file(path, kind, name))
+        return self._read_file(path, kind, name)
+
+    def _read_file(self, path: str, kind: str, name: str) -> np.ndarray:
         if self._client is None:
             self._client = self._open()  # here, not in __init__: a worker process must open its own
-        name = f"{self.opt[self.roots[kind]]}[{path}]" if self.is_lmdb else path
         try:
             content = self._client.get(path, kind)
         except OSError as err:

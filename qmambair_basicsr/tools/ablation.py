@@ -1,0 +1,249 @@
+"""Run the ablation studies of the Q-MambaIR paper on the network of a training option file.
+
+    python -m qmambair_basicsr.tools.ablation -opt options/train_QMambaIR_tinySRx2_w4a4.yml [--studies components]
+        [--variants LSQ* QuantSR] [--bits 4 2] [--seeds 0 1 2] [--iterations 200] [--sets Set5 Set14] [--datasets FOLDER] [--out ablation]
+        [--force_yml datasets:train:gt_size=64 ...] [--list]
+
+Every variant is trained and tested by the stock pipelines with the file's options; only the quantizers, the seed and the
+name differ. What several studies share is trained once. All runs share one process and decoded images. Results are
+kept one file a run, so an interrupted command goes on where it stopped, inside a training too if that had saved a state;
+sets can be added later without training again. A run that fails is reported at the end and tried again by the next
+call. Written to ``--out``: ``ablation.md``, ``summary.csv``, ``runs.csv``, ``ablation.png`` and ``.pdf``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from basicsr.utils.options import ordered_yaml
+from tqdm import tqdm
+
+import qmambair_basicsr  # noqa: F401  (registers the networks)
+
+from .. import preflight
+from ..cli import EXIT_MISTAKE, is_mistake
+from ..data.image_memory import images_in_memory
+from .ablation_report import collect, write_plot, write_tables
+from .ablation_run import Store, execute, missing_sets
+from .ablation_studies import Run, plan, studies
+
+__all__ = ["main", "test_options", "training_options"]
+
+
+def read_file(file: Path) -> dict:
+    """An option file as BasicSR reads it.
+
+    Raises:
+        ValueError: no such file, or not YAML.
+    """
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), Loader=ordered_yaml()[0])
+    except OSError as err:
+        raise ValueError(f"{file}: {err.strerror}") from err
+    except yaml.YAMLError as err:
+        raise ValueError(f"{file} is not valid YAML: {err}") from err
+
+
+def forced(opt: dict, entries: Sequence[str]) -> dict:
+    """Options with ``KEY:KEY=VALUE`` entries applied; values are YAML. Misspelt keys are found by the preflight check.
+
+    Raises:
+        ValueError: an entry without ``=``, or a section that the file does not have.
+    """
+    opt = copy.deepcopy(opt)
+    for entry in entries:
+        path, equals, value = entry.partition("=")
+        *parents, last = path.strip().split(":")
+        section = opt
+        for key in parents:
+            section = section.get(key) if isinstance(section, dict) else None
+        if not equals or not isinstance(section, dict):
+            raise ValueError(f"--force_yml {entry}: expected KEY:KEY=VALUE in a section that the option file has")
+        section[last] = yaml.safe_load(value)
+    return opt
+
+
+def _moved(section: Mapping, root: Path | None) -> dict:
+    """A data set section whose folders below ``datasets/`` lie below ``root``."""
+    section = dict(section)
+    for key, value in section.items():
+        if root is not None and key.startswith("dataroot") and Path(value).parts[:1] == ("datasets",):
+            section[key] = str(root.joinpath(*Path(value).parts[1:]))
+    return section
+
+
+def training_options(opt: dict, iterations: int | None, root: Path | None) -> dict:
+    """The file's training, without validation, with another length and place of data.
+
+    Args:
+        opt: options as read.
+        iterations: ``total_iter``; milestones or periods of the schedule shrink with it. None keeps the file's.
+        root: see :func:`_moved`.
+
+    Raises:
+        ValueError: no training options.
+    """
+    opt = copy.deepcopy(opt)
+    if "train" not in opt or "train" not in opt.get("datasets", {}):
+        raise ValueError("the option file has no train section; give a training option file")
+    train = opt["train"]
+    share = 1.0 if iterations is None else iterations / train["total_iter"]
+    train["total_iter"] = iterations or train["total_iter"]
+    for key in ("milestones", "periods"):
+        if key in train.get("scheduler", {}):
+            train["scheduler"][key] = [max(1, round(n * share)) for n in train["scheduler"][key]]
+    # in this process: images stay decoded, and no worker has to be started for every variant
+    opt["datasets"] = {"train": _moved(opt["datasets"]["train"], root) | {"num_worker_per_gpu": 0}}
+    opt.pop("val", None)
+    opt["logger"] = dict(opt["logger"]) | {"use_tb_logger": False}
+    opt["logger"].pop("wandb", None)
+    opt["quant_train"] = dict(opt.get("quant_train") or {}) | {"health_freq": 0}
+    return opt
+
+
+def test_options(opt: dict, sets: Sequence[str] | None, root: Path | None) -> dict:
+    """The test file's options for the wanted sets, without saved images.
+
+    Raises:
+        ValueError: no test options, or a set that the file does not have.
+    """
+    opt = copy.deepcopy(opt)
+    if "metrics" not in (opt.get("val") or {}):
+        raise ValueError("the test option file has no val: metrics")
+    known = {section["name"]: key for key, section in opt["datasets"].items()}
+    for name in sets or ():
+        if name not in known:
+            raise ValueError(f"--sets {name}: the test option file has {', '.join(known)}")
+    wanted = {known[name] for name in sets or known}
+    opt["datasets"] = {key: _moved(section, root) for key, section in opt["datasets"].items() if key in wanted}
+    opt["val"] |= {"save_img": False, "pbar": False}
+    return opt
+
+
+def run_all(runs: Sequence[Run], test: Mapping, store: Store, report) -> int:
+    """Execute what is not finished; one failure does not stop the others.
+
+    Args:
+        runs: see ``plan``.
+        test: test options.
+        store: results.
+        report: called after every run.
+
+    Returns:
+        How many failed.
+    """
+    pending = [run for run in runs if missing_sets(store.read(run.name), test)]
+    failed, start = 0, time.monotonic()
+    with tqdm(total=len(runs), initial=len(runs) - len(pending), unit="run", disable=None) as bar:
+        for done, run in enumerate(pending, 1):
+            study, variant = run.places[0]
+            label = f"{study} / {variant}, {run.bits} bits, seed {run.seed}"
+            bar.set_description(label)
+            try:
+                record = execute(run, test, store)
+                figures = ", ".join(
+                    f"{s['name']} " + " ".join(f"{v:.4g}" for v in record["results"][s["name"]]["metrics"].values())
+                    for s in test["datasets"].values()
+                )
+            except Exception as err:
+                store.fail(run, err)
+                failed += 1
+                figures = f"FAILED: {type(err).__name__}: {str(err).splitlines()[0] if str(err) else ''}"
+            bar.update()
+            left = (time.monotonic() - start) / done * (len(pending) - done)
+            bar.write(f"{label}: {figures} ({done}/{len(pending)}, {left / 60:.0f} min left)", file=sys.stderr)
+            report()
+    return failed
+
+
+def listing(runs: Sequence[Run], test: Mapping, store: Store) -> str:
+    """What would be run: places, width, seed, folder, and whether it is finished."""
+    lines = []
+    for run in runs:
+        state = "to do" if missing_sets(store.read(run.name), test) else "finished"
+        places = "; ".join(f"{study} / {variant}" for study, variant in run.places)
+        lines.append(f"{run.name}  {state}  {places}")
+    return "\n".join([*lines, f"{len(runs)} runs"]) + "\n"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    out = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    out.add_argument("-opt", type=Path, required=True, help="training option file of a quantized network")
+    out.add_argument("--test", type=Path, help="test option file; default: beside -opt, test_ for train_")
+    out.add_argument("--studies", nargs="+", default=list(studies()), help=f"default: all ({', '.join(studies())})")
+    out.add_argument("--variants", nargs="+", help="only these rows, by name pattern; every study's first row stays")
+    out.add_argument("--bits", type=int, nargs="+", default=[4, 2], help="default: 4 2")
+    out.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    out.add_argument("--iterations", type=int, help="of every training; default: the file's")
+    out.add_argument("--sets", nargs="+", help="test sets by name; default: all of the test file")
+    out.add_argument("--datasets", type=Path, help="folder in place of datasets/")
+    out.add_argument("--out", type=Path, default=Path("ablation"), help="working folder; default: ablation")
+    out.add_argument("--force_yml", nargs="+", default=[], help="KEY:KEY=VALUE for the training options")
+    out.add_argument("--image-memory", type=int, default=1024, help="MiB of decoded images to keep; default: 1024")
+    out.add_argument("--list", action="store_true", help="say what would be run")
+    out.add_argument("--report-only", action="store_true", help="write tables and plot of what is finished")
+    return out
+
+
+def ablation(args: argparse.Namespace) -> int:
+    """Run what ``args`` ask for.
+
+    Returns:
+        How many runs failed.
+
+    Raises:
+        ValueError: options that cannot be run.
+    """
+    test_file = args.test or args.opt.with_name(args.opt.name.replace("train_", "test_", 1))
+    opt = forced(training_options(read_file(args.opt), args.iterations, args.datasets), args.force_yml)
+    test = test_options(read_file(test_file), args.sets, args.datasets)
+    store = Store(args.out.resolve())
+    runs = plan(opt, args.studies, args.bits, args.seeds, args.variants)
+    if args.list:
+        sys.stdout.write(listing(runs, test, store))
+        return 0
+    sets = [section["name"] for section in test["datasets"].values()]
+
+    def report() -> list:
+        rows = collect(runs, store, sets)
+        write_tables(rows, store, runs)
+        return rows
+
+    failed = 0
+    if not args.report_only:
+        # what is wrong with all runs is said before the first
+        first = copy.deepcopy(runs[0].opt)
+        first["datasets"] |= test["datasets"]
+        preflight.check(first, str(args.opt))
+        with images_in_memory(args.image_memory * 2**20):
+            failed = run_all(runs, test, store, report)
+    write_plot(report(), store.root)
+    sys.stdout.write((store.root / "ablation.md").read_text(encoding="utf-8"))
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry point.
+
+    Returns:
+        0; 1 when a run failed; 2 after a mistake in the options.
+    """
+    args = parser().parse_args(argv)
+    try:
+        return 1 if ablation(args) else 0
+    except Exception as err:
+        if not is_mistake(err):
+            raise
+        sys.stderr.write(f"error: {err}\n")
+        return EXIT_MISTAKE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

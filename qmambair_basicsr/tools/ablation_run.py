@@ -1,0 +1,177 @@
+"""One variant of an ablation: trained and tested by BasicSR's own pipelines, in this process, and remembered on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import yaml
+from basicsr.test import test_pipeline
+from basicsr.train import train_pipeline
+from basicsr.utils import logger as basicsr_logger
+from basicsr.utils.options import ordered_yaml
+
+from ..data.image_files import write_atomically
+from .ablation_studies import Run
+from .result_log import latest_log, read_results
+
+__all__ = ["Store", "execute", "missing_sets"]
+
+
+class Store:
+    """Results of finished runs, one file each, and the messages of failed ones.
+
+    Files are written beside their place and renamed: a killed process leaves whole files only.
+
+    Args:
+        root: working folder; ``experiments/`` and ``results/`` of the pipelines are made in it too.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.finished = root / "finished"
+        self.failed = root / "failed"
+        for folder in (self.finished, self.failed, root / "options"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, name: str) -> dict:
+        """What is known of a run; ``results`` is empty for a new one."""
+        file = self.finished / f"{name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"results": {}}
+
+    def write(self, run: Run, record: Mapping) -> None:
+        """Keep a run's record and forget an earlier failure."""
+        text = json.dumps({"name": run.name, "bits": run.bits, "seed": run.seed, **record}, indent=1)
+        write_atomically(self.finished / f"{run.name}.json", text.encode())
+        (self.failed / f"{run.name}.txt").unlink(missing_ok=True)
+
+    def fail(self, run: Run, error: BaseException) -> None:
+        """Keep the message and the traceback of a run that failed."""
+        text = "".join(traceback.format_exception(error))
+        write_atomically(self.failed / f"{run.name}.txt", f"{type(error).__name__}: {error}\n\n{text}".encode())
+
+    def failures(self) -> dict[str, str]:
+        """First line of the message by run name."""
+        files = sorted(self.failed.glob("*.txt"))
+        return {file.stem: file.read_text(encoding="utf-8").splitlines()[0] for file in files}
+
+
+def missing_sets(record: Mapping, test: Mapping) -> dict[str, dict]:
+    """Test sections that a record has no figures of, or only figures taken under other test options."""
+    return {
+        key: section
+        for key, section in test["datasets"].items()
+        if record["results"].get(section["name"], {}).get("protocol") != _protocol(section, test)
+    }
+
+
+def execute(run: Run, test: Mapping, store: Store) -> dict:
+    """Train a run unless that is done, then test it on the sets it lacks.
+
+    Args:
+        run: what to train; an interrupted training goes on from its last saved state.
+        test: test options; network, weights and name are the run's.
+        store: where results are kept.
+
+    Returns:
+        The record: ``train_seconds``, ``test_seconds`` and ``results``, ``{set: {metrics, protocol}}``.
+    """
+    record = store.read(run.name)
+    sections = missing_sets(record, test)
+    if not sections:
+        return record
+    weights = store.root / "experiments" / run.name / "models" / "net_g_latest.pth"
+    if "train_seconds" not in record or not weights.is_file():
+        folder = store.root / "experiments" / run.name
+        if not any(folder.glob("training_states/*.state")):
+            shutil.rmtree(folder, ignore_errors=True)  # nothing in it to go on from
+        start = time.monotonic()
+        _pipeline(train_pipeline, run.opt, store, "--auto_resume")
+        record |= {"train_seconds": round(time.monotonic() - start, 1), "results": {}, "options": _plain(run.opt)}
+        shutil.rmtree(folder / "training_states", ignore_errors=True)
+        store.write(run, record)
+        sections = dict(test["datasets"])
+    start = time.monotonic()
+    opt = {**test, "name": f"test_{run.name}", "model_type": run.opt["model_type"]}
+    opt |= {"network_g": run.opt["network_g"], "datasets": sections}
+    opt["path"] = {"pretrain_network_g": str(weights), "strict_load_g": True}
+    _pipeline(test_pipeline, opt, store)
+    figures, _ = read_results(latest_log(store.root / "results", opt["name"]))
+    for section in sections.values():
+        wanted = set(test["val"]["metrics"])
+        found = figures.get(section["name"], {})
+        if not wanted <= found.keys():
+            raise RuntimeError(f"the test gave no {', '.join(sorted(wanted - found.keys()))} for {section['name']}")
+        record["results"][section["name"]] = {"metrics": found, "protocol": _protocol(section, test)}
+    record["test_seconds"] = round(record.get("test_seconds", 0) + time.monotonic() - start, 1)
+    store.write(run, record)
+    return record
+
+
+def _protocol(section: Mapping, test: Mapping) -> dict:
+    """What a figure depends on besides the weights."""
+    return _plain({"section": section, "val": test["val"], "tile": test.get("tile")})
+
+
+def _plain(value: object) -> dict:
+    """As JSON gives it back, so that what is read compares equal to what was written."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _pipeline(pipeline, opt: Mapping, store: Store, *flags: str) -> None:
+    """Run a stock pipeline on options, as its command would; everything it writes lands below ``store.root``."""
+    file = store.root / "options" / f"{opt['name']}.yml"
+    text = yaml.dump(dict(opt), Dumper=ordered_yaml()[1], sort_keys=False)
+    write_atomically(file, text.encode())
+    try:
+        with _command_line("-opt", str(file), *flags), _own_log():
+            pipeline(str(store.root))
+    finally:
+        gc.collect()  # models hold references to themselves
+
+
+@contextlib.contextmanager
+def _command_line(*arguments: str) -> Iterator[None]:
+    """BasicSR's ``parse_options`` reads ``sys.argv``."""
+    before = sys.argv
+    sys.argv = [before[0], *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextlib.contextmanager
+def _own_log() -> Iterator[None]:
+    """Inside, BasicSR's logger is new: it opens the file its pipeline names, and writes nothing to the terminal.
+
+    BasicSR sets its logger up once per process; a second run would write into the first one's file.
+    """
+    logger = logging.getLogger("basicsr")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    known = dict(basicsr_logger.initialized_logger)
+    logger.handlers = []
+    basicsr_logger.initialized_logger.clear()
+    try:
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            yield
+    finally:
+        for handler in logger.handlers:
+            handler.close()
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+        basicsr_logger.initialized_logger.clear()
+        basicsr_logger.initialized_logger.update(known)
