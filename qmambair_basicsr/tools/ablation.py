@@ -222,7 +222,7 @@ def ablation(args: argparse.Namespace) -> int:
         first = copy.deepcopy(runs[0].opt)
         first["datasets"] |= test["datasets"]
         preflight.check(first, str(args.opt))
-        with images_in_memory(args.image_memory * 2**20):
+        with store.locked(), images_in_memory(args.image_memory * 2**20):
             failed = run_all(runs, test, store, report)
     write_plot(report(), store.root)
     sys.stdout.write((store.root / "ablation.md").read_text(encoding="utf-8"))

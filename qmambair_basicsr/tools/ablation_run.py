@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import json
 import logging
@@ -42,6 +43,20 @@ class Store:
         self.failed = root / "failed"
         for folder in (self.finished, self.failed, root / "options"):
             folder.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other process runs in this folder; the lock ends with the process, however that ends.
+
+        Raises:
+            ValueError: another process does.
+        """
+        with open(self.root / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{self.root}: another ablation runs in this folder; give another --out") from None
+            yield
 
     def read(self, name: str) -> dict:
         """What is known of a run; ``results`` is empty for a new one."""
