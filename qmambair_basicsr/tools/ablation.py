@@ -7,8 +7,8 @@
 Every variant is trained and tested by the stock pipelines with the file's options; only the quantizers, the seed and the
 name differ. What several studies share is trained once. All runs share one process and decoded images. Results are
 kept one file a run, so an interrupted command goes on where it stopped, inside a training too if that had saved a state;
-sets can be added later without training again. A run that fails is reported at the end and tried again by the next
-call. Written to ``--out``: ``ablation.md``, ``summary.csv``, ``runs.csv``, ``ablation.png`` and ``.pdf``.
+sets can be added later without training again. The command may be started several times on one folder, for several
+cores or GPUs: each takes runs that no other has. A run that fails is reported and tried again by the next call. Written to ``--out``: ``ablation.md``, ``summary.csv``, ``runs.csv``, ``ablation.png`` and ``.pdf``.
 """
 
 from __future__ import annotations
@@ -139,27 +139,41 @@ def run_all(runs: Sequence[Run], test: Mapping, store: Store, report) -> int:
         How many failed.
     """
     pending = [run for run in runs if missing_sets(store.read(run.name), test)]
-    failed, start = 0, time.monotonic()
+    failed, elsewhere, start = 0, 0, time.monotonic()
     with tqdm(total=len(runs), initial=len(runs) - len(pending), unit="run", disable=None) as bar:
         for done, run in enumerate(pending, 1):
             study, variant = run.places[0]
             label = f"{study} / {variant}, {run.bits} bits, seed {run.seed}"
             bar.set_description(label)
-            try:
-                record = execute(run, test, store)
-                figures = ", ".join(
-                    f"{s['name']} " + " ".join(f"{v:.4g}" for v in record["results"][s["name"]]["metrics"].values())
-                    for s in test["datasets"].values()
-                )
-            except Exception as err:
-                store.fail(run, err)
-                failed += 1
-                figures = f"FAILED: {type(err).__name__}: {str(err).splitlines()[0] if str(err) else ''}"
+            with store.claimed(run) as mine:
+                if mine:
+                    said = attempt(run, test, store)
+                    failed += said.startswith("FAILED")
+                else:
+                    said = "in the hands of another process"
+                    elsewhere += 1
             bar.update()
             left = (time.monotonic() - start) / done * (len(pending) - done)
-            bar.write(f"{label}: {figures} ({done}/{len(pending)}, {left / 60:.0f} min left)", file=sys.stderr)
+            bar.write(f"{label}: {said} ({done}/{len(pending)}, {left / 60:.0f} min left)", file=sys.stderr)
             report()
+    if elsewhere:
+        sys.stderr.write(f"{elsewhere} run(s) are left to other processes; call again when they have ended\n")
     return failed
+
+
+def attempt(run: Run, test: Mapping, store: Store) -> str:
+    """Execute a run and keep what comes of it.
+
+    Returns:
+        Its figures, or ``FAILED`` and the message.
+    """
+    try:
+        results = execute(run, test, store)["results"]
+    except Exception as err:
+        store.fail(run, err)
+        return f"FAILED: {type(err).__name__}: {(str(err).splitlines() or [''])[0]}"
+    names = [section["name"] for section in test["datasets"].values()]
+    return ", ".join(f"{n} " + " ".join(f"{v:.4g}" for v in results[n]["metrics"].values()) for n in names)
 
 
 def listing(runs: Sequence[Run], test: Mapping, store: Store) -> str:
@@ -222,7 +236,7 @@ def ablation(args: argparse.Namespace) -> int:
         first = copy.deepcopy(runs[0].opt)
         first["datasets"] |= test["datasets"]
         preflight.check(first, str(args.opt))
-        with store.locked(), images_in_memory(args.image_memory * 2**20):
+        with images_in_memory(args.image_memory * 2**20):
             failed = run_all(runs, test, store, report)
     write_plot(report(), store.root)
     sys.stdout.write((store.root / "ablation.md").read_text(encoding="utf-8"))

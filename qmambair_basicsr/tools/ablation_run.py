@@ -41,22 +41,24 @@ class Store:
         self.root = root
         self.finished = root / "finished"
         self.failed = root / "failed"
-        for folder in (self.finished, self.failed, root / "options"):
+        self.claims = root / "claims"
+        for folder in (self.finished, self.failed, self.claims, root / "options"):
             folder.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Inside, no other process runs in this folder; the lock ends with the process, however that ends.
+    def claimed(self, run: Run) -> Iterator[bool]:
+        """Inside, no other process works on a run; the claim ends with the process, however that ends.
 
-        Raises:
-            ValueError: another process does.
+        Yields:
+            False where another process has claimed it.
         """
-        with open(self.root / "lock", "w") as file:
+        with open(self.claims / run.name, "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"{self.root}: another ablation runs in this folder; give another --out") from None
-            yield
+                yield False
+                return
+            yield True
 
     def read(self, name: str) -> dict:
         """What is known of a run; ``results`` is empty for a new one."""
