@@ -132,7 +132,7 @@ def test_killed_command_goes_on(work):
     argv = ["-opt", FILE, "--seeds", "3", "--bits", "4", "--studies", "methods", "--sets", "Set5"]
     command = [sys.executable, "-W", "ignore", "-m", "qmambair_basicsr.tools.ablation", *argv]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not records() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
