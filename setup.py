@@ -35,6 +35,7 @@ EXTRAS = {
         # builds engines without a GPU: tests look at which layers become int8
         'tensorrt-rtx-cu13>=1.7.1,<1.8; platform_system == "Linux" and platform_machine == "x86_64"',
         "hypothesis>=6.100",
+        "jsonschema>=4.20",
         "pytest>=8",
         "pytest-timeout>=2.3",
         "ruff>=0.11",

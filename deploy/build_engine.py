@@ -112,8 +112,10 @@ def trtexec_flags(request: Request, version: tuple[int, int, int]) -> list[str]:
     if not old and request.precision == "fp16" and not graph.float16:
         raise BuildRefused(
             f"TensorRT {dotted(version)} has no --fp16: FP16 must be in the graph, and {graph.path} computes in FP32. "
-            "Convert it to half precision first (the scan must stay FP32) or build --precision fp32"
+            "Export it with --fp16 (python -m qmambair_basicsr.tools.export) or build --precision fp32"
         )
+    if request.precision == "fp32" and graph.float16:
+        raise BuildRefused(f"{graph.path} computes in FP16: build it with --precision fp16, or export without --fp16")
     if graph.custom_ops and not request.plugins:
         raise BuildRefused(
             f"{graph.path} needs a plugin for {', '.join(graph.custom_ops)}: build kernels/tensorrt and give "
@@ -189,6 +191,7 @@ def build(request: Request, trtexec: Path, version: tuple[int, int, int], out: P
             "inputs": graph.inputs,
             "qdq_nodes": graph.qdq_nodes,
             "custom_ops": graph.custom_ops,
+            "float16": graph.float16,
         },
         "build": {
             "cmd": shlex.join(command),
@@ -290,6 +293,11 @@ def main(argv: list[str] | None = None) -> int:
         if version[:2] > NEWEST:
             sys.stderr.write(
                 f"build_engine: TensorRT {dotted(version)} is newer than {dotted(NEWEST)}, the newest known here\n"
+            )
+        if version >= (11,) and request.precision == "int8" and not request.graph.float16:
+            sys.stderr.write(
+                f"build_engine: {args.onnx} computes in FP32 what is not quantized, and TensorRT {dotted(version)} "
+                "changes no precision; export with --fp16 for a faster engine\n"
             )
         out = args.output or args.onnx.with_name(f"{args.onnx.stem}.{args.precision}")
         if args.dry_run:

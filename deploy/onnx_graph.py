@@ -18,7 +18,7 @@ class Graph:
     opset: int
     inputs: dict[str, list[int | None]]  # name -> dims, None where dynamic
     qdq_nodes: int
-    float16: bool  # the graph computes in FP16 by itself (FP16 weights)
+    float16: bool  # the graph computes in FP16 by itself (exported with --fp16, or FP16 weights)
     custom_ops: list[str]  # op types outside the standard ONNX domains: they need a plugin
 
     @property
@@ -52,6 +52,7 @@ def read_graph(path: Path) -> Graph:
         if value.name not in constants
     }
     nodes = list(_walk(model.graph))
+    facts = {entry.key: entry.value for entry in model.metadata_props}
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     kinds = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1]
     return Graph(
@@ -59,7 +60,7 @@ def read_graph(path: Path) -> Graph:
         opset=max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0),
         inputs=inputs,
         qdq_nodes=sum(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes),
-        float16=kinds.count(half) > kinds.count(single),
+        float16=facts["precision"] == "fp16" if "precision" in facts else kinds.count(half) > kinds.count(single),
         custom_ops=sorted({node.op_type for node in nodes if node.domain not in ("", "ai.onnx", "ai.onnx.ml")}),
     )
 

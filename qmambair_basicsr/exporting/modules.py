@@ -57,6 +57,7 @@ class StaticGrid(nn.Module):
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
         shifted = x + self.offset if self.offset else x
         if self.bounds is not None:
             shifted = shifted.clamp(*self.bounds)
@@ -79,7 +80,7 @@ class DynamicGrid(nn.Module):
         self.register_buffer("v", quantizer.v.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(x.shape[0] if self.per_sample else 1, -1)
+        rows = x.float().reshape(x.shape[0] if self.per_sample else 1, -1)
         low, high = rows.amin(1), rows.amax(1)
         mean = rows.mean(1)
         count = rows.shape[1]
@@ -190,7 +191,11 @@ class IntegerLinear(nn.Module):
         self.register_buffer("bias", total - act.offset * value.sum(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(self.act(x), self.weight())
+        return self.multiply(self.act(x)).to(x.dtype)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The layer without the quantizer of its input."""
+        y = F.linear(x, self.weight())
         if self.weight.shifted:
             y = y[..., :-1] - y[..., -1:] * self.weight.factor
         return y + self.bias if self.has_bias else y
@@ -224,9 +229,9 @@ class IntegerConv2d(nn.Module):
             factor = self.weight.factor.view(1, self.groups, -1, 1, 1)
             y = (y[:, :, :-1] - y[:, :, -1:] * factor).flatten(1, 2) + self.bias.view(1, -1, 1, 1)
         if self.border:
-            ones = x.new_ones((1, 1, x.shape[2], x.shape[3]))
+            ones = x.new_ones((1, 1, x.shape[2], x.shape[3]), dtype=torch.float32)
             y = y - F.conv2d(ones, self.sums, None, *self.geometry)
-        return y
+        return y.to(x.dtype)
 
 
 class IntegerProjections(nn.Module):
@@ -249,7 +254,7 @@ class IntegerProjections(nn.Module):
         act = self.dt_projs[0].act
         if isinstance(act, DynamicGrid):
             dt = act(dt)
-            parts = [F.linear(dt[..., i, :], p.weight.value[0]) for i, p in enumerate(self.dt_projs)]
+            parts = [p.multiply(dt[..., i, :]) for i, p in enumerate(self.dt_projs)]
         else:
             parts = [p(dt[..., i, :]) for i, p in enumerate(self.dt_projs)]
         return torch.stack(parts, dim=-2), b, c
@@ -312,20 +317,20 @@ def make_exportable(net: nn.Module) -> nn.Module:
 
 def _layer(layer: nn.Module) -> nn.Module:
     if isinstance(layer, QuantMatMul):
-        return QuantMatMul(
+        return Product(
             WithoutOffset(activation(layer.left_quantizer)), WithoutOffset(activation(layer.right_quantizer))
         )
     if isinstance(layer, QuantEmbedding):
         return nn.Embedding.from_pretrained(layer.quantized_weight().detach())
     if not isinstance(layer.weight_quantizer, FrozenCodes):  # full-precision weight: what is left is the activation
-        return _FloatWeight(layer)
+        return FloatWeight(layer)
     act = activation(layer.act_quantizer)
     if isinstance(layer, QuantLinear):
         return IntegerLinear(layer.weight_quantizer, act, layer.bias)
     return IntegerConv2d(layer, act)
 
 
-class _FloatWeight(nn.Module):
+class FloatWeight(nn.Module):
     """A layer whose weight keeps full precision."""
 
     def __init__(self, layer: QuantLinear | QuantConv2d):
@@ -334,4 +339,11 @@ class _FloatWeight(nn.Module):
         layer.act_quantizer = WithoutOffset(activation(layer.act_quantizer))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
+        return self.layer(x).to(x.dtype)
+
+
+class Product(QuantMatMul):
+    """Product of two activations on their grids."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return super().forward(a, b).to(a.dtype)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -13,17 +16,22 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper
-from torch import Tensor, nn
+from torch import nn
 
-from ..archs.routing import flat_order
+from ..archs.mambairv2_blocks import ASSM
 from ..layers.calibrate import quantizers_of
-from ..layers.convert import freeze_parameters
-from ..ops.ss2d_scan import DIRECTIONS
+from ..layers.convert import constant_grids, freeze_parameters
 from ..quantizers import DLS
+from . import stand_ins
+from .half import make_half
 from .modules import OPSET, ExportError, make_exportable
+from .node_names import name_nodes
+from .runtime import facts_of, session
 from .scan_graph import SCAN_NODE, expand_scan
+from .stand_ins import DOMAIN
 
-_DOMAIN = "qmambair"
+SCAN_CONSTANTS = {2: "A", 5: "D", 6: "delta_bias"}
+"""Inputs of a scan node that are constants of a quantized network: position -> name."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class ExportSettings:
         dynamic: leave height and width open.
         scan: ``onnx`` (standard operators) or ``plugin`` (one ``SS2DScan`` node for the TensorRT plugin).
         scan_chunk: pixels per iteration of the ONNX ``Scan``.
+        half: compute in FP16 what is not quantized, for TensorRT 11, which has no precision flags.
     """
 
     height: int = 64
@@ -42,27 +51,13 @@ class ExportSettings:
     dynamic: bool = False
     scan: str = "onnx"
     scan_chunk: int = 16
-
-
-def _scan_node(x, delta, A, B, C, D, delta_bias, delta_softplus=True, directions=DIRECTIONS) -> Tensor:
-    attributes = {"directions": [DIRECTIONS.index(d) for d in directions], "delta_softplus": int(delta_softplus)}
-    inputs = (x, delta, A, B, C, D, delta_bias)
-    return torch.onnx.ops.symbolic(
-        f"{_DOMAIN}::{SCAN_NODE}", inputs, attributes, dtype=x.dtype, shape=x.shape, version=1
-    )
-
-
-def _semantic_order(picked: Tensor) -> tuple[Tensor, Tensor]:
-    """``routing.semantic_order`` for the exporter, which has no stable sort: keys that are all different."""
-    length = picked.shape[1]
-    keys = picked * length + torch.arange(length)
-    return flat_order(torch.sort(keys, dim=-1).indices)
+    half: bool = False
 
 
 def export_onnx(
     net: nn.Module, path: str | os.PathLike, settings: ExportSettings, facts: dict[str, str] | None = None
 ) -> onnx.ModelProto:
-    """Write a calibrated quantized network as ONNX (opset 18), and check the file.
+    """Write a full-precision or calibrated quantized network as ONNX (opset 18), and check the file.
 
     DLS quantizers still in the network are exported with statistics in the graph; use ``freeze_dls`` before to make
     them constants.
@@ -79,17 +74,19 @@ def export_onnx(
     Raises:
         ExportError: something in the network cannot be exported; the message names it.
     """
-    if getattr(net, "window_size", None) is not None:
-        if settings.dynamic:
-            raise ExportError(f"{type(net).__name__} cuts windows whose number is fixed at export: leave out --dynamic")
-        if net.eval_routing != "argmax":
-            raise ExportError(f"{type(net).__name__} routes tokens with random noise: set eval_routing: argmax")
+    if getattr(net, "eval_routing", "argmax") != "argmax":
+        raise ExportError(f"{type(net).__name__} routes tokens with random noise: set eval_routing: argmax")
     multiple = getattr(net, "size_multiple", 1)
     if settings.height % multiple or settings.width % multiple:
         raise ExportError(f"height and width must be multiples of {multiple} for {type(net).__name__}")
     dynamic_dls = any(isinstance(q, DLS) and q.role == "act" for q in quantizers_of(net).values())
     original = net
-    net = make_exportable(freeze_parameters(copy.deepcopy(net)).cpu().eval()).requires_grad_(False)
+    net = copy.deepcopy(net).cpu().eval()
+    if quantizers_of(net):
+        net = make_exportable(freeze_parameters(net))
+    net.requires_grad_(False)
+    if settings.half:
+        make_half(net)
     channels = input_channels(original)
     example = torch.rand(1, channels, settings.height, settings.width, generator=torch.Generator().manual_seed(0))
     shapes = None
@@ -97,9 +94,7 @@ def export_onnx(
         height, width = torch.export.Dim("h", min=2, max=4096), torch.export.Dim("w", min=2, max=4096)
         shapes = ({2: multiple * height if multiple > 1 else height, 3: multiple * width if multiple > 1 else width},)
     with (
-        mock.patch("qmambair_basicsr.archs.ss2d.ss2d_scan", _scan_node),
-        mock.patch("qmambair_basicsr.archs.mambairv2_blocks.semantic_order", _semantic_order),
-        mock.patch("qmambair_basicsr.archs.mambairv2_blocks.is_fused", lambda *_: False),  # ONNX knows no such node
+        _exportable_functions(net, settings),
         warnings.catch_warnings(),
         torch.no_grad(),
     ):
@@ -116,16 +111,21 @@ def export_onnx(
             optimize=True,
         )
     model = program.model_proto
+    name_nodes(model, {name for name, _ in net.named_modules()})
     _settle_scan(model, settings)
     metadata = {
         "arch": type(original).__name__,
-        "scale": str(getattr(original, "upscale", 1)),
+        "scale": str(output_scale(original)),
         "size_multiple": str(multiple),
         "in_chans": str(channels),
         "bits": _bits(original),
+        "precision": "fp16" if settings.half else "fp32",
         "dls": "dynamic" if dynamic_dls else "frozen",
         "scan": settings.scan if settings.scan == "plugin" else f"onnx, chunk {settings.scan_chunk}",
     }
+    constants = constant_grids(original)
+    if constants:
+        metadata["grids"] = json.dumps(constants)
     helper.set_model_props(model, metadata | (facts or {}))
     check_model(model, settings)
     path = Path(path)
@@ -136,6 +136,28 @@ def export_onnx(
     return model
 
 
+@contextmanager
+def _exportable_functions(net: nn.Module, settings: ExportSettings) -> Iterator[None]:
+    """Put the stand-ins in place of what they stand for."""
+    archs = "qmambair_basicsr.archs"
+    scan = stand_ins.scan_node(settings.half, settings.scan == "plugin")
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch(f"{archs}.ss2d.ss2d_scan", scan))
+        routers = [module for module in net.modules() if isinstance(module, ASSM)]
+        if routers:
+            # ONNX knows no such node
+            stack.enter_context(mock.patch(f"{archs}.mambairv2_blocks.is_fused", lambda *_: False))
+            prompts = max(module.embeddingB.num_embeddings for module in routers)
+            order = stand_ins.semantic_order(prompts, net.window_size**2)
+            stack.enter_context(mock.patch(f"{archs}.mambairv2_blocks.semantic_order", order))
+            if settings.dynamic:
+                stack.enter_context(mock.patch(f"{archs}.mambairv2_arch.window_plan", stand_ins.window_plan))
+                stack.enter_context(
+                    mock.patch.object(type(net), "_pad", lambda self, x: stand_ins.padded(x, self.window_size))
+                )
+        yield
+
+
 def input_channels(net: nn.Module) -> int:
     """Channels of the images a network takes."""
     for attribute in ("in_chans", "inp_channels"):
@@ -144,8 +166,13 @@ def input_channels(net: nn.Module) -> int:
     return net.conv_first.in_channels
 
 
+def output_scale(net: nn.Module) -> int:
+    """Output pixels per input pixel along a side; networks without an upsampler ignore their ``upscale``."""
+    return getattr(net, "upscale", 1) if getattr(net, "upsampler", None) else 1
+
+
 def _bits(net: nn.Module) -> str:
-    """``w4a2`` and the like: the smallest widths of weights and activations."""
+    """``w4a2`` and the like: the smallest widths of weights and activations; ``w32a32`` in full precision."""
     widths = {"weight": 32, "act": 32}
     for quantizer in quantizers_of(net).values():
         if quantizer.role in widths:
@@ -154,9 +181,19 @@ def _bits(net: nn.Module) -> str:
 
 
 def _settle_scan(model: onnx.ModelProto, settings: ExportSettings) -> None:
-    """Turn the placeholder scan nodes into ONNX ``Scan`` graphs, or into plugin nodes."""
+    """Turn the placeholder scan nodes into ONNX ``Scan`` graphs, or into plugin nodes.
+
+    Their constants become ``<node>.A``, ``<node>.D`` and ``<node>.delta_bias``.
+    """
     nodes = []
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
+        if node.op_type == SCAN_NODE:
+            for index, name in SCAN_CONSTANTS.items():
+                if node.input[index] in constants:  # scans may share one: the exporter merges equal constants
+                    own = model.graph.initializer.add()
+                    own.CopyFrom(constants[node.input[index]])
+                    own.name = node.input[index] = f"{node.name}.{name}"
         if node.op_type != SCAN_NODE:
             nodes.append(node)
         elif settings.scan == "plugin":
@@ -168,7 +205,11 @@ def _settle_scan(model: onnx.ModelProto, settings: ExportSettings) -> None:
             model.graph.initializer.extend(constants)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    kept = [o for o in model.opset_import if o.domain != _DOMAIN or settings.scan == "plugin"]
+    used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    stored = [t for t in model.graph.initializer if t.name in used or t.name not in constants]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(stored)
+    kept = [o for o in model.opset_import if o.domain != DOMAIN or settings.scan == "plugin"]
     del model.opset_import[:]
     model.opset_import.extend(kept)
 
@@ -179,7 +220,7 @@ def check_model(model: onnx.ModelProto, settings: ExportSettings) -> None:
     A graph with plugin nodes is not standard ONNX: of those only the names of tensors are checked.
 
     Raises:
-        ExportError: the file is not valid, or its output is not finite.
+        ExportError: the file is not valid, or its output is not finite or of another size than expected.
     """
     if settings.scan == "plugin":
         known = {i.name for i in model.graph.input} | {i.name for i in model.graph.initializer} | {""}
@@ -198,23 +239,6 @@ def check_model(model: onnx.ModelProto, settings: ExportSettings) -> None:
     output = session(model).run(None, {"input": image})[0]
     if not np.isfinite(output).all():
         raise ExportError("the exported graph computes NaN or infinity")
-
-
-def session(model: onnx.ModelProto | str | os.PathLike, threads: int | None = None, exact: bool = False):
-    """An onnxruntime CPU session.
-
-    Args:
-        model: model or file.
-        threads: intra-op threads; None for ``OMP_NUM_THREADS`` or onnxruntime's choice.
-        exact: no rewriting of the graph, so that Q/DQ pairs are computed as written.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if exact:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    threads = threads if threads is not None else int(os.environ.get("OMP_NUM_THREADS", "0"))
-    options.intra_op_num_threads = threads
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    scale = int(facts_of(model)["scale"])
+    if output.shape[2:] != (settings.height * scale, settings.width * scale):
+        raise ExportError(f"internal: the output is {output.shape[2:]}, not {scale} times the input")

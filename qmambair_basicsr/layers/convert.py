@@ -10,7 +10,7 @@ that calibration images led to. That changes outputs; integer engines need it, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -249,12 +249,33 @@ def freeze_dls(
             handle.remove()
     if count == 0:
         raise ValueError("freeze_dls: there was no calibration batch; give at least one.")
-    for name, quantizer in dynamic.items():
+    constants = {}
+    for name in dynamic:
         if not seen[name]:
             raise ValueError(f"freeze_dls: no calibration batch reached {name}.")
         grids = torch.cat(seen[name])
         step, offset = grids[:, :2].double().mean(0).tolist()
-        fixed = FixedGrid(quantizer.bits, quantizer.quantizer_name)
-        fixed.set_grid(step, offset, grids[:, 2].amin().item(), grids[:, 3].amax().item())
-        replace_quantizer(net, name, fixed.to(quantizer.w.device))
+        constants[name] = [step, offset, grids[:, 2].amin().item(), grids[:, 3].amax().item()]
+    set_constant_grids(net, constants)
     return list(dynamic)
+
+
+def constant_grids(net: nn.Module) -> dict[str, list[float]]:
+    """Step, offset, lowest and highest code of every quantizer that :func:`freeze_dls` made, by name."""
+    return {name: q.grid.tolist() for name, q in quantizers_of(net).items() if isinstance(q, FixedGrid)}
+
+
+def set_constant_grids(net: nn.Module, constants: Mapping[str, Sequence[float]]) -> None:
+    """Replace dynamic activation quantizers by given constants, in place; inverse of :func:`constant_grids`.
+
+    Raises:
+        ValueError: the network has no dynamic activation quantizer of a name.
+    """
+    quantizers = quantizers_of(net)
+    for name, constant in constants.items():
+        quantizer = quantizers.get(name)
+        if not isinstance(quantizer, DLS) or quantizer.role != "act":
+            raise ValueError(f"{type(net).__name__} has no DLS quantizer {name} whose grid could be a constant.")
+        fixed = FixedGrid(quantizer.bits, quantizer.quantizer_name)
+        fixed.set_grid(*constant)
+        replace_quantizer(net, name, fixed.to(quantizer.w.device))

@@ -163,7 +163,11 @@ def run_padded(network: Callable[[Tensor], Tensor], x: Tensor, multiple: int) ->
 
 
 def run_tiled(
-    network: Callable[[Tensor], Tensor], x: Tensor, plan: Callable[[int], AxisPlan], multiple: int = 1
+    network: Callable[[Tensor], Tensor],
+    x: Tensor,
+    plan: Callable[[int], AxisPlan],
+    multiple: int = 1,
+    column_plan: Callable[[int], AxisPlan] | None = None,
 ) -> Tensor:
     """Run a network tile by tile.
 
@@ -172,12 +176,13 @@ def run_tiled(
         x: image, (B, C, H, W).
         plan: from :func:`parse_tile_option`; called with H and with W.
         multiple: sides of what the network sees are padded to multiples of this.
+        column_plan: called with W instead, where tiles are not square.
 
     Returns:
         (B, C', s*H, s*W), on the device and in the type the network returns.
     """
     height, width = x.shape[-2:]
-    rows, columns = plan(height), plan(width)
+    rows, columns = plan(height), (column_plan or plan)(width)
     x = pad_to(x, rows.padded, columns.padded)
     result = None
     for row in rows.spans:

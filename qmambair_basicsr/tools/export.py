@@ -11,83 +11,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import cv2
-import torch
-import yaml
-from basicsr.archs import build_network
-from basicsr.utils.options import ordered_yaml
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..cli import is_mistake
+from ..data.image_files import list_images, match_channels, read_image
+from ..layers.calibrate import quantizers_of
 from ..layers.packed import load_packed, save_packed
-from ..models.checkpoint_io import load_state, read_file, select_params
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-
-
-def plain(value):
-    """Option data without YAML's ordered containers."""
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    return [plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+from .image_sets import to_tensor
+from .networks import is_packed, load_network, read_network
 
 
-def read_network(opt: str) -> dict:
-    """The ``network_g`` block of an option file.
-
-    Raises:
-        ValueError: there is no such file or block.
-    """
-    try:
-        with open(opt, encoding="utf-8") as file:
-            return plain(yaml.load(file, Loader=ordered_yaml()[0])["network_g"])
-    except FileNotFoundError:
-        raise ValueError(f"-opt: there is no file {opt}") from None
-    except KeyError:
-        raise ValueError(f"-opt: {opt} has no network_g block") from None
-
-
-def load_network(network: dict, checkpoint: str, param_key: str | None = "params") -> nn.Module:
-    """Build a network and load a BasicSR checkpoint of it, in eval mode."""
-    net = build_network(dict(network))
-    load_state(net, select_params(read_file(checkpoint), checkpoint, param_key), checkpoint)
-    return net.eval()
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """Images of a folder, sorted by name.
-
-    Raises:
-        ValueError: the folder does not exist or holds no image.
-    """
-    files = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise ValueError(f"{folder} is no folder with images ({', '.join(IMAGE_SUFFIXES)})")
-    return files
-
-
-def read_image(path: Path, channels: int) -> Tensor:
-    """An image as (1, channels, H, W), RGB or grey, values in [0, 1].
-
-    Raises:
-        ValueError: not readable.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"{path} cannot be read as an image")
-    image = image[..., None] if channels == 1 else image[..., ::-1]
-    return torch.from_numpy(image.copy()).permute(2, 0, 1).float().div(255).unsqueeze(0)
-
-
-def crops(folder: str | Path, channels: int, height: int, width: int, count: int) -> Iterator[Tensor]:
+def crops(folder: str, channels: int, height: int, width: int, count: int) -> Iterator[Tensor]:
     """Centre crops of at most height x width from the first ``count`` images of a folder, (1, channels, h, w)."""
-    for path in image_files(folder)[:count]:
-        image = read_image(path, channels)
+    for path in list_images(folder)[:count]:
+        image = to_tensor(match_channels(read_image(path), channels))
         h, w = min(height, image.shape[2]), min(width, image.shape[3])
         top, left = (image.shape[2] - h) // 2, (image.shape[3] - w) // 2
         yield image[..., top : top + h, left : left + w]
@@ -113,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--scan", choices=("onnx", "plugin"), default="onnx", help="standard operators, or TensorRT plugin"
     )
     parser.add_argument("--scan-chunk", type=int, default=16, help="pixels per iteration: 16 onnxruntime, 64 TensorRT")
+    parser.add_argument(
+        "--fp16", action="store_true", help="compute in FP16 what is not quantized; for TensorRT 11 (scan stays FP32)"
+    )
     return parser
 
 
@@ -124,8 +68,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """
     if not (args.packed or args.onnx):
         raise ValueError("nothing to write: give --packed FILE, --onnx FILE, or both")
-    packed_input = args.checkpoint.endswith(".safetensors")
-    if packed_input:
+    if is_packed(args.checkpoint):
         if args.packed:
             raise ValueError("--checkpoint is a packed checkpoint already; --packed needs a BasicSR .pth")
         net = load_packed(args.checkpoint)
@@ -147,15 +90,15 @@ def run(args: argparse.Namespace, console: Console) -> None:
         from ..exporting.onnx_file import ExportSettings, export_onnx, input_channels
         from ..layers.convert import freeze_dls
 
-        if args.dls == "frozen":
+        if args.dls == "frozen" and quantizers_of(net):
             if not args.calibration:
                 raise ValueError("--dls frozen needs --calibration FOLDER (images the constants are taken from)")
             size = args.height, args.width, args.images
             replaced = freeze_dls(net, crops(args.calibration, input_channels(net), *size))
             console.print(f"{len(replaced)} DLS quantizers frozen", highlight=False)
-        settings = ExportSettings(args.height, args.width, args.dynamic, args.scan, args.scan_chunk)
+        settings = ExportSettings(args.height, args.width, args.dynamic, args.scan, args.scan_chunk, args.fp16)
         model = export_onnx(net, args.onnx, settings)
-        facts = ", ".join(f"{p.key} {p.value}" for p in model.metadata_props)
+        facts = ", ".join(f"{p.key} {p.value}" for p in model.metadata_props if p.key != "grids")
         console.print(f"{args.onnx}: {len(model.graph.node)} nodes; {facts}", highlight=False, soft_wrap=True)
 
 

@@ -23,9 +23,9 @@ SCRIPT = ROOT / "deploy" / "build_engine.sh"
 
 
 def write_graph(
-    path: Path, *, qdq: bool = True, dynamic: bool = True, half: bool = False, custom: bool = False
+    path: Path, *, qdq: bool = True, dynamic: bool = True, half: bool = False, custom: bool = False, precision: str = ""
 ) -> Path:
-    """A small conv network; the Q/DQ pair sits inside an If branch when ``qdq == 'nested'``."""
+    """A small conv network; ``precision`` is what tools.export notes in the metadata."""
     size = ["h", "w"] if dynamic else [64, 48]
     kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     weight = np.ones((3, 3, 3, 3), np.float16 if half else np.float32)
@@ -53,9 +53,10 @@ def write_graph(
             numpy_helper.from_array(np.array(0, np.int8), "zero"),
         ],
     )
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("qmambair", 1)]), path
-    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("qmambair", 1)])
+    if precision:
+        helper.set_model_props(model, {"precision": precision})
+    onnx.save(model, path)
     return path
 
 
@@ -120,6 +121,15 @@ def test_fp16(tmp_path, fake, version):
     assert run("--onnx", half, "--precision", "fp16", fake=fake, version=version).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("version", "precision", "noted"), [("11.4", "fp32", True), ("11.4", "fp16", False), ("10.3", "fp32", False)]
+)
+def test_int8_graph_that_computes_the_rest_in_fp32_is_noted(tmp_path, fake, version, precision, noted):
+    graph = write_graph(tmp_path / "net.onnx", precision=precision)
+    done = run("--onnx", graph, "--dry-run", fake=fake, version=version)
+    assert done.returncode == 0 and ("export with --fp16" in done.stderr) == noted
+
+
 def test_options_reach_trtexec(tmp_path, fake):
     graph, plugin = write_graph(tmp_path / "net.onnx", custom=True), tmp_path / "libscan.so"
     plugin.write_bytes(b"so")
@@ -141,6 +151,7 @@ def test_options_reach_trtexec(tmp_path, fake):
 REFUSALS = {
     "int8 without Q/DQ": ({"qdq": False}, ["--precision", "int8"], "10.3", "dummy ranges"),
     "fp16 of a Q/DQ graph": ({}, ["--precision", "fp16"], "10.3", "Q/DQ nodes, which force INT8"),
+    "fp32 of an FP16 graph": ({"qdq": False, "half": True}, ["--precision", "fp32"], "11.4", "computes in FP16"),
     "shapes on a static graph": ({"dynamic": False}, ["--opt-shapes", "input:1x3x64x48"], "10.3", "static shapes"),
     "unknown input": ({}, ["--opt-shapes", "lq:1x3x64x48"], "10.3", "input 'lq'"),
     "wrong rank": ({}, ["--opt-shapes", "input:3x64x48"], "10.3", "does not fit"),

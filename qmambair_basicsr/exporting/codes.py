@@ -1,0 +1,247 @@
+"""Integer codes of an exported ONNX file beside those of the network it was made from.
+
+Weights: every quantized parameter of the network is looked up in the file by the name of its node. Weights of
+convolutions, linears and projections are stored as int8 codes; A, D and dt_bias of a scan, which take part in
+floating-point arithmetic, as their dequantized values; prompt dictionaries (MambaIRv2) are folded into other constants
+and are not found.
+
+Activations: for one image, the input and the output of every ``QuantizeLinear`` are read from the graph, which is run
+as written. Two comparisons:
+
+* own input: the network's quantizer is given the tensor that the graph quantizes. All codes must be equal.
+* whole network: the network runs on the image by itself. The two round in different places (an integer product is
+  scaled after the sum), so a value near the border of two codes may fall to either side: a share is reported. The
+  same share is reported for DLS computed in the graph, whose statistics are sums in another order.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from ..layers.calibrate import quantizers_of
+from ..layers.convert import FrozenCodes, ParameterSite, frozen, parameter_sites
+from .runtime import session
+
+_WITHOUT_SUFFIX = re.compile(r"^(?P<scope>.*)/(?P<op>[A-Za-z]+)(_\d+)?$")
+
+
+@dataclass(frozen=True)
+class WeightCheck:
+    """One quantized parameter.
+
+    Attributes:
+        name: the parameter.
+        stored: ``codes`` (int8), ``values`` (dequantized) or ``folded`` (not in the file by itself).
+        equal: whether codes and scale (or values) equal the network's; None where folded.
+        count: number of values.
+    """
+
+    name: str
+    stored: str
+    equal: bool | None
+    count: int
+
+
+@dataclass(frozen=True)
+class ActivationCheck:
+    """One quantized activation on one image.
+
+    Attributes:
+        name: its quantizer.
+        count: number of codes.
+        own_input: codes equal when both quantize the graph's tensor; None for DLS computed in the graph.
+        whole_network: codes equal when each computes the whole network.
+    """
+
+    name: str
+    count: int
+    own_input: int | None
+    whole_network: int
+
+
+def _initializers(model: onnx.ModelProto) -> dict[str, TensorProto]:
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def _weight_nodes(site: ParameterSite) -> list[str]:
+    """Names of the nodes that dequantize a parameter, one for each scan direction of dt_projs_weight."""
+    scope = site.parameter.rpartition(".")[0]
+    if site.attribute == "weight":
+        return [f"{scope}.weight/DequantizeLinear"]
+    if site.attribute == "x_proj_weight":
+        return [f"{scope}.projections.x_proj.weight/DequantizeLinear"]
+    if site.attribute == "dt_projs_weight":
+        return [f"{scope}.projections.dt_projs.{k}.weight/DequantizeLinear" for k in range(site.tensor().shape[0])]
+    return []
+
+
+def _matches(stored: np.ndarray, scale: np.ndarray, expected: FrozenCodes, groups: int) -> bool:
+    """Whether stored codes and scale are the expected ones; rows of ones (see ``modules``) are left out."""
+    codes = expected.codes.numpy()
+    rows = codes.shape[0] // groups
+    grouped = stored.reshape(groups, -1, *stored.shape[1:])[:, :rows]
+    wanted = expected.scale.reshape(-1).numpy()
+    if scale.ndim and wanted.size > 1:
+        scale = scale.reshape(groups, -1)[:, :rows].reshape(-1)
+    return np.array_equal(grouped.reshape(codes.shape), codes) and np.array_equal(scale.reshape(-1), wanted)
+
+
+def compare_weights(model: onnx.ModelProto, net: nn.Module) -> list[WeightCheck]:
+    """Compare every quantized parameter of a network with a file exported from it, bit for bit."""
+    constants = _initializers(model)
+    nodes = {node.name: node for node in model.graph.node}
+    scans = {"A_logs": "A", "Ds": "D", "dt_projs_bias": "delta_bias"}
+    checks = []
+    for site in parameter_sites(net):
+        expected = frozen(site)
+        count, scope = expected.codes.numel(), site.parameter.rpartition(".")[0]
+        found = [nodes[name] for name in _weight_nodes(site) if name in nodes]
+        if found:
+            parts = [expected] if len(found) == 1 else [_direction(expected, k) for k in range(len(found))]
+            parts = [_as_matrix(part) if site.attribute != "weight" else part for part in parts]
+            groups = getattr(site.owner, "groups", 1)
+            equal = all(
+                _matches(
+                    *(numpy_helper.to_array(constants[name]) for name in node.input[:2]), expected=part, groups=groups
+                )
+                for node, part in zip(found, parts, strict=True)
+            )
+            checks.append(WeightCheck(site.parameter, "codes", equal, count))
+            continue
+        # the scan is a method, so its node is named after the module that calls it
+        key = f"{scope.removesuffix('.selectiveScan')}/SS2DScan.{scans.get(site.attribute)}"
+        if key in constants:
+            stored = numpy_helper.to_array(constants[key])
+            value = expected.quantize(site.tensor()).numpy()
+            checks.append(
+                WeightCheck(site.parameter, "values", np.array_equal(stored.reshape(value.shape), value), count)
+            )
+        else:
+            checks.append(WeightCheck(site.parameter, "folded", None, count))
+    return checks
+
+
+def _direction(joined: FrozenCodes, k: int) -> FrozenCodes:
+    scale, zero = (
+        t if t.numel() == 1 else t.expand(*joined.codes.shape[:2], 1)[k] for t in (joined.scale, joined.zero)
+    )
+    return FrozenCodes(joined.bits, joined.codes[k], scale, zero)
+
+
+def _as_matrix(joined: FrozenCodes) -> FrozenCodes:
+    """Codes of a raw projection, (K, rows, columns) or (rows, columns), as a matrix."""
+    if joined.codes.ndim == 2:
+        return joined
+    scale, zero = (
+        t if t.numel() == 1 else t.expand(*joined.codes.shape[:2], 1).flatten(0, 1) for t in (joined.scale, joined.zero)
+    )
+    return FrozenCodes(joined.bits, joined.codes.flatten(0, 1), scale, zero)
+
+
+def _quantizer_of(scope: str, names: set[str]) -> tuple[str, int | None] | None:
+    """Name of the quantizer behind a module of the exported network, and its scan direction where it has one."""
+    direction = None
+    if found := re.fullmatch(r"(.*)\.projections\.dt_projs\.(\d+)\.act", scope):
+        name, direction = f"{found[1]}.quantizers.dt_projs_input", int(found[2])
+    elif scope.endswith(".projections.x_proj.act"):
+        name = f"{scope.removesuffix('.projections.x_proj.act')}.quantizers.x_proj_input"
+    elif scope.endswith(".act"):
+        name = f"{scope}_quantizer"
+    else:
+        name = scope.removesuffix(".grid").replace(".quantizers.sites.", ".quantizers.")
+        name = name.replace(".layer.act_quantizer", ".act_quantizer")
+    return (name, direction) if name in names else None
+
+
+def _site_input(scope: str, tensor: str, producers: dict[str, onnx.NodeProto], constants: dict) -> str:
+    """The tensor that a site is given: what comes before the nodes of its own scope."""
+    while tensor in producers and producers[tensor].name.startswith(f"{scope}/"):
+        tensor = next(name for name in producers[tensor].input if name and name not in constants)
+    return tensor
+
+
+def captured_codes(net: nn.Module, image: Tensor) -> dict[str, list[np.ndarray]]:
+    """Codes of every activation quantizer of a network run on an image, one array per call, by name."""
+    seen: dict[str, list[np.ndarray]] = {}
+
+    def watch(name: str, quantizer):
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.setdefault(name, []).append(quantizer.to_int(inputs[0])[0].numpy())
+
+        return hook
+
+    active = {n: q for n, q in quantizers_of(net).items() if q.bits != 32 and not isinstance(q, FrozenCodes)}
+    handles = [q.register_forward_pre_hook(watch(n, q)) for n, q in active.items() if q.role == "act"]
+    try:
+        with torch.no_grad():
+            net.eval()(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def compare_activations(path: str | Path, net: nn.Module, image: Tensor) -> list[ActivationCheck]:
+    """Compare the codes of every quantized activation on one image; see the module docstring.
+
+    Args:
+        path: exported file whose nodes are standard operators.
+        net: the network with the same DLS mode, constants included.
+        image: (1, C, H, W) of a size that the file takes.
+
+    Raises:
+        ValueError: the file quantizes at a place where the network does not, or another number of times.
+    """
+    model = onnx.load(str(path))
+    constants = _initializers(model)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    quantizers = quantizers_of(net)
+    sites: list[tuple[str, int | None, str, str | None]] = []  # quantizer, direction, codes, input
+    for node in model.graph.node:
+        scope = _WITHOUT_SUFFIX.match(node.name)["scope"] if _WITHOUT_SUFFIX.match(node.name) else ""
+        found = _quantizer_of(scope, set(quantizers)) if node.op_type in ("QuantizeLinear", "Round") else None
+        if found:
+            static = node.op_type == "QuantizeLinear"
+            source = _site_input(scope, node.input[0], producers, constants) if static else None
+            sites.append((*found, node.output[0], source))
+        elif node.op_type == "QuantizeLinear":
+            raise ValueError(f"{path}: {node.name} belongs to no quantizer of {type(net).__name__}")
+    outputs = _run_with(model, image, sites)
+    reference = captured_codes(net, image)
+    calls: dict[tuple[str, int | None], int] = {}
+    checks = []
+    for name, direction, codes, source in sites:
+        call = calls[name, direction] = calls.get((name, direction), -1) + 1
+        if call >= len(reference.get(name, ())):
+            raise ValueError(f"{path} quantizes at {name} more often than {type(net).__name__} does")
+        got = outputs[codes].astype(np.int64).reshape(-1)
+        whole = reference[name][call] if direction is None else reference[name][call][..., direction, :]
+        own = None
+        if source is not None:
+            own = quantizers[name].to_int(torch.from_numpy(outputs[source]).float())[0].numpy().reshape(-1)
+            own = int((own == got).sum())
+        label = name if direction is None else f"{name} direction {direction}"
+        checks.append(ActivationCheck(label, got.size, own, int((whole.reshape(-1) == got).sum())))
+    return checks
+
+
+def _run_with(model: onnx.ModelProto, image: Tensor, sites: list) -> dict[str, np.ndarray]:
+    """Run a graph as written and return the tensors that ``sites`` name."""
+    inferred = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    kinds = {name: inferred.get(name, TensorProto.FLOAT) for _, _, *pair in sites for name in pair if name is not None}
+    kinds.pop("input", None)
+    known = {value.name for value in model.graph.output}
+    for name, kind in kinds.items():
+        if name not in known:
+            model.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    names = list(kinds)
+    values = session(model, exact=True).run(names, {"input": image.numpy()})
+    return dict(zip(names, values, strict=True)) | {"input": image.numpy()}

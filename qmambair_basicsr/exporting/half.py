@@ -1,0 +1,47 @@
+"""FP16 form of a network that is to be exported, for engines without precision flags (TensorRT 11).
+
+Feature maps and layers in full precision become FP16. FP32 stay: the quantization grids and what integer layers add up
+(their result is rounded to FP16), the state and the parameters of the selective scan, MambaIRv2's token routing (a close
+decision turned by rounding is visible), and the image that goes in and the one that comes out.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ..archs.ss2d import ScanParameters
+from .modules import Constant, DynamicGrid, FloatWeight, IntegerConv2d, IntegerLinear, IntegerWeight, StaticGrid
+
+_FLOAT_MODULES = (Constant, DynamicGrid, FloatWeight, IntegerConv2d, IntegerLinear, IntegerWeight, StaticGrid)
+_SCAN_PARAMETERS = ("A_logs", "Ds", "dt_projs_bias")
+
+
+def _to_half(_: nn.Module, inputs: tuple) -> tuple:
+    return (inputs[0].half(), *inputs[1:])
+
+
+def _to_float(_: nn.Module, inputs: tuple) -> tuple:
+    return (inputs[0].float(), *inputs[1:])
+
+
+def make_half(net: nn.Module) -> nn.Module:
+    """Turn a network, after ``make_exportable`` where it is quantized, into its FP16 form, in place."""
+    kept = {child for m in net.modules() if isinstance(m, FloatWeight) for child in m.modules()}
+    routing = getattr(net, "routing_modules", ())
+    for name, module in net.named_modules():
+        routes = any(fnmatchcase(name, pattern) for pattern in routing)
+        if name.endswith(".route"):
+            module.register_forward_pre_hook(_to_float)
+        if isinstance(module, _FLOAT_MODULES) or module in kept or routes:
+            continue
+        stay = _SCAN_PARAMETERS if isinstance(module, ScanParameters) else ()
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if tensor.is_floating_point() and key not in stay:
+                tensor.data = tensor.data.half()
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm)):
+            module.register_forward_pre_hook(_to_half)
+    net.register_forward_pre_hook(_to_half)
+    net.register_forward_hook(lambda _, inputs, output: output.float())
+    return net

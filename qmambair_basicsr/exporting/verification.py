@@ -1,0 +1,146 @@
+"""Comparing artifacts (packed checkpoints, ONNX files) with the fake-quantized network they were made from."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..layers.calibrate import quantizers_of
+from ..layers.convert import frozen, parameter_sites, set_constant_grids
+from ..layers.packed import load_packed
+from .codes import ActivationCheck, WeightCheck, captured_codes, compare_activations, compare_weights
+from .modules import ExportError
+from .runtime import OnnxNetwork, read_model
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact and what it is compared with.
+
+    Attributes:
+        name: file name.
+        network: function of image tensors.
+        reference: the fake-quantized network with the same DLS mode.
+        mode: ``packed``, or the file's DLS mode: ``frozen`` | ``dynamic``.
+        size: (height, width) of its tiles, or None.
+        weights: comparison of the parameters.
+        activations: compares the activation codes on one image of a fitting size.
+    """
+
+    name: str
+    network: Callable[[Tensor], Tensor]
+    reference: nn.Module
+    mode: str
+    size: tuple[int, int] | None
+    weights: list[WeightCheck]
+    activations: Callable[[Tensor], list[ActivationCheck]]
+
+
+def open_artifact(path: str | Path, net: nn.Module) -> Artifact:
+    """Read an artifact, and compare its parameters with the network's.
+
+    Args:
+        path: ``.safetensors`` or ``.onnx``.
+        net: fake-quantized network.
+
+    Raises:
+        ExportError: the file is damaged, of another network, or needs a TensorRT plugin.
+        PackedCheckpointError: a packed checkpoint that cannot be read.
+    """
+    path = Path(path)
+    return _packed(path, net) if path.suffix == ".safetensors" else _onnx(path, net)
+
+
+def _packed(path: Path, net: nn.Module) -> Artifact:
+    loaded = load_packed(path)
+    _same_network(path, type(loaded).__name__, net)
+    stored = {site.parameter: frozen(site) for site in parameter_sites(loaded)}
+    checks = []
+    for site in parameter_sites(net):
+        wanted, got = frozen(site), stored.get(site.parameter)
+        equal = got is not None and all(
+            (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+            for a, b in ((getattr(got, k), getattr(wanted, k)) for k in ("codes", "scale", "zero", "bounds"))
+        )
+        checks.append(WeightCheck(site.parameter, "codes", equal, wanted.codes.numel()))
+
+    def activations(image: Tensor) -> list[ActivationCheck]:
+        ours, theirs = captured_codes(net, image), captured_codes(loaded, image)
+        found = []
+        for name, calls in ours.items():
+            pairs = list(zip(calls, theirs.get(name, ()), strict=False))
+            count, equal = sum(c.size for c in calls), sum(int((a == b).sum()) for a, b in pairs)
+            found.append(ActivationCheck(name, count, equal, equal))
+        return found
+
+    return Artifact(path.name, _without_gradients(loaded), net, "packed", None, checks, activations)
+
+
+def _onnx(path: Path, net: nn.Module) -> Artifact:
+    network = OnnxNetwork(path)
+    _same_network(path, network.facts["arch"], net)
+    reference = net
+    if "grids" in network.facts:
+        reference = copy.deepcopy(net)
+        try:
+            set_constant_grids(reference, json.loads(network.facts["grids"]))
+        except ValueError as err:
+            raise ExportError(f"{path} was exported from another network: {err}") from err
+    checks = compare_weights(read_model(path), net)
+
+    def activations(image: Tensor) -> list[ActivationCheck]:
+        return compare_activations(path, reference, image)
+
+    return Artifact(path.name, network, reference, network.facts["dls"], network.size, checks, activations)
+
+
+def _same_network(path: Path, arch: str, net: nn.Module) -> None:
+    if arch != type(net).__name__:
+        raise ExportError(f"{path} holds a {arch}, the checkpoint a {type(net).__name__}: give files of one network")
+    if not quantizers_of(net):
+        raise ExportError(f"{arch} is not quantized: there are no codes to compare (tools.run_onnx compares outputs)")
+
+
+def _without_gradients(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    def network(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return net(x)
+
+    return network
+
+
+def probe(image: Tensor, size: tuple[int, int] | None, multiple: int, largest: int = 96) -> Tensor:
+    """A part of an image to compare activation codes on: one tile, or the centre, at most ``largest`` pixels a side.
+
+    Raises:
+        ExportError: the image is smaller than a tile.
+    """
+    height, width = image.shape[-2:]
+    wanted = size or tuple(max(multiple, min(n, largest) // multiple * multiple) for n in (height, width))
+    if wanted[0] > height or wanted[1] > width:
+        raise ExportError(
+            f"the codes of activations are compared on a part of {wanted[1]}x{wanted[0]} pixels, the first image is "
+            f"{width}x{height}: give larger images, or export a smaller size"
+        )
+    top, left = (height - wanted[0]) // 2, (width - wanted[1]) // 2
+    return image[..., top : top + wanted[0], left : left + wanted[1]].contiguous()
+
+
+def summary_of(checks: list[ActivationCheck]) -> dict[str, float | int | None]:
+    """Counts over all sites: codes, equal ones for the same input (of how many), equal ones over the whole network."""
+    own = [c for c in checks if c.own_input is not None]
+    return {
+        "sites": len(checks),
+        "codes": sum(c.count for c in checks),
+        "whole_network_equal": sum(c.whole_network for c in checks),
+        "own_input_codes": sum(c.count for c in own),
+        "own_input_equal": sum(c.own_input for c in own if c.own_input is not None),
+        "largest_share_different": float(np.max([1 - c.whole_network / c.count for c in checks])) if checks else None,
+    }

@@ -1,0 +1,101 @@
+"""Folders of images as tensors, paired with their ground truth, and PSNR between results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from basicsr.metrics import calculate_psnr
+from torch import Tensor
+
+from ..data.image_files import list_images, match_channels, read_image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image.
+
+    Attributes:
+        name: file name without suffix.
+        image: input of the network, (1, C, H, W) in [0, 1], RGB or grey.
+        truth: ground truth, uint8 (H * scale, W * scale, C) BGR or grey, or None.
+    """
+
+    name: str
+    image: Tensor
+    truth: np.ndarray | None
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 (H, W, C), BGR or grey -> (1, C, H, W) in [0, 1], RGB or grey."""
+    return torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).permute(2, 0, 1).float().div(255).unsqueeze(0)
+
+
+def to_image(tensor: Tensor) -> np.ndarray:
+    """(1, C, H, W) -> uint8 (H, W, C), BGR or grey; values outside [0, 1] are clipped."""
+    return tensor[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()[..., ::-1].copy()
+
+
+def load_samples(inputs: str | Path, truths: str | Path | None, channels: int, scale: int, count: int | None = None):
+    """Read the images of a folder.
+
+    Args:
+        inputs: folder of inputs.
+        truths: folder of ground truth: the same names, or without the ending ``x<scale>`` of the inputs; or None.
+        channels: 1 or 3.
+        scale: output pixels per input pixel.
+        count: take only the first so many.
+
+    Returns:
+        list[Sample]: sorted by name.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: an image is unreadable, has no ground truth, or one of another size.
+    """
+    originals = {} if truths is None else {file.stem: file for file in list_images(truths)}
+    samples = []
+    for file in list_images(inputs)[:count]:
+        image = match_channels(read_image(file), channels)
+        truth = None
+        if truths is not None:
+            original = originals.get(file.stem) or originals.get(file.stem.removesuffix(f"x{scale}"))
+            if original is None:
+                raise ValueError(f"{file.name} has no ground truth of the same name in {truths}")
+            truth = match_channels(read_image(original), channels)
+            height, width = image.shape[0] * scale, image.shape[1] * scale
+            if truth.shape[0] < height or truth.shape[1] < width:
+                raise ValueError(
+                    f"{original} is {truth.shape[1]}x{truth.shape[0]}, {scale} times {file.name} is {width}x{height}"
+                )
+            truth = truth[:height, :width]
+        samples.append(Sample(file.stem, to_tensor(image), truth))
+    return samples
+
+
+def psnr_between(output: Tensor, reference: Tensor) -> float:
+    """PSNR in dB of two results in [0, 1] before rounding and clipping; infinite when they are equal."""
+    error = (output.double() - reference.double()).square().mean().item()
+    return math.inf if error == 0 else -10 * math.log10(error)
+
+
+def psnr_of(output: Tensor, truth: np.ndarray, crop: int, on_y: bool) -> float:
+    """PSNR in dB of a result, rounded to 8 bits, against the ground truth.
+
+    Args:
+        output: (1, C, H, W).
+        truth: uint8 (H, W, C).
+        crop: border pixels left out.
+        on_y: on the Y channel of a colour image.
+    """
+    on_y = on_y and truth.shape[2] == 3
+    return float(calculate_psnr(to_image(output), truth, crop_border=crop, test_y_channel=on_y))
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Arithmetic mean; None of nothing."""
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,63 @@
+"""Networks for the deployment tools: from an option file and a checkpoint, or from a packed checkpoint."""
+
+from __future__ import annotations
+
+import yaml
+from basicsr.archs import build_network
+from basicsr.utils.options import ordered_yaml
+from torch import nn
+
+from ..layers.packed import load_packed
+from ..models.checkpoint_io import load_state, read_file, select_params
+
+
+def plain(value):
+    """Option data without YAML's ordered containers."""
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_network(opt: str) -> dict:
+    """The ``network_g`` block of an option file.
+
+    Raises:
+        ValueError: there is no such file or block.
+    """
+    try:
+        with open(opt, encoding="utf-8") as file:
+            return plain(yaml.load(file, Loader=ordered_yaml()[0])["network_g"])
+    except FileNotFoundError:
+        raise ValueError(f"-opt: there is no file {opt}") from None
+    except (KeyError, TypeError):
+        raise ValueError(f"-opt: {opt} has no network_g block") from None
+
+
+def load_network(network: dict, checkpoint: str, param_key: str | None = "params") -> nn.Module:
+    """Build a network and load a BasicSR checkpoint of it, in eval mode."""
+    net = build_network(dict(network))
+    load_state(net, select_params(read_file(checkpoint), checkpoint, param_key), checkpoint)
+    return net.eval()
+
+
+def is_packed(checkpoint: str) -> bool:
+    """Whether a file name is that of a packed checkpoint."""
+    return checkpoint.endswith(".safetensors")
+
+
+def network_of(opt: str | None, checkpoint: str, param_key: str | None = "params") -> nn.Module:
+    """The network of a checkpoint, in eval mode on the CPU.
+
+    Args:
+        opt: option file whose ``network_g`` describes it; not needed for a packed checkpoint.
+        checkpoint: BasicSR checkpoint (.pth) or packed one (.safetensors).
+        param_key: which weights of a .pth.
+
+    Raises:
+        ValueError: a .pth without option file.
+    """
+    if is_packed(checkpoint):
+        return load_packed(checkpoint)
+    if not opt:
+        raise ValueError(f"-opt is needed to build the network of {checkpoint}")
+    return load_network(read_network(opt), checkpoint, param_key)

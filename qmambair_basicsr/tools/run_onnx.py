@@ -1,0 +1,233 @@
+"""Run exported ONNX files on a folder of images with onnxruntime, and compare their speed.
+
+python -m qmambair_basicsr.tools.run_onnx --model net_int8.onnx --images datasets/Set5/LR_bicubic/X2 \\
+    --truth datasets/Set5/HR --save results/int8
+python -m qmambair_basicsr.tools.run_onnx --model net_int8.onnx --model net_fp32.onnx -opt FILE --checkpoint net.pth \\
+    --images FOLDER --rounds 10 --save-reference refs/baby.npz
+
+The first --model restores the images; files of fixed size work in overlapping tiles. With --rounds every --model, and
+the PyTorch network of --checkpoint, is timed on one input in turns. --save-reference writes that input and the first
+model's output for the accuracy check of deploy/benchmark_jetson.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+import qmambair_basicsr  # noqa: F401  (registers the networks)
+
+from ..cli import is_mistake
+from ..data.image_files import write_atomically, write_image
+from .image_sets import Sample, load_samples, mean, psnr_of, to_image
+from .networks import network_of
+
+SCHEMA_VERSION = 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", required=True, help="ONNX file; more are timed beside the first")
+    parser.add_argument("--images", required=True, help="folder of inputs")
+    parser.add_argument("--truth", help="folder of ground truth, for PSNR")
+    parser.add_argument("--count", type=int, help="use only the first images (default: all)")
+    parser.add_argument("--save", metavar="FOLDER", help="write the restored images")
+    parser.add_argument("--overlap", type=int, default=16, help="pixels that tiles share, for files of fixed size")
+    parser.add_argument("--crop", type=int, help="border left out of PSNR (default: the scale, 0 for x1)")
+    parser.add_argument("--channel", choices=("y", "rgb"), help="channel of PSNR (default: y for scales above 1)")
+    parser.add_argument("--rounds", type=int, default=0, help="timed runs of each network (default: none)")
+    parser.add_argument("--height", type=int, default=64, help="input of timing and reference, where sides are open")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("-opt", help="option file of the PyTorch network to time")
+    parser.add_argument("--checkpoint", help="its checkpoint, .pth or packed .safetensors")
+    parser.add_argument("--threads", type=int, help="of onnxruntime and PyTorch (default: OMP_NUM_THREADS, or all)")
+    parser.add_argument("--save-reference", metavar="FILE.npz", help="arrays `input` and `output` of one run")
+    parser.add_argument("--output", metavar="STEM", help="write STEM.json and STEM.md")
+    return parser
+
+
+def restore_all(network, samples: Sequence[Sample], args: argparse.Namespace, console: Console) -> dict:
+    """Restore the images with a progress bar; returns PSNR and seconds of each, and the mean PSNR."""
+    from ..exporting.runtime import restore
+
+    scale = int(network.facts["scale"])
+    crop = args.crop if args.crop is not None else (scale if scale > 1 else 0)
+    on_y = (args.channel or ("y" if scale > 1 else "rgb")) == "y"
+    rows = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        for sample in progress.track(samples, description=network.path.name):
+            started = time.perf_counter()
+            result = restore(network, sample.image, network.size, network.multiple, args.overlap)
+            seconds = time.perf_counter() - started
+            psnr = None if sample.truth is None else psnr_of(result, sample.truth, crop, on_y)
+            rows.append({"image": sample.name, "psnr": psnr, "seconds": round(seconds, 4)})
+            if args.save:
+                write_image(Path(args.save) / f"{sample.name}.png", to_image(result))
+    known = [row["psnr"] for row in rows if row["psnr"] is not None]
+    return {
+        "model": network.path.name,
+        "tiles": list(network.size) if network.size else None,
+        "protocol": {"channel": "y" if on_y else "rgb", "crop": crop} if known else None,
+        "images": rows,
+        "psnr": mean(known),
+    }
+
+
+def centre(sample: Sample, height: int, width: int) -> Tensor:
+    """The middle of an image, padded where it is smaller."""
+    from ..models.tiling import pad_to
+
+    image = pad_to(sample.image, max(height, sample.image.shape[2]), max(width, sample.image.shape[3]))
+    top, left = (image.shape[2] - height) // 2, (image.shape[3] - width) // 2
+    return image[..., top : top + height, left : left + width].contiguous()
+
+
+def time_in_turns(networks: dict[str, Callable[[Tensor], object]], x: Tensor, rounds: int) -> list[dict]:
+    """Median and extremes in ms of every network on one input, and the ratio of its median to the first's.
+
+    Each round runs every network once, each time starting with another, after one untimed run of each.
+    """
+    names = list(networks)
+    for name in names:
+        networks[name](x)
+    spent: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for i in range(len(names)):
+            name = names[(turn + i) % len(names)]
+            started = time.perf_counter()
+            networks[name](x)
+            spent[name].append(1000 * (time.perf_counter() - started))
+    first = statistics.median(spent[names[0]])
+    return [
+        {
+            "name": name,
+            "median_ms": round(statistics.median(ms), 3),
+            "min_ms": round(min(ms), 3),
+            "max_ms": round(max(ms), 3),
+            "ratio": round(statistics.median(ms) / first, 4),
+        }
+        for name, ms in spent.items()
+    ]
+
+
+def run(args: argparse.Namespace, console: Console) -> dict:
+    """Do what the command line asks; returns the report document.
+
+    Raises:
+        ValueError: arguments or files that do not fit together.
+    """
+    from ..exporting.runtime import OnnxNetwork
+
+    for name in ("count", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.rounds < 0 or args.overlap < 0:
+        raise ValueError("--rounds and --overlap must not be negative")
+    if args.checkpoint and not args.rounds:
+        raise ValueError("--checkpoint is for timing: give --rounds as well")
+    threads = args.threads or int(os.environ.get("OMP_NUM_THREADS", "0"))
+    if threads:
+        torch.set_num_threads(threads)
+    models = [OnnxNetwork(path, threads) for path in args.model]
+    first = models[0]
+    samples = load_samples(args.images, args.truth, first.channels, int(first.facts["scale"]), args.count)
+    document = {"schema_version": SCHEMA_VERSION, "restored": restore_all(first, samples, args, console)}
+    if not (args.rounds or args.save_reference):
+        return document
+    height, width = next((m.size for m in models if m.size), (args.height, args.width))
+    for model in models:
+        if model.channels != first.channels or model.size not in (None, (height, width)):
+            raise ValueError(f"{model.path} takes another input than {first.path}: only the same work can be compared")
+        if height % model.multiple or width % model.multiple:
+            raise ValueError(f"--height and --width must be multiples of {model.multiple} for {model.path}")
+    x = centre(samples[0], height, width)
+    if args.save_reference:
+        target = Path(args.save_reference)
+        if target.suffix != ".npz":
+            raise ValueError(f"--save-reference {target}: the name must end in .npz")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(target, input=x.numpy(), output=first(x).numpy())
+    if args.rounds:
+        contenders: dict[str, Callable[[Tensor], object]] = {str(m.path): m for m in models}
+        if args.checkpoint:
+            net = network_of(args.opt, args.checkpoint)
+
+            def in_torch(image: Tensor) -> Tensor:
+                with torch.no_grad():
+                    return net(image)
+
+            contenders[f"PyTorch, {args.checkpoint}"] = in_torch
+        document["timing"] = {
+            "input": list(x.shape),
+            "threads": threads or None,
+            "rounds": args.rounds,
+            "rows": time_in_turns(contenders, x, args.rounds),
+        }
+    return document
+
+
+def markdown(document: dict) -> str:
+    """The report as people read it."""
+    restored = document["restored"]
+    tiles = "x".join(map(str, restored["tiles"])) if restored["tiles"] else "whole image"
+    lines = [f"# {restored['model']} ({tiles})", "", "| image | PSNR dB | seconds |", "|---|---|---|"]
+    for row in restored["images"]:
+        lines.append(
+            f"| {row['image']} | {'-' if row['psnr'] is None else format(row['psnr'], '.2f')} | {row['seconds']:.2f} |"
+        )
+    if restored["psnr"] is not None:
+        protocol = restored["protocol"]
+        lines += [
+            "",
+            f"Mean PSNR {restored['psnr']:.3f} dB ({protocol['channel'].upper()}, border {protocol['crop']}).",
+        ]
+    if "timing" in document:
+        timing = document["timing"]
+        lines += [
+            "",
+            f"Input {'x'.join(map(str, timing['input']))}, {timing['threads'] or 'all'} threads, {timing['rounds']} rounds in turns.",
+            "",
+            "| network | median ms | min | max | of the first |",
+            "|---|---|---|---|---|",
+        ]
+        for row in timing["rows"]:
+            lines.append(
+                f"| {row['name']} | {row['median_ms']:.1f} | {row['min_ms']:.1f} | {row['max_ms']:.1f} | {row['ratio']:.2f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        document = run(args, Console(stderr=True))
+    except Exception as err:
+        if not is_mistake(err):
+            raise
+        sys.stderr.write(f"error: {err}\n")
+        return 2
+    table = markdown(document)
+    if args.output:
+        write_atomically(f"{args.output}.json", (json.dumps(document, indent=2) + "\n").encode())
+        write_atomically(f"{args.output}.md", table.encode())
+    sys.stdout.write(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Exported files of one small network, shared by the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from skimage import data
+
+from qmambair_basicsr.layers.convert import freeze_dls
+from qmambair_basicsr.layers.packed import save_packed
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Files of one calibrated QMambaIR x2, w4a4: packed, ONNX with frozen and with dynamic DLS, and photographs."""
+
+    folder: Path
+    net: torch.nn.Module
+
+    def __getitem__(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Exported:
+    """Tiles of 16 x 24; three photographs of 20 x 30 with their originals of twice the size."""
+    pytest.importorskip("onnxruntime", reason="extra: export")
+    from test_export_onnx import CASES, calibrated, photo
+
+    from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx
+
+    folder = tmp_path_factory.mktemp("exported")
+    net = calibrated(CASES["light x2 w4a4"])
+    torch.save({"params": net.state_dict()}, folder / "net.pth")
+    (folder / "net.yml").write_text(json.dumps({"network_g": CASES["light x2 w4a4"]}))
+    save_packed(net, CASES["light x2 w4a4"], folder / "net.safetensors")
+    settings = ExportSettings(16, 24, scan_chunk=4)
+    export_onnx(net, folder / "dynamic.onnx", settings)
+    constants = calibrated(CASES["light x2 w4a4"])
+    freeze_dls(constants, [photo(3, 16, 24)])
+    export_onnx(constants, folder / "frozen.onnx", settings)
+    for name in ("inputs", "truth"):
+        (folder / name).mkdir()
+    for i in range(3):
+        original = data.astronaut()[60 + 40 * i : 100 + 40 * i, 160:220, ::-1]
+        cv2.imwrite(str(folder / "truth" / f"p{i}.png"), original)
+        cv2.imwrite(
+            str(folder / "inputs" / f"p{i}x2.png"), cv2.resize(original, (30, 20), interpolation=cv2.INTER_AREA)
+        )
+    return Exported(folder, net)

@@ -1,0 +1,128 @@
+"""Every registered network exports, and onnxruntime computes what PyTorch does; sizes left open; FP16."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
+from test_export_onnx import CASES, calibrated, photo
+
+from qmambair_basicsr.archs.routing import semantic_order
+from qmambair_basicsr.archs.windows import window_plan
+from qmambair_basicsr.layers import calibrate
+from qmambair_basicsr.layers.convert import freeze_dls
+
+pytest.importorskip("onnxruntime", reason="extra: export")
+
+from qmambair_basicsr.exporting import stand_ins
+from qmambair_basicsr.exporting.codes import compare_activations, compare_weights
+from qmambair_basicsr.exporting.modules import ExportError
+from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx, output_scale
+from qmambair_basicsr.exporting.runtime import OnnxNetwork
+
+LIGHT = {"depths": [1], "d_state": 2, "mlp_ratio": 1.0, "upscale": 2, "upsampler": "pixelshuffledirect"}
+V2 = {"embed_dim": 12, "num_heads": [2], "window_size": 8, "inner_rank": 3, "num_tokens": 5, "eval_routing": "argmax"}
+OPTIONS = {
+    "MambaIR": {**LIGHT, "embed_dim": 30, "upsampler": "pixelshuffle", "in_chans": 1},
+    "MambaIRUNet": {"dim": 30, "num_blocks": [1, 0, 0, 1], "num_refinement_blocks": 0, "d_state": 1, "mlp_ratio": 1.0},
+    "MambaIRv2": {**LIGHT, **V2, "depths": [2], "upsampler": ""} | {"upscale": 1},
+    "MambaIRv2Light": {**LIGHT, **V2},
+}
+QUANT = {
+    "weight": {"type": "LSQ", "bits": 4},
+    "act": {"type": "LSQOffset", "bits": 4},
+    "scan": {"type": "DLS", "bits": 4},
+}
+V2_QUANT = {**QUANT, "attention": {"type": "LSQOffset", "bits": 8}, "routing": {"type": "LSQ", "bits": 8}}
+OURS = sorted(name for name, cls in ARCH_REGISTRY if cls.__module__.startswith("qmambair_basicsr"))
+
+
+def network(name):
+    """A tiny network of a registered type; quantized ones are calibrated, on inputs as they come."""
+    torch.manual_seed(0)
+    base = name.removeprefix("Q")
+    options = copy.deepcopy(OPTIONS[base])
+    if name != base:
+        options["quant"] = copy.deepcopy(V2_QUANT if "v2" in name else QUANT)
+    net = build_network({"type": name, **options}).eval()
+    if name != base:
+        calibrate(net, [photo(options.get("in_chans", 3), 16, 24)])
+    return net
+
+
+def assert_same(got, wanted, least=50):
+    error = np.mean((got.astype(np.float64) - wanted.astype(np.float64)) ** 2)
+    assert got.shape == wanted.shape and -10 * np.log10(error + 1e-20) >= least
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_registered_network_exports(name, tmp_path):
+    net = network(name)
+    channels = getattr(net, "in_chans", 3) if not hasattr(net, "conv_first") else net.conv_first.in_channels
+    x = photo(channels, 16, 24)
+    open_sides = name.startswith("QMambaIRv2")
+    model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, dynamic=open_sides, scan_chunk=4))
+    onnx_net = OnnxNetwork(tmp_path / "net.onnx")
+    with torch.no_grad():
+        assert_same(onnx_net(x).numpy(), net(x).numpy())
+        if open_sides:  # one and several windows, sides that are no multiples of a window
+            for size in ((8, 8), (19, 37)):
+                x = photo(channels, *size)
+                assert_same(onnx_net(x).numpy(), net(x).numpy())
+    assert int(onnx_net.facts["scale"]) == output_scale(net) and onnx_net.facts["arch"] == name
+    assert all(check.equal is not False for check in compare_weights(model, net))
+    assert (onnx_net.size is None) == open_sides
+
+
+def test_random_routing_is_refused(tmp_path):
+    net = build_network({"type": "MambaIRv2Light", **OPTIONS["MambaIRv2Light"], "eval_routing": "gumbel"})
+    with pytest.raises(ExportError, match="eval_routing: argmax"):
+        export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 16))
+
+
+@pytest.mark.parametrize("prompts", [1, 3, 64])
+def test_counting_sort_is_the_stable_sort(prompts):
+    picked = torch.randint(prompts, (1, 640))
+    for got, wanted in zip(stand_ins.semantic_order(prompts, 64)(picked), semantic_order(picked), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(("height", "width", "shift"), [(8, 8, 4), (8, 24, 4), (24, 16, 4), (16, 24, 0)])
+def test_window_plan_for_open_sides_masks_the_same_pairs(height, width, shift):
+    plans = [make(height, width, 8, shift, torch.device("cpu")) for make in (window_plan, stand_ins.window_plan)]
+    masks = []
+    for plan in plans:
+        assert torch.equal(plan.order[plan.inverse], torch.arange(height * width))
+        allowed = torch.zeros(height * width, height * width)
+        start = 0
+        for count, mask in plan.kinds:
+            for i in range(count):
+                tokens = plan.order[start : start + 64]
+                pair = torch.zeros(64, 64) if mask is None else (mask if mask.ndim == 2 else mask[i, 0])
+                allowed[tokens.unsqueeze(1), tokens.unsqueeze(0)] = 1 + (pair < 0).float()
+                start += 64
+        masks.append(allowed)
+    assert torch.equal(*masks)
+
+
+def test_half_precision(tmp_path):
+    """FP16 outside the quantized layers: same codes for the same input, close outputs, FP32 at both ends."""
+    net = calibrated(CASES["light x2 w4a4"])
+    x = photo(3, 16, 24)
+    freeze_dls(net, [x])
+    model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, scan_chunk=4, half=True))
+    onnx_net = OnnxNetwork(tmp_path / "net.onnx")
+    with torch.no_grad():
+        assert_same(onnx_net(x).numpy(), net(x).numpy(), 45)
+    assert onnx_net.facts["precision"] == "fp16"
+    kinds = {t.name: t.data_type for t in model.graph.initializer}
+    assert kinds["conv_first.weight"] == 10 and kinds["layers.0.conv.act.step"] == 1
+    assert all(kind != 10 for name, kind in kinds.items() if "SS2DScan" in name), "the scan stays FP32"
+    assert all(check.equal for check in compare_weights(model, net))
+    checks = compare_activations(tmp_path / "net.onnx", net, x)
+    assert all(check.own_input == check.count for check in checks)
+    assert sum(check.whole_network for check in checks) >= 0.97 * sum(check.count for check in checks)

@@ -1,0 +1,117 @@
+"""tools.verify accepts what was exported from the network, and notices every kind of difference."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_export_onnx import CASES, calibrated
+
+from qmambair_basicsr.tools import verify as tool
+
+onnx = pytest.importorskip("onnx", reason="extra: export")
+from onnx import numpy_helper  # noqa: E402
+
+
+def arguments(exported, *artifacts, checkpoint="net.pth"):
+    listed = [word for name in artifacts for word in ("--artifact", str(name))]
+    return ["-opt", exported["net.yml"], "--checkpoint", exported[checkpoint], "--images", exported["inputs"], *listed]
+
+
+def changed(exported, source, target, name, change):
+    """A copy of an ONNX file with one stored tensor changed."""
+    model = onnx.load(exported[source])
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
+    onnx.save(model, target)
+    return target
+
+
+def test_what_was_exported_is_verified(exported, tmp_path, capsys):
+    names = [exported[f] for f in ("net.safetensors", "frozen.onnx", "dynamic.onnx")]
+    more = ["--truth", exported["truth"], "--output", str(tmp_path / "report")]
+    assert tool.main([*arguments(exported, *names), *more]) == 0
+    document = json.loads((tmp_path / "report.json").read_text())
+    rows = {row["name"]: row for row in document["rows"]}
+    assert list(rows) == ["fake quantization", "net.safetensors", "frozen.onnx", "dynamic.onnx"]
+    assert rows["net.safetensors"]["psnr"]["equal"]
+    assert [rows[f]["dls"] for f in list(rows)[1:]] == ["packed", "frozen", "dynamic"]
+    for row in list(rows.values())[1:]:
+        parameters, codes = row["parameters"], row["activations"]
+        assert parameters["equal"] == parameters["compared"] == 13, "every quantized parameter of the network"
+        assert parameters["folded"] == []
+        assert codes["own_input_equal"] == codes["own_input_codes"] > 0
+        assert codes["whole_network_equal"] >= 0.999 * codes["codes"]
+        assert row["psnr"]["equal"] or row["psnr"]["min"] >= 50
+        assert row["truth_psnr"] == pytest.approx(row["truth_psnr_fake_quantization"], abs=1)
+    assert rows["frozen.onnx"]["activations"]["own_input_codes"] == rows["frozen.onnx"]["activations"]["codes"]
+    assert rows["dynamic.onnx"]["activations"]["own_input_codes"] < rows["dynamic.onnx"]["activations"]["codes"]
+    assert (tmp_path / "report.md").read_text() == capsys.readouterr().out
+
+
+BLOCK = "layers.0.residual_group.blocks.0.self_attention"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("layers.0.conv.weight.codes", lambda a: np.where(np.arange(a.size).reshape(a.shape) == 5, -a - 1, a).astype(np.int8),
+         "1 parameters differ, first layers.0.conv.weight"),
+        (f"{BLOCK}/SS2DScan.A", lambda a: a * np.float32(1.01), "1 parameters differ, first layers.0.residual"),
+        ("layers.0.conv.act.step", lambda a: a * np.float32(1.02), "other codes for the same input"),
+    ],
+)  # fmt: skip
+def test_a_changed_file_is_not_verified(exported, tmp_path, capsys, name, change, message):
+    file = changed(exported, "frozen.onnx", tmp_path / "changed.onnx", name, change)
+    assert tool.main(arguments(exported, file)) == 1
+    assert message in capsys.readouterr().out
+
+
+def test_other_weights_are_not_verified(exported, tmp_path, capsys):
+    other = calibrated(CASES["light x2 w4a4"])
+    with torch.no_grad():
+        other.layers[0].conv.weight.neg_()
+    torch.save({"params": other.state_dict()}, tmp_path / "other.pth")
+    command = arguments(exported, exported["net.safetensors"])
+    command[command.index("--checkpoint") + 1] = str(tmp_path / "other.pth")
+    assert tool.main(command) == 1
+    assert "1 parameters differ, first layers.0.conv.weight" in capsys.readouterr().out
+
+
+def test_threshold(exported, capsys):
+    assert tool.main([*arguments(exported, exported["frozen.onnx"]), "--min-psnr", "1000", "--count", "1"]) == 1
+    assert "below 1000 dB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("artifact", "extra", "message"),
+    [
+        ("gone.onnx", [], "there is no file"),
+        ("net.yml", [], "damaged or no ONNX file"),
+        ("frozen.onnx", ["--count", "0"], "--count must be at least 1"),
+        ("frozen.onnx", ["--truth", "inputs"], "is 30x20, 2 times p0x2.png is 60x40"),
+        ("frozen.onnx", ["--images", "gone"], "gone: no such folder"),
+    ],
+)
+def test_mistakes_are_said(exported, capsys, artifact, extra, message):
+    extra = [exported[word] if word in ("inputs", "gone") else word for word in extra]
+    assert tool.main([*arguments(exported, exported[artifact]), *extra]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_files_of_another_network_are_refused(exported, tmp_path, capsys):
+    model = onnx.load(exported["frozen.onnx"])
+    next(p for p in model.metadata_props if p.key == "arch").value = "QMambaIRUNet"
+    onnx.save(model, tmp_path / "other.onnx")
+    assert tool.main(arguments(exported, tmp_path / "other.onnx")) == 2
+    assert "holds a QMambaIRUNet, the checkpoint a QMambaIR" in capsys.readouterr().err
+
+
+def test_nodes_are_named_after_modules_and_carry_no_notes(exported):
+    model = onnx.load(exported["frozen.onnx"])
+    names = [node.name for node in model.graph.node]
+    assert "layers.0.conv.act/QuantizeLinear" in names and len(set(names)) == len(names)
+    assert f"{BLOCK}.projections.dt_projs.3.weight/DequantizeLinear" in names
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
