@@ -15,8 +15,8 @@ Gradient to s (eq. 3): round(v/s) - v/s inside the range, -Q_N or Q_P outside. I
 averaged over the calibration batches (paper: first batch).
 
 Activations that are never negative use codes 0..2^n - 1 as in the paper. Here this is the signed grid moved
-by 2^(n-1) steps, so codes always fit a signed n-bit integer, ``zero`` is -2^(n-1) there, and the ``signed``
-flag is arithmetic on the device instead of a branch on the host.
+by 2^(n-1) steps, so codes always fit a signed n-bit integer, ``zero`` is -2^(n-1) there. The ``signed``
+buffer is read once after calibration or loading, since reading it at every forward would stall a GPU.
 
 An optimizer step can carry s to or past zero, where the formula divides by zero or mirrors the grid. The step
 in use is max(|s|, 1e-8), with gradient sign(s); for s > 1e-8 that is the paper's.
@@ -27,13 +27,13 @@ the gradient scale then counts the elements that share a step.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .affine import GRANULARITY, AffineQuantizer
-from .ste import positive, scale_grad
+from .ste import learned_step
 
 SCALE_FLOOR = 1e-8
 INITIAL_FLOOR = 1e-6  # an all-zero tensor starts here, well above SCALE_FLOOR
@@ -74,15 +74,21 @@ class LSQ(AffineQuantizer):
         )
         self.scale = nn.Parameter(torch.ones(self.groups))
         self.register_buffer("signed", torch.tensor(True))
+        self._negative: bool | None = None
 
     def estimate(self, x: Tensor) -> dict[str, Tensor]:
         signed = self._is_signed(x)
         magnitude = self._rows(x).abs().mean(1)
         return {"scale": (2 * magnitude / self._largest(signed).sqrt()).clamp_min(INITIAL_FLOOR), "signed": signed}
 
+    def observe(self, x: Tensor) -> None:
+        self._negative = None
+        super().observe(x)
+
     def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        scale = scale_grad(positive(self.scale, SCALE_FLOOR), self._gradient_scale(x))
-        return scale, None if self.role == "weight" else self._unsigned_shift() * scale
+        scale = learned_step(self.scale, SCALE_FLOOR, self._gradient_scale(x))
+        shift = self._unsigned_shift()
+        return scale, shift * scale if shift else None
 
     def parameter_health(self) -> dict[str, float]:
         return {"scale": self.scale.detach().abs().mean().item()}
@@ -92,14 +98,24 @@ class LSQ(AffineQuantizer):
             return torch.ones((), dtype=torch.bool, device=x.device)
         return x.amin() < NEGATIVE
 
-    def _unsigned_shift(self) -> Tensor:
+    def _is_negative(self) -> bool:
+        """Whether the grid has negative codes; read once, then remembered, as ``is_initialized`` does."""
+        if self._negative is None:
+            self._negative = bool(self.signed)
+        return self._negative
+
+    def _unsigned_shift(self) -> float:
         """Steps by which the signed grid is moved: -2^(n-1) when the data is never negative, else 0."""
-        return torch.where(self.signed, 0.0, float(self.qmin))
+        return 0.0 if self._is_negative() else float(self.qmin)
 
     def _largest(self, signed: Tensor) -> Tensor:
         """Q_P of the paper: 2^(n-1) - 1 signed, 2^n - 1 unsigned."""
         return torch.where(signed, float(self.qmax), float(self.qmax - self.qmin))
 
-    def _gradient_scale(self, x: Tensor) -> Tensor:
+    def _gradient_scale(self, x: Tensor) -> float:
         shared = x.numel() * self.copies / self.groups
-        return (shared * self._largest(self.signed).to(self.scale.dtype)).rsqrt()
+        return (shared * (self.qmax if self._is_negative() else self.qmax - self.qmin)) ** -0.5
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._negative = None
+        super()._load_from_state_dict(*args, **kwargs)

@@ -93,7 +93,8 @@ class LSQOffset(LSQ):
             scale = scale_grad(self.scale, self._gradient_scale(x))
         else:
             scale, _ = super().step_and_offset(x)
-        return scale, self.offset + self._unsigned_shift() * scale
+        shift = self._unsigned_shift()
+        return scale, self.offset + shift * scale if shift else self.offset
 
     def _is_signed(self, x: Tensor) -> Tensor:
         return x.amin() < NEGATIVE

@@ -46,7 +46,23 @@ from .lsq import INITIAL_FLOOR, SCALE_FLOOR
 from .lsq_offset import MODE, SEARCH
 from .search import best_symmetric_step
 from .spec import Option
-from .ste import positive, scale_grad
+from .ste import learned_step, scale_grad
+
+
+class _Ordered(torch.autograd.Function):
+    """Sorted thresholds with gaps of at least ``min_gap``: one node, whose gradient is no scattered addition."""
+
+    @staticmethod
+    def forward(ctx, thresholds: Tensor, min_gap: float) -> Tensor:
+        index = torch.arange(thresholds.numel(), device=thresholds.device)
+        source = (thresholds - min_gap * index).cummax(0).indices
+        ctx.save_for_backward(source)
+        return thresholds[source] + min_gap * (index - source)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (source,) = ctx.saved_tensors
+        return torch.zeros_like(grad).index_add_(0, source, grad), None
 
 
 class RFA(Quantizer):
@@ -112,9 +128,7 @@ class RFA(Quantizer):
         """Thresholds in use, (2^n,): as stored in official mode, sorted with a smallest gap in stable mode."""
         if self.mode == "official":
             return self.thresholds
-        index = torch.arange(self.thresholds.numel(), device=self.thresholds.device)
-        source = (self.thresholds.detach() - self.min_gap * index).cummax(0).indices
-        return self.thresholds[source] + self.min_gap * (index - source)
+        return _Ordered.apply(self.thresholds, self.min_gap)
 
     def parameter_health(self) -> dict[str, float]:
         thresholds = self.thresholds.detach()
@@ -127,5 +141,6 @@ class RFA(Quantizer):
         }
 
     def _step(self, x: Tensor) -> Tensor:
-        step = self.scale if self.mode == "official" else positive(self.scale, SCALE_FLOOR)
-        return scale_grad(step, (x.numel() * self.copies * self.qmax) ** -0.5)
+        factor = (x.numel() * self.copies * self.qmax) ** -0.5
+        official = self.mode == "official"
+        return scale_grad(self.scale, factor) if official else learned_step(self.scale, SCALE_FLOOR, factor)
