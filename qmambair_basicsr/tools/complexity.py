@@ -33,8 +33,8 @@ import qmambair_basicsr  # noqa: F401  (registers the networks)
 from ..cli import EXIT_MISTAKE, is_mistake
 from .complexity_count import Complexity, LayerCost, collapse, measure
 from .complexity_record import FULL
-from .export import plain
 from .make_options import network_options
+from .networks import plain
 from .option_table import TASKS
 from .paper_accounting import SIDE, WHY_THEY_DIFFER, PaperRow, table4
 

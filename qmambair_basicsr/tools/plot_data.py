@@ -22,7 +22,7 @@ from ..layers.convert import parameter_sites, require_quantized
 from ..models.checkpoint_io import CheckpointError, load_state, read_file, select_params
 from ..quantizers import Quantizer
 from .benchmark import read_options
-from .export import plain
+from .networks import plain
 
 SAMPLES = 100_000
 # 'layers.0.' numbers equal blocks, 'cab.0.act' different layers of one
