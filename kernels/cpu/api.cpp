@@ -12,11 +12,12 @@ const Kernels* choose() {
 #if defined(QM_X86)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
   if (avx512 && (!forced || !std::strcmp(forced, "avx512"))) {
     // the backward scan lives on its scratch memory, and that of narrower vectors stays nearer: measured on Zen 4
     static Kernels mixed = kernels_avx512;
-    mixed.scan.backward = kernels_avx2.scan.backward;
+    mixed.scan.backward = scan_avx512vl.backward;
     return &mixed;
   }
   if (avx2 && (!forced || std::strcmp(forced, "portable"))) return &kernels_avx2;
@@ -26,6 +27,17 @@ const Kernels* choose() {
 }
 
 const pid_t loaded_in = getpid();
+
+// Groups that the channel blocks are split into: as few as keep `threads` threads busy for all but a twentieth of the
+// time, as blocks of one task share the rows they read.
+int64_t forward_groups(int64_t sequences, int64_t blocks, int64_t threads) {
+  int64_t best = 1, least = INT64_MAX;
+  for (int64_t groups = 1; groups <= blocks; groups++) {
+    const int64_t rounds = (sequences * groups + threads - 1) / threads, length = (blocks + groups - 1) / groups;
+    if (rounds * length < least - least / 20) best = groups, least = rounds * length;
+  }
+  return best;
+}
 
 }  // namespace
 
@@ -57,9 +69,11 @@ QM_API void qm_scan_forward(const ScanArgs* args) {
   const ScanArgs& a = *args;
   const int64_t width = kernels().scan.width, blocks = (a.channels + width - 1) / width;
   const int64_t K = a.directions, outer = a.merge ? 1 : K;
-  parallel(a.batch * outer * blocks, a.threads, [&](int64_t i) {
-    const int64_t block = i % blocks, k = i / blocks % outer, image = i / blocks / outer;
-    for (int64_t d = a.merge ? 0 : k; d < (a.merge ? K : k + 1); d++) kernels().scan.forward(a, image, d, block * width);
+  const int64_t groups = forward_groups(a.batch * outer, blocks, a.threads);
+  parallel(a.batch * outer * groups, a.threads, [&](int64_t i) {
+    const int64_t group = i % groups, k = i / groups % outer, image = i / groups / outer;
+    const int64_t first = group * blocks / groups * width, last = (group + 1) * blocks / groups * width;
+    for (int64_t d = a.merge ? 0 : k; d < (a.merge ? K : k + 1); d++) kernels().scan.forward(a, image, d, first, last);
   });
 }
 

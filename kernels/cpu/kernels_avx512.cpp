@@ -1,4 +1,4 @@
-// Kernels for x86-64 with AVX-512; compiled with -mavx512f -mavx512dq -mfma.
+// Kernels for x86-64 with AVX-512; compiled with -mavx512f -mavx512dq -mavx512vl -mfma.
 #define QM_WIDTH 16
 #define QM_ISA avx512
 #include "table.h"

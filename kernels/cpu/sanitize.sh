@@ -10,13 +10,13 @@ flags=(-std=c++17 -O0 -g1 -ffp-contract=fast -fsanitize=address,undefined
 units=(api quant_api kernels_portable sanitize_driver)
 if [[ $(uname -m) == x86_64 ]]; then
   flags+=(-DQM_X86)
-  units+=(kernels_avx2 kernels_avx512)
+  units+=(kernels_avx2 kernels_avx512 kernels_avx512vl)
 fi
 pids=()
 for unit in "${units[@]}"; do
   extra=()
   [[ $unit == kernels_avx2 ]] && extra=(-mavx2 -mfma)
-  [[ $unit == kernels_avx512 ]] && extra=(-mavx512f -mavx512dq -mfma)
+  [[ $unit == kernels_avx512* ]] && extra=(-mavx512f -mavx512dq -mavx512vl -mfma)
   source=$here/$unit.cpp
   [[ $unit == sanitize_driver ]] && source=$here/sanitize/driver.cpp
   "$cxx" "${flags[@]}" "${extra[@]}" -I"$here" -c "$source" -o "$out/$unit" &

@@ -38,9 +38,9 @@ struct ScanArgs {
 
 // One set of kernels per instruction set; api.cpp picks one at run time and spreads the tasks over threads.
 struct ScanKernels {
-  int width;  // channels per task of the forward pass
-  // forward of channels [first, first + width) of one image in one direction
-  void (*forward)(const ScanArgs& args, int64_t image, int64_t direction, int64_t first);
+  int width;  // channels of a block
+  // forward of channels [first, last) of one image in one direction; whole blocks, but for the end of the channels
+  void (*forward)(const ScanArgs& args, int64_t image, int64_t direction, int64_t first, int64_t last);
   // backward of channel group `group` of one image in one direction
   bool (*backward)(const ScanArgs& args, int64_t image, int64_t direction, int64_t group);
 };

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kMaxState = 256;
 constexpr float kLog2e = 1.44269504f;
+constexpr float kLongestStep = 1e30f;  // of dt in exponents, which stay finite: exp(dt A) is 0 long before
 
 // Row and column of the t-th pixel that a direction visits.
 struct Walk {
@@ -67,95 +68,108 @@ QM_INLINE void store_lanes(float* p, vf v, int lanes) {
     store(p, v, lanes);
 }
 
-// Tokens taken at once: their addresses and step sizes come first, many at a time, so that neither the latency of
-// softplus nor that of memory (columns are too far apart for the hardware prefetcher) holds up the recurrence.
+// Tokens taken at once, none beyond the end of a chunk. Within a tile every channel block of the task has its turn: a row
+// of a map comes from memory once, also where rows do not start on cache lines (D = 120). Addresses and step sizes come
+// before the recurrence, so that neither the latency of softplus nor that of memory (columns are too far apart for the
+// hardware prefetcher) holds it up.
 constexpr int kTile = 64;
+
+struct Tile {
+  int count;
+  bool first;     // of its sequence: states are zero before it
+  int64_t at_x[kTile], at_delta[kTile], at_B[kTile], at_C[kTile], row[kTile];
+  float* before;  // states (N, D) at its start and its end, may be the same
+  float* after;
+};
 
 // kState > 0 fixes N at compile time (states stay in registers); 0 reads it from the arguments.
 template <int kState, bool kFull>
-void forward_block(const ScanArgs& a, int64_t image, int64_t k, int64_t first) {
+void forward_tile(const ScanArgs& a, const Tile& tile, int64_t image, int64_t k, int64_t first) {
   const int N = kState ? kState : (int)a.state;
   const int lanes = kFull ? W : (int)(a.channels - first);
-  const Walk walk(a, k);
   const float* x = at(a.x, a.x_stride, image, k) + first;
   const float* delta = at(a.delta, a.delta_stride, image, k) + first;
   const float* B = at(a.B, a.B_stride, image, k);
   const float* C = at(a.C, a.C_stride, image, k);
-  const int64_t row = map_row(a);
-  float* y = a.y + image * walk.length * row + map_offset(a, k) + first;
-  const int64_t chunks = a.save_states ? (walk.length + a.chunk - 1) / a.chunk : 1;
-  float* states = a.states + (image * a.directions + k) * chunks * N * a.channels + first;
-
-  vf rate[kState ? kState : kMaxState], h[kState ? kState : kMaxState];
-  for (int n = 0; n < N; n++) {
-    rate[n] = load_lanes<kFull>(a.A + (k * N + n) * a.channels + first, lanes) * kLog2e;
-    h[n] = vf{};
-  }
+  float* y = a.y + image * a.height * a.width * map_row(a) + map_offset(a, k) + first;
   const vf bias = a.bias ? load_lanes<kFull>(a.bias + k * a.channels + first, lanes) : vf{};
   const vf skip = a.D ? load_lanes<kFull>(a.D + k * a.channels + first, lanes) : vf{};
   const bool add = a.merge && k > 0;
 
-  int64_t at_x[kTile], at_delta[kTile], at_B[kTile], at_C[kTile], pixel[kTile];
   vf dt[kTile], input[kTile], base[kTile], before[kTile];
-  int64_t left = a.chunk;
-  for (int64_t begin = 0; begin < walk.length; begin += kTile) {
-    const int64_t end = begin + kTile < walk.length ? begin + kTile : walk.length;
-    walk.offsets(a.x_stride, begin, end, at_x);
-    walk.offsets(a.delta_stride, begin, end, at_delta);
-    walk.offsets(a.B_stride, begin, end, at_B);
-    walk.offsets(a.C_stride, begin, end, at_C);
-    walk.pixels(a, begin, end, pixel);
-    const int count = (int)(end - begin);
-    for (int i = 0; i < count; i++) {
-      __builtin_prefetch(B + at_B[i]);
-      __builtin_prefetch(C + at_C[i]);
-      const vf xt = load_lanes<kFull>(x + at_x[i], lanes);
-      vf step = load_lanes<kFull>(delta + at_delta[i], lanes) + bias, slope;
-      if (a.softplus) step = softplus(step, &slope);
-      dt[i] = step;
-      input[i] = step * xt;
-      base[i] = skip * xt;
-      if (add) before[i] = load_lanes<kFull>(y + pixel[i] * row, lanes);
-    }
-    for (int i = 0; i < count; i++) {
-      const float* Bt = B + at_B[i];
-      const float* Ct = C + at_C[i];
-      const vf step = dt[i], in = input[i];
-      vf even = base[i], odd = {};
-#pragma GCC unroll 16
-      for (int n = 0; n < N; n++) {
-        const vf decay = exp2m1(step * rate[n]);
-        h[n] = (decay * h[n] + h[n]) + in * Bt[n];
-        (n & 1 ? odd : even) += h[n] * Ct[n];
-      }
-      even += odd;
-      if (add) even += before[i];
-      store_lanes<kFull>(y + pixel[i] * row, even, lanes);
-      if (a.save_states && (--left == 0 || begin + i + 1 == walk.length)) {
-        for (int n = 0; n < N; n++) store_lanes<kFull>(states + n * a.channels, h[n], lanes);
-        states += N * a.channels;
-        left = a.chunk;
-      }
-    }
+  for (int i = 0; i < tile.count; i++) {
+    const vf xt = load_lanes<kFull>(x + tile.at_x[i], lanes);
+    vf step = load_lanes<kFull>(delta + tile.at_delta[i], lanes) + bias, slope;
+    if (a.softplus) step = softplus(step, &slope);
+    dt[i] = at_most(step, splat(kLongestStep));
+    input[i] = step * xt;
+    base[i] = skip * xt;
+    if (add) before[i] = load_lanes<kFull>(y + tile.row[i], lanes);
   }
-  if (!a.save_states)
-    for (int n = 0; n < N; n++) store_lanes<kFull>(states + n * a.channels, h[n], lanes);
+  vf rate[kState ? kState : kMaxState], h[kState ? kState : kMaxState];
+  for (int n = 0; n < N; n++) {
+    rate[n] = load_lanes<kFull>(a.A + (k * N + n) * a.channels + first, lanes) * kLog2e;
+    h[n] = tile.first ? vf{} : load_lanes<kFull>(tile.before + n * a.channels + first, lanes);
+  }
+  for (int i = 0; i < tile.count; i++) {
+    const float* Bt = B + tile.at_B[i];
+    const float* Ct = C + tile.at_C[i];
+    const vf step = dt[i], in = input[i];
+    vf even = base[i], odd = {};
+#pragma GCC unroll 16
+    for (int n = 0; n < N; n++) {
+      h[n] = decayed(h[n], step * rate[n]) + in * Bt[n];
+      (n & 1 ? odd : even) += h[n] * Ct[n];
+    }
+    even += odd;
+    if (add) even += before[i];  // last, as where directions are summed by the caller
+    store_lanes<kFull>(y + tile.row[i], even, lanes);
+  }
+  for (int n = 0; n < N; n++) store_lanes<kFull>(tile.after + n * a.channels + first, h[n], lanes);
 }
 
 template <int kState>
-void forward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t first) {
-  if (first + W <= a.channels)
-    forward_block<kState, true>(a, image, k, first);
-  else
-    forward_block<kState, false>(a, image, k, first);
+void forward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t first, int64_t last) {
+  const Walk walk(a, k);
+  const int64_t states = a.state * a.channels, chunks = a.save_states ? (walk.length + a.chunk - 1) / a.chunk : 1;
+  float* const start = a.states + (image * a.directions + k) * chunks * states;
+  const float* B = at(a.B, a.B_stride, image, k);
+  const float* C = at(a.C, a.C_stride, image, k);
+  Tile tile;
+  tile.after = start;
+  for (int64_t begin = 0; begin < walk.length; begin += tile.count) {
+    const int64_t chunk = begin / a.chunk;
+    int64_t end = begin + kTile < walk.length ? begin + kTile : walk.length;
+    if (a.save_states && end > (chunk + 1) * a.chunk) end = (chunk + 1) * a.chunk;
+    tile.count = (int)(end - begin);
+    tile.first = begin == 0;
+    tile.before = tile.after;
+    tile.after = a.save_states ? start + chunk * states : start;
+    walk.offsets(a.x_stride, begin, end, tile.at_x);
+    walk.offsets(a.delta_stride, begin, end, tile.at_delta);
+    walk.offsets(a.B_stride, begin, end, tile.at_B);
+    walk.offsets(a.C_stride, begin, end, tile.at_C);
+    walk.pixels(a, begin, end, tile.row);
+    for (int i = 0; i < tile.count; i++) {
+      tile.row[i] *= map_row(a);
+      __builtin_prefetch(B + tile.at_B[i]);
+      __builtin_prefetch(C + tile.at_C[i]);
+    }
+    for (int64_t block = first; block < last; block += W) {
+      if (block + W <= a.channels)
+        forward_tile<kState, true>(a, tile, image, k, block);
+      else
+        forward_tile<kState, false>(a, tile, image, k, block);
+    }
+  }
 }
 
-void forward(const ScanArgs& a, int64_t image, int64_t k, int64_t first) {
+void forward(const ScanArgs& a, int64_t image, int64_t k, int64_t first, int64_t last) {
   switch (a.state) {
-    case 8: return forward_sized<8>(a, image, k, first);
-    case 10: return forward_sized<10>(a, image, k, first);
-    case 16: return forward_sized<16>(a, image, k, first);
-    default: return forward_sized<0>(a, image, k, first);
+    case 8: return forward_sized<8>(a, image, k, first, last);
+    case 10: return forward_sized<10>(a, image, k, first, last);
+    case 16: return forward_sized<16>(a, image, k, first, last);
+    default: return forward_sized<0>(a, image, k, first, last);
   }
 }
 
@@ -224,7 +238,7 @@ void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t 
     __builtin_prefetch(ddelta + s.pixel[i] * full_row, 1);
     vf dt = load_lanes<kFull>(delta + s.at_delta[i], lanes) + bias, slope = splat(1.f);
     if (a.softplus) dt = softplus(dt, &slope);
-    s.dt[i] = dt;
+    s.dt[i] = at_most(dt, splat(kLongestStep));
     s.slope[i] = slope;
     s.input[i] = dt * load_lanes<kFull>(x + s.at_x[i], lanes);
   }

@@ -25,9 +25,15 @@ QM_INLINE vf splat(float s) { return s - vf{}; }
 QM_INLINE vi splat_int(int32_t s) { return s - vi{}; }
 
 QM_INLINE vf load(const float* p) {
+#if defined(__AVX512DQ__) && QM_WIDTH == 16
+  // in halves: a load over the border of two cache lines holds up Zen 4 for some 20 cycles, and rows of 8 n floats put
+  // every second whole load there
+  return (vf)_mm512_maskz_insertf32x8(0xffff, _mm512_castps256_ps512(_mm256_loadu_ps(p)), _mm256_loadu_ps(p + 8), 1);
+#else
   vf v;
   std::memcpy(&v, p, sizeof v);
   return v;
+#endif
 }
 
 QM_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
@@ -36,6 +42,8 @@ QM_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 QM_INLINE vf load(const float* p, int n) {
 #if defined(__AVX512F__) && QM_WIDTH == 16
   return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1u), p);
+#elif defined(__AVX512VL__) && QM_WIDTH == 8
+  return (vf)_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1u), p);
 #else
   vf v = {};
   for (int i = 0; i < n; i++) v[i] = p[i];
@@ -46,6 +54,8 @@ QM_INLINE vf load(const float* p, int n) {
 QM_INLINE void store(float* p, vf v, int n) {
 #if defined(__AVX512F__) && QM_WIDTH == 16
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1u), (__m512)v);
+#elif defined(__AVX512VL__) && QM_WIDTH == 8
+  _mm256_mask_storeu_ps(p, (__mmask8)((1u << n) - 1u), (__m256)v);
 #else
   for (int i = 0; i < n; i++) p[i] = v[i];
 #endif
@@ -127,6 +137,23 @@ QM_INLINE vf split_exponent(vf t, vf* f) {
   return (vf)(((vi)shifted << 23) + splat_int(0x3f800000));
 }
 
+// Splits t into an integer k and f in [-1/2, 1/2] with t = k + f, and gives 2^k x; |t| finite, no larger than 127 upwards.
+QM_INLINE vf scaled_split(vf x, vf t, vf* f) {
+#if defined(__AVX512DQ__) && QM_WIDTH == 16
+  const __mmask16 all = 0xffff;  // the unmasked forms read an undefined register, which GCC 12 warns about
+  const vf whole = (vf)_mm512_maskz_roundscale_ps(all, (__m512)t, 0);
+  *f = t - whole;
+  return (vf)_mm512_maskz_scalef_ps(all, (__m512)x, (__m512)whole);
+#elif defined(__AVX512VL__) && defined(__AVX512DQ__) && QM_WIDTH == 8
+  const __mmask8 all = 0xff;
+  const vf whole = (vf)_mm256_maskz_roundscale_ps(all, (__m256)t, 0);
+  *f = t - whole;
+  return (vf)_mm256_maskz_scalef_ps(all, (__m256)x, (__m256)whole);
+#else
+  return split_exponent(at_most(at_least(t, splat(-126.f)), splat(127.f)), f) * x;
+#endif
+}
+
 // (2^f - 1) for f in [-1/2, 1/2], minimax: 9.3e-8 of 2^f, and exact at f = 0.
 QM_INLINE vf exp2m1_poly(vf f) {
   vf q = splat(0.0013407259f);
@@ -137,17 +164,18 @@ QM_INLINE vf exp2m1_poly(vf f) {
   return q * f;
 }
 
-// 2^t - 1 with full relative precision near t = 0; t may be anything from -inf to 127, NaN stays NaN.
+// 2^t - 1 with full relative precision near t = 0; t finite, at most 127; NaN stays NaN.
 QM_INLINE vf exp2m1(vf t) {
-#if defined(__AVX512DQ__) && QM_WIDTH == 16
-  const __mmask16 all = 0xffff;  // the unmasked forms read an undefined register, which GCC 12 warns about
-  const vf f = (vf)_mm512_maskz_reduce_ps(all, (__m512)t, 0);
-  const vf scale = (vf)_mm512_maskz_scalef_ps(all, (__m512)splat(1.f), (__m512)(t - f));
-#else
   vf f;
-  const vf scale = split_exponent(at_most(at_least(t, splat(-126.f)), splat(127.f)), &f);
-#endif
+  const vf scale = scaled_split(splat(1.f), t, &f);
   return exp2m1_poly(f) * scale + (scale - 1.f);
+}
+
+// 2^t h, as precise as h + (2^t - 1) h with exp2m1 and two operations shorter; t as there.
+QM_INLINE vf decayed(vf h, vf t) {
+  vf f;
+  const vf scaled = scaled_split(h, t, &f);
+  return exp2m1_poly(f) * scaled + scaled;
 }
 
 // 2^t for t <= 0, relative error 1.5e-7 (below 2^-126 it may be 2^-126); NaN stays NaN.

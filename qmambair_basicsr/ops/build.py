@@ -23,7 +23,8 @@ LIBRARY = "libqmambair_cpu.so"
 SOURCES = Path(__file__).resolve().parents[2] / "kernels" / "cpu"
 
 _COMMON = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra")
-_X86_FLAGS = {"kernels_avx2": ("-mavx2", "-mfma"), "kernels_avx512": ("-mavx512f", "-mavx512dq", "-mfma")}
+_AVX512 = ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma")
+_X86_FLAGS = {"kernels_avx2": ("-mavx2", "-mfma"), "kernels_avx512": _AVX512, "kernels_avx512vl": _AVX512}
 
 
 class BuildError(RuntimeError):

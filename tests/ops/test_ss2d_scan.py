@@ -165,6 +165,19 @@ def test_huge_values_do_not_crash(name, value, use_backend):
     assert got["y"].shape == inputs["x"].shape
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_huge_step_forgets_what_was_before(backend, use_backend):
+    """dt A beyond float32: exp(dt A) is 0, not NaN."""
+    use_backend("ss2d_scan", backend)
+    inputs = make(1, 1, 3, 4, 17, 2)
+    inputs["A"].fill_(-1e8)
+    inputs["delta"][:, :, 1] = 1e32
+    inputs["x"][:, :, 1] = 1e-32
+    got, _ = evaluate(inputs, device=device_of(backend))
+    want, _ = evaluate(inputs, dtype=torch.float64)
+    assert relative_error(got["y"], want["y"]) < 1e-5
+
+
 def test_native_bits_do_not_depend_on_threads(use_backend):
     use_backend("ss2d_scan", "native")
     inputs = make(2, 9, 15, 4, 200, 4)  # merges directions for few threads, not for many
