@@ -162,8 +162,14 @@ def _quantizer_of(scope: str, names: set[str]) -> tuple[str, int | None] | None:
 
 
 def _site_input(scope: str, tensor: str, producers: dict[str, onnx.NodeProto], constants: dict) -> str:
-    """The tensor that a site is given: what comes before the nodes of its own scope."""
+    """The FP32 tensor that a site is given: what comes before the nodes of its own scope.
+
+    In FP16 graphs that is the site's Cast. onnxruntime leaves out pairs of casts, so the FP16 tensor before it may be
+    rounded more than what the site sees.
+    """
     while tensor in producers and producers[tensor].name.startswith(f"{scope}/"):
+        if producers[tensor].op_type == "Cast":
+            break
         tensor = next(name for name in producers[tensor].input if name and name not in constants)
     return tensor
 

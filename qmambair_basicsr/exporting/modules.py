@@ -195,7 +195,11 @@ class IntegerLinear(nn.Module):
 
     def multiply(self, x: Tensor) -> Tensor:
         """The layer without the quantizer of its input."""
-        y = F.linear(x, self.weight())
+        if isinstance(self.act, StaticGrid):
+            y = F.linear(x, self.weight())
+        else:
+            # onnxruntime >= 1.25 turns a 2-D DequantizeLinear before MatMul into MatMulNBits, which rounds x to 8 bits
+            y = x @ self.weight().t().unsqueeze(0)
         if self.weight.shifted:
             y = y[..., :-1] - y[..., -1:] * self.weight.factor
         return y + self.bias if self.has_bias else y

@@ -150,8 +150,11 @@ def _exportable_functions(net: nn.Module, settings: ExportSettings) -> Iterator[
             prompts = max(module.embeddingB.num_embeddings for module in routers)
             order = stand_ins.semantic_order(prompts, net.window_size**2)
             stack.enter_context(mock.patch(f"{archs}.mambairv2_blocks.semantic_order", order))
+            plan = stand_ins.window_plan
+            if not settings.dynamic:
+                plan = stand_ins.fixed_window_plans(settings.height, settings.width, net.window_size)
+            stack.enter_context(mock.patch(f"{archs}.mambairv2_arch.window_plan", plan))
             if settings.dynamic:
-                stack.enter_context(mock.patch(f"{archs}.mambairv2_arch.window_plan", stand_ins.window_plan))
                 stack.enter_context(
                     mock.patch.object(type(net), "_pad", lambda self, x: stand_ins.padded(x, self.window_size))
                 )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..archs import windows
 from ..archs.windows import MASKED, WindowPlan
 from ..ops.ss2d_scan import DIRECTIONS
 from .scan_graph import SCAN_NODE
@@ -70,6 +71,17 @@ def _inverted(order: Tensor) -> Tensor:
     """Inverse of a permutation."""
     places = torch.arange(order.shape[0])
     return torch.empty_like(places).index_put((order,), places)
+
+
+def fixed_window_plans(height: int, width: int, window: int) -> Callable[..., WindowPlan]:
+    """``windows.window_plan`` for images of one size, as constants.
+
+    The plans are made here, before the exporter traces: while it does there are no values to count windows by, and the
+    tensors must not enter the cache of plans.
+    """
+    sides = [-(-n // window) * window for n in (height, width)]
+    plans = {shift: windows.window_plan(*sides, window, shift, torch.device("cpu")) for shift in (0, window // 2)}
+    return lambda height, width, window, shift, device: plans[shift]
 
 
 def window_plan(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowPlan:
