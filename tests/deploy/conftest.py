@@ -1,8 +1,11 @@
-"""Exported files of one small network, shared by the tests of this folder."""
+"""Exported files of small networks, shared by the tests of this folder: an export takes seconds."""
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,23 +30,38 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory) -> Exported:
-    """Tiles of 16 x 24; three photographs of 20 x 30 with their originals of twice the size."""
+def exported_case(tmp_path_factory) -> Callable[[str, str], tuple[torch.nn.Module, Path]]:
+    """(case of ``test_export_onnx.CASES``, ``frozen`` | ``dynamic``) -> the network and its ONNX file for 16 x 24."""
     pytest.importorskip("onnxruntime", reason="extra: export")
     from test_export_onnx import CASES, calibrated, photo
 
     from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx
 
+    folder = tmp_path_factory.mktemp("cases")
+
+    @functools.cache
+    def make(case: str, dls: str) -> tuple[torch.nn.Module, Path]:
+        net, path = calibrated(CASES[case]), folder / f"{case} {dls}.onnx"
+        if dls == "frozen":
+            freeze_dls(net, [photo(CASES[case].get("in_chans", 3), 16, 24)])
+        export_onnx(net, path, ExportSettings(16, 24, scan_chunk=4))
+        return net, path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, exported_case) -> Exported:
+    """Tiles of 16 x 24; three photographs of 20 x 30 with their originals of twice the size."""
+    from test_export_onnx import CASES
+
     folder = tmp_path_factory.mktemp("exported")
-    net = calibrated(CASES["light x2 w4a4"])
+    for dls in ("frozen", "dynamic"):
+        net, path = exported_case("light x2 w4a4", dls)  # the last one is the network that was trained
+        shutil.copy(path, folder / f"{dls}.onnx")
     torch.save({"params": net.state_dict()}, folder / "net.pth")
     (folder / "net.yml").write_text(json.dumps({"network_g": CASES["light x2 w4a4"]}))
     save_packed(net, CASES["light x2 w4a4"], folder / "net.safetensors")
-    settings = ExportSettings(16, 24, scan_chunk=4)
-    export_onnx(net, folder / "dynamic.onnx", settings)
-    constants = calibrated(CASES["light x2 w4a4"])
-    freeze_dls(constants, [photo(3, 16, 24)])
-    export_onnx(constants, folder / "frozen.onnx", settings)
     for name in ("inputs", "truth"):
         (folder / name).mkdir()
     for i in range(3):
