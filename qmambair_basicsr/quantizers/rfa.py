@@ -126,9 +126,15 @@ class RFA(Quantizer):
 
     def ordered_thresholds(self) -> Tensor:
         """Thresholds in use, (2^n,): as stored in official mode, sorted with a smallest gap in stable mode."""
-        if self.mode == "official":
+        if self.mode == "official" or self._in_order():
             return self.thresholds
         return _Ordered.apply(self.thresholds, self.min_gap)
+
+    @torch.no_grad()
+    def _in_order(self) -> bool:
+        """Whether there is nothing to sort, where asking costs less than sorting: it would hold up a GPU."""
+        asks = self.thresholds.device.type == "cpu" and not torch.compiler.is_compiling()
+        return asks and self.thresholds.diff().min().item() >= self.min_gap
 
     def parameter_health(self) -> dict[str, float]:
         thresholds = self.thresholds.detach()

@@ -9,6 +9,7 @@ import torch
 
 from qmambair_basicsr.quantizers import DLS, RFA, LSQOffset
 from qmambair_basicsr.quantizers.dls import initial_weights
+from qmambair_basicsr.quantizers.rfa import _Ordered
 
 
 def _both(cls, bits, x, **options):
@@ -83,6 +84,7 @@ def test_rfa_ordered_thresholds_are_returned_unchanged():
     with torch.no_grad():
         quantizer.thresholds.add_(torch.rand(16) * 0.8)
     assert torch.equal(quantizer.ordered_thresholds(), quantizer.thresholds)
+    assert torch.equal(_Ordered.apply(quantizer.thresholds, quantizer.min_gap), quantizer.thresholds)  # as on a GPU
 
 
 def test_rfa_scale_at_zero_recovers():
