@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -95,10 +96,9 @@ def export_onnx(
         shapes = ({2: multiple * height if multiple > 1 else height, 3: multiple * width if multiple > 1 else width},)
     with (
         _exportable_functions(net, settings),
-        warnings.catch_warnings(),
+        _quiet_exporter(),
         torch.no_grad(),
     ):
-        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             net,
             (example,),
@@ -134,6 +134,20 @@ def export_onnx(
     part.write_bytes(model.SerializeToString())
     os.replace(part, path)
     return model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without the exporter's remarks on its own work, which say nothing to the one who exports."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
