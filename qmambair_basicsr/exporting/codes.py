@@ -3,7 +3,8 @@
 Weights: every quantized parameter of the network is looked up in the file by the name of its node. Weights of
 convolutions, linears and projections are stored as int8 codes; A, D and dt_bias of a scan, which take part in
 floating-point arithmetic, as their dequantized values; prompt dictionaries (MambaIRv2) are folded into other constants
-and are not found.
+and are not found. Codes must be equal. Scales and values may differ by one part in a million: those of DLS are computed
+from sums over the parameter, which the backends (``ops``) add up in another order.
 
 Activations: for one image, the input and the output of every ``QuantizeLinear`` are read from the graph, which is run
 as written. Two comparisons:
@@ -40,7 +41,7 @@ class WeightCheck:
     Attributes:
         name: the parameter.
         stored: ``codes`` (int8), ``values`` (dequantized) or ``folded`` (not in the file by itself).
-        equal: whether codes and scale (or values) equal the network's; None where folded.
+        equal: whether codes and scale (or values) are the network's; None where folded.
         count: number of values.
     """
 
@@ -91,11 +92,16 @@ def _matches(stored: np.ndarray, scale: np.ndarray, expected: FrozenCodes, group
     wanted = expected.scale.reshape(-1).numpy()
     if scale.ndim and wanted.size > 1:
         scale = scale.reshape(groups, -1)[:, :rows].reshape(-1)
-    return np.array_equal(grouped.reshape(codes.shape), codes) and np.array_equal(scale.reshape(-1), wanted)
+    return np.array_equal(grouped.reshape(codes.shape), codes) and same_scale(scale.reshape(-1), wanted)
+
+
+def same_scale(got: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether two arrays of equal shape differ by at most 1e-6 of the largest wanted value."""
+    return got.shape == wanted.shape and bool(np.abs(got - wanted).max() <= 1e-6 * np.abs(wanted).max())
 
 
 def compare_weights(model: onnx.ModelProto, net: nn.Module) -> list[WeightCheck]:
-    """Compare every quantized parameter of a network with a file exported from it, bit for bit."""
+    """Compare every quantized parameter of a network with a file exported from it."""
     constants = _initializers(model)
     nodes = {node.name: node for node in model.graph.node}
     scans = {"A_logs": "A", "Ds": "D", "dt_projs_bias": "delta_bias"}
@@ -121,9 +127,7 @@ def compare_weights(model: onnx.ModelProto, net: nn.Module) -> list[WeightCheck]
         if key in constants:
             stored = numpy_helper.to_array(constants[key])
             value = expected.quantize(site.tensor()).numpy()
-            checks.append(
-                WeightCheck(site.parameter, "values", np.array_equal(stored.reshape(value.shape), value), count)
-            )
+            checks.append(WeightCheck(site.parameter, "values", same_scale(stored.reshape(value.shape), value), count))
         else:
             checks.append(WeightCheck(site.parameter, "folded", None, count))
     return checks

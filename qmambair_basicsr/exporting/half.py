@@ -12,9 +12,27 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..archs.ss2d import ScanParameters
-from .modules import Constant, DynamicGrid, FloatWeight, IntegerConv2d, IntegerLinear, IntegerWeight, StaticGrid
+from .modules import (
+    BorderSums,
+    Constant,
+    DynamicGrid,
+    FloatWeight,
+    IntegerConv2d,
+    IntegerLinear,
+    IntegerWeight,
+    StaticGrid,
+)
 
-_FLOAT_MODULES = (Constant, DynamicGrid, FloatWeight, IntegerConv2d, IntegerLinear, IntegerWeight, StaticGrid)
+_FLOAT_MODULES = (
+    BorderSums,
+    Constant,
+    DynamicGrid,
+    FloatWeight,
+    IntegerConv2d,
+    IntegerLinear,
+    IntegerWeight,
+    StaticGrid,
+)
 _SCAN_PARAMETERS = ("A_logs", "Ds", "dt_projs_bias")
 
 

@@ -205,6 +205,25 @@ class IntegerLinear(nn.Module):
         return y + self.bias if self.has_bias else y
 
 
+class BorderSums(nn.Module):
+    """Sums of a kernel over the pixels of a map, (1, C_out, H, W): fewer at the border, where padding is.
+
+    Args:
+        sums: kernel summed over its input channels, (C_out, 1, kH, kW).
+        geometry: stride, padding and dilation of the convolution.
+    """
+
+    def __init__(self, sums: Tensor, geometry: tuple):
+        super().__init__()
+        self.geometry = geometry
+        self.register_buffer("sums", sums.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        # ones from the input, so that no runtime keeps the result, as large as a feature map, as a constant
+        first = x[:1, :1].float()
+        return F.conv2d(torch.eq(first, first).float(), self.sums, None, *self.geometry)
+
+
 class IntegerConv2d(nn.Module):
     """A convolution with zero padding."""
 
@@ -217,10 +236,8 @@ class IntegerConv2d(nn.Module):
         self.act, self.weight = act, IntegerWeight(layer.weight_quantizer, layer.groups)
         sums = self.weight.value.sum(2).flatten(0, 1).unsqueeze(1) * act.offset  # (C_out, 1, kH, kW)
         bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().clone()
-        self.border = bool(act.offset) and any(layer.padding)
-        if self.border:
-            self.register_buffer("sums", sums.contiguous())
-        else:
+        self.border = BorderSums(sums, self.geometry) if act.offset and any(layer.padding) else None
+        if self.border is None:
             bias = bias - sums.flatten(1).sum(1)
         self.register_buffer("bias", bias)
 
@@ -232,9 +249,8 @@ class IntegerConv2d(nn.Module):
             y = y.unflatten(1, (self.groups, -1))  # (B, G, O + 1, H, W)
             factor = self.weight.factor.view(1, self.groups, -1, 1, 1)
             y = (y[:, :, :-1] - y[:, :, -1:] * factor).flatten(1, 2) + self.bias.view(1, -1, 1, 1)
-        if self.border:
-            ones = x.new_ones((1, 1, x.shape[2], x.shape[3]), dtype=torch.float32)
-            y = y - F.conv2d(ones, self.sums, None, *self.geometry)
+        if self.border is not None:
+            y = y - self.border(x)
         return y.to(x.dtype)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import frozen, parameter_sites, set_constant_grids
 from ..layers.packed import load_packed
-from .codes import ActivationCheck, WeightCheck, captured_codes, compare_activations, compare_weights
+from .codes import ActivationCheck, WeightCheck, captured_codes, compare_activations, compare_weights, same_scale
 from .modules import ExportError
 from .runtime import OnnxNetwork, read_model
 
@@ -65,10 +65,10 @@ def _packed(path: Path, net: nn.Module) -> Artifact:
     checks = []
     for site in parameter_sites(net):
         wanted, got = frozen(site), stored.get(site.parameter)
-        equal = got is not None and all(
-            (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
-            for a, b in ((getattr(got, k), getattr(wanted, k)) for k in ("codes", "scale", "zero", "bounds"))
-        )
+        equal = got is not None and torch.equal(got.codes, wanted.codes) and (got.bounds is None) == wanted.affine
+        for key in ("scale", "zero", "bounds") if equal else ():
+            pair = getattr(got, key), getattr(wanted, key)
+            equal &= pair[0] is None or same_scale(*(t.numpy() for t in pair))
         checks.append(WeightCheck(site.parameter, "codes", equal, wanted.codes.numel()))
 
     def activations(image: Tensor) -> list[ActivationCheck]:
