@@ -112,7 +112,7 @@ def export_onnx(
         )
     model = program.model_proto
     name_nodes(model, {name for name, _ in net.named_modules()})
-    _settle_scan(model, settings)
+    settle_scans(model, settings)
     metadata = {
         "arch": type(original).__name__,
         "scale": str(output_scale(original)),
@@ -197,7 +197,7 @@ def _bits(net: nn.Module) -> str:
     return f"w{widths['weight']}a{widths['act']}"
 
 
-def _settle_scan(model: onnx.ModelProto, settings: ExportSettings) -> None:
+def settle_scans(model: onnx.ModelProto, settings: ExportSettings) -> None:
     """Turn the placeholder scan nodes into ONNX ``Scan`` graphs, or into plugin nodes.
 
     Their constants become ``<node>.A``, ``<node>.D`` and ``<node>.delta_bias``.
@@ -217,9 +217,9 @@ def _settle_scan(model: onnx.ModelProto, settings: ExportSettings) -> None:
             node.attribute.append(helper.make_attribute("plugin_version", "1"))
             nodes.append(node)
         else:
-            new, constants = expand_scan(node, settings.scan_chunk)
+            new, added = expand_scan(node, settings.scan_chunk)
             nodes += new
-            model.graph.initializer.extend(constants)
+            model.graph.initializer.extend(added)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}

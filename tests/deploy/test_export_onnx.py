@@ -23,8 +23,9 @@ pytest.importorskip("onnxruntime", reason="extra: export")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from qmambair_basicsr.exporting.modules import StaticGrid  # noqa: E402
-from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx, session  # noqa: E402
-from qmambair_basicsr.exporting.scan_graph import expand_scan  # noqa: E402
+from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx, session, settle_scans  # noqa: E402
+from qmambair_basicsr.exporting.scan_graph import SCAN_NODE, expand_scan  # noqa: E402
+from qmambair_basicsr.exporting.stand_ins import DOMAIN  # noqa: E402
 
 
 def network(bits, **changes):
@@ -140,6 +141,32 @@ def test_scan_graph_is_the_scan(chunk, directions):
     onnx.checker.check_model(model, full_check=True)
     got = session(model).run(None, {name: value.numpy() for name, value in values.items()})[0]
     np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan", ["onnx", "plugin"])
+def test_every_scan_has_constants_of_its_own_name(scan):
+    """``codes`` finds A, D and dt_bias by them; the exporter lets scans share equal constants."""
+    b, h, w, d, n, k = 1, 2, 3, 4, 2, 1
+    inputs = {"x": (b, h, w, d), "delta": (b, h, w, k, d), "B": (b, h, w, k, n), "C": (b, h, w, k, n)}
+    constants = {"A": np.full((k, d, n), -1.0), "D": np.ones((k, d)), "bias": np.zeros((k, d))}
+    order = ["x", "delta", "A", "B", "C", "D", "bias"]
+    nodes = [
+        helper.make_node(SCAN_NODE, [source, *order[1:]], [y], name=f"{y}/scan", domain=DOMAIN, directions=[0])
+        for source, y in (("x", "y1"), ("y1", "y2"), ("y2", "y3"))
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "scans",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(size)) for name, size in inputs.items()],
+        [helper.make_tensor_value_info("y3", TensorProto.FLOAT, [b, h, w, d])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    settle_scans(model, ExportSettings(h, w, scan=scan, scan_chunk=2))
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert {f"y{i}/scan.{c}" for i in (1, 2, 3) for c in ("A", "D", "delta_bias")} <= names
+    assert not names & constants.keys(), "constants that nothing reads are dropped"
 
 
 def test_plugin_node(tmp_path):
