@@ -9,8 +9,9 @@ FROM_LAST = (0, 3, 1, 2)
 
 
 def stored_channels_last(x: Tensor) -> bool:
-    """Whether ``x`` is (B, C, H, W) in channels_last memory, so that ``x.permute(TO_LAST)`` is contiguous.
+    """Whether ``x`` is (B, C, H, W) with its channels side by side in memory: channels_last, or a slice of such a map.
 
-    False for maps that are contiguous as they are.
+    ``x.permute(TO_LAST)`` is then the order to compute in: contiguous, or copied row by row. False for maps that are
+    contiguous as they are.
     """
-    return x.ndim == 4 and not x.is_contiguous() and x.permute(TO_LAST).is_contiguous()
+    return x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()

@@ -18,10 +18,22 @@ def channels_last(*shape):
 
 def test_recognises_channels_last_maps():
     assert stored_channels_last(channels_last(2, 3, 4, 5))
+    assert stored_channels_last(channels_last(2, 3, 4, 5)[:, :2])
     assert not stored_channels_last(torch.randn(2, 3, 4, 5))
     assert not stored_channels_last(torch.randn(2, 1, 4, 5))
-    assert not stored_channels_last(channels_last(2, 3, 4, 5)[:, :, ::2])
+    assert not stored_channels_last(torch.randn(2, 3, 4, 5)[:, ::2])
     assert not stored_channels_last(torch.randn(2, 3, 4))
+
+
+@pytest.mark.parametrize("kind", KEEP_LAYOUT)
+def test_a_slice_of_the_channels_becomes_a_channels_last_map(kind):
+    """The depthwise convolution of SS2D gets one half of a projection's channels."""
+    x = channels_last(2, 6, 4, 5)[:, :3]
+    quantizer = build_quantizer(QuantizerSpec(kind, 32 if kind == "Identity" else 4), role="act")
+    quantizer.init_from(x)
+    out = quantizer(x)
+    assert out.is_contiguous(memory_format=torch.channels_last) or kind == "Identity"
+    torch.testing.assert_close(out, quantizer(x.contiguous()))
 
 
 @pytest.mark.parametrize("kind", [k for k in QUANTIZER_REGISTRY if k != "RFA"])
