@@ -83,7 +83,7 @@ def dense_last(t: torch.Tensor) -> torch.Tensor:
 
 def dense(t: torch.Tensor) -> torch.Tensor:
     """The tensor in float32 and contiguous; itself when it is that already."""
-    return t.to(torch.float32).contiguous()
+    return t if t.dtype is torch.float32 and t.is_contiguous() else t.to(torch.float32).contiguous()
 
 
 def add_in_order(parts) -> torch.Tensor:

@@ -32,8 +32,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..ops.lsq import lsq
 from .affine import GRANULARITY, AffineQuantizer
-from .ste import learned_step
+from .ste import positive, scale_grad
 
 SCALE_FLOOR = 1e-8
 INITIAL_FLOOR = 1e-6  # an all-zero tensor starts here, well above SCALE_FLOOR
@@ -51,6 +52,7 @@ class LSQ(AffineQuantizer):
     """
 
     options: ClassVar = {"granularity": GRANULARITY}
+    floor: float | None = SCALE_FLOOR  # of the step in use; None: the step as it is
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class LSQ(AffineQuantizer):
             granularity=granularity,
         )
         self.scale = nn.Parameter(torch.ones(self.groups))
+        self.register_parameter("offset", None)
         self.register_buffer("signed", torch.tensor(True))
         self._negative: bool | None = None
 
@@ -86,9 +89,26 @@ class LSQ(AffineQuantizer):
         super().observe(x)
 
     def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        scale = learned_step(self.scale, SCALE_FLOOR, self._gradient_scale(x))
+        step = self.scale if self.floor is None else positive(self.scale, self.floor)
+        scale = scale_grad(step, self._gradient_scale(x))
         shift = self._unsigned_shift()
-        return scale, shift * scale if shift else None
+        if not shift:
+            return scale, self.offset
+        return scale, shift * scale if self.offset is None else self.offset + shift * scale
+
+    def quantize(self, x: Tensor) -> Tensor:
+        if self._unsigned_shift():  # the offset depends on the step
+            return super().quantize(x)
+        return lsq(
+            x,
+            self.scale,
+            self.offset,
+            qmin=self.qmin,
+            qmax=self.qmax,
+            dim=self.dim,
+            floor=self.floor,
+            grad_scale=self._gradient_scale(x),
+        )
 
     def parameter_health(self) -> dict[str, float]:
         return {"scale": self.scale.detach().abs().mean().item()}

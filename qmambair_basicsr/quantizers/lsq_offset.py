@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from .lsq import INITIAL_FLOOR, LSQ, NEGATIVE
 from .search import best_interval
 from .spec import Option
-from .ste import scale_grad
 
 MODE = Option("stable", "the mended quantizer, or the release's arithmetic", choices=("stable", "official"))
 SEARCH = Option("mse", "fit the start to the calibration data (stable)", choices=("mse", "none"))
@@ -74,6 +73,8 @@ class LSQOffset(LSQ):
         self.mode = mode
         self.search = search if mode == "stable" else "none"
         self.first_batch_only = mode == "official"
+        if mode == "official":
+            self.floor = None
         self.offset = nn.Parameter(torch.zeros_like(self.scale))
 
     def estimate(self, x: Tensor) -> dict[str, Tensor]:
@@ -87,14 +88,6 @@ class LSQOffset(LSQ):
 
     def parameter_health(self) -> dict[str, float]:
         return super().parameter_health() | {"offset": self.offset.detach().mean().item()}
-
-    def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.mode == "official":
-            scale = scale_grad(self.scale, self._gradient_scale(x))
-        else:
-            scale, _ = super().step_and_offset(x)
-        shift = self._unsigned_shift()
-        return scale, self.offset + shift * scale if shift else self.offset
 
     def _is_signed(self, x: Tensor) -> Tensor:
         return x.amin() < NEGATIVE

@@ -34,6 +34,7 @@ the multiple of 2 mean|w| / sqrt(Q_P), between 1/4 and 2, that has the least squ
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import torch
@@ -46,7 +47,7 @@ from .lsq import INITIAL_FLOOR, SCALE_FLOOR
 from .lsq_offset import MODE, SEARCH
 from .search import best_symmetric_step
 from .spec import Option
-from .ste import learned_step, scale_grad
+from .ste import positive, scale_grad
 
 
 class _Ordered(torch.autograd.Function):
@@ -98,6 +99,7 @@ class RFA(Quantizer):
         self.search = search if mode == "stable" else "none"
         self.min_gap = min_gap
         self.first_batch_only = mode == "official"
+        self.floor = None if mode == "official" else SCALE_FLOOR  # of the step in use; None: the step as it is
         self.scale = nn.Parameter(torch.ones(1))
         self.offset = nn.Parameter(torch.zeros(1))
         self.thresholds = nn.Parameter(torch.arange(self.qmin, self.qmax + 1, dtype=torch.float32))
@@ -109,7 +111,15 @@ class RFA(Quantizer):
         return {"scale": scale}
 
     def quantize(self, x: Tensor) -> Tensor:
-        return rfa(x, self._step(x), self.offset, self.ordered_thresholds(), qmin=self.qmin)
+        return rfa(
+            x,
+            self.scale,
+            self.offset,
+            self.ordered_thresholds(),
+            qmin=self.qmin,
+            floor=self.floor,
+            grad_scale=self._gradient_scale(x),
+        )
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,11 +140,11 @@ class RFA(Quantizer):
             return self.thresholds
         return _Ordered.apply(self.thresholds, self.min_gap)
 
-    @torch.no_grad()
     def _in_order(self) -> bool:
         """Whether there is nothing to sort, where asking costs less than sorting: it would hold up a GPU."""
-        asks = self.thresholds.device.type == "cpu" and not torch.compiler.is_compiling()
-        return asks and self.thresholds.diff().min().item() >= self.min_gap
+        if self.thresholds.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        return all(right - left >= self.min_gap for left, right in itertools.pairwise(self.thresholds.tolist()))
 
     def parameter_health(self) -> dict[str, float]:
         thresholds = self.thresholds.detach()
@@ -147,6 +157,9 @@ class RFA(Quantizer):
         }
 
     def _step(self, x: Tensor) -> Tensor:
-        factor = (x.numel() * self.copies * self.qmax) ** -0.5
-        official = self.mode == "official"
-        return scale_grad(self.scale, factor) if official else learned_step(self.scale, SCALE_FLOOR, factor)
+        """Step in use, attached to the graph."""
+        step = self.scale if self.floor is None else positive(self.scale, self.floor)
+        return scale_grad(step, self._gradient_scale(x))
+
+    def _gradient_scale(self, x: Tensor) -> float:
+        return (x.numel() * self.copies * self.qmax) ** -0.5

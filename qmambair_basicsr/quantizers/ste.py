@@ -69,20 +69,6 @@ class _Positive(torch.autograd.Function):
         return torch.where(x < 0, -grad, grad), None
 
 
-class _LearnedStep(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, floor: float, factor: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.factor = factor
-        return x.abs().clamp_min_(floor)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        grad = grad * ctx.factor
-        return torch.where(x < 0, -grad, grad), None, None
-
-
 def round_ste(x: Tensor) -> Tensor:
     """Round to the nearest integer (ties to even); gradient 1 (Bengio et al., 2013)."""
     return _Round.apply(x)
@@ -117,8 +103,3 @@ def positive(x: Tensor, floor: float) -> Tensor:
     not cut its gradient off.
     """
     return _Positive.apply(x, floor)
-
-
-def learned_step(x: Tensor, floor: float, factor: float) -> Tensor:
-    """``scale_grad(positive(x, floor), factor)`` as one node: a network has hundreds of them."""
-    return _LearnedStep.apply(x, floor, factor)

@@ -10,7 +10,7 @@ import torch
 from qmambair_basicsr.ops.dls import dls
 from qmambair_basicsr.ops.lsq import lsq
 from qmambair_basicsr.ops.rfa import rfa
-from qmambair_basicsr.quantizers.ste import round_ste, scale_grad, snap
+from qmambair_basicsr.quantizers.ste import positive, round_ste, scale_grad, snap
 
 SIZES = [1, 63, 500, 4097]
 CUDA = torch.cuda.is_available()
@@ -135,6 +135,43 @@ def test_rfa_gradients(bits, order):
     got = _gradients(lambda *t: rfa(*t, qmin=qmin), tensors, upstream)
     expected = _gradients(lambda *t: plain_rfa(*t, qmin), tensors, upstream)
     _agree(got, expected, 1e-9, 1e-11)
+
+
+# ---- step in use ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", _others("lsq"))
+@pytest.mark.parametrize("scale", [0.3, 0.05, 0.0, -0.0, -0.3])
+def test_floor_and_gradient_scale_of_the_step(scale, backend, use_backend):
+    """Inside the operators exactly what ``ste.py`` does around them."""
+    use_backend("lsq", backend)
+    thresholds = torch.arange(-2.0, 2.0) + 0.1
+    tensors = (torch.randn(90), torch.tensor([scale]), torch.tensor([0.05]))
+    upstream, device = torch.randn(90), _device(backend)
+    for fused, plain in (
+        (
+            lambda *t: lsq(*t, qmin=-2, qmax=1, floor=0.1, grad_scale=0.25),
+            lambda x, s, o: lsq(x, scale_grad(positive(s, 0.1), 0.25), o, qmin=-2, qmax=1),
+        ),
+        (
+            lambda *t: rfa(*t, thresholds.to(device), qmin=-2, floor=0.1, grad_scale=0.25),
+            lambda x, s, o: rfa(x, scale_grad(positive(s, 0.1), 0.25), o, thresholds.to(device), qmin=-2),
+        ),
+    ):
+        _agree(_gradients(fused, tensors, upstream, device), _gradients(plain, tensors, upstream, device), 0, 0)
+
+
+def test_differentiating_twice_is_an_error():
+    x, one, four = torch.randn(2, 40), torch.ones(1), torch.ones(4)
+    for function in (
+        lambda x: lsq(x, one, one, qmin=-2, qmax=1),
+        lambda x: rfa(x, one, one, torch.arange(-2.0, 2.0), qmin=-2),
+        lambda x: dls(x, four, -four, qmin=-2, qmax=1, cap_share=0.25)[0],
+    ):
+        leaf = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(function(leaf).square().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
 
 
 # ---- arguments -----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qmambair_basicsr.quantizers.ste import learned_step, positive, round_ste, scale_grad, snap, soft_round
+from qmambair_basicsr.quantizers.ste import positive, round_ste, scale_grad, snap, soft_round
 
 
 def _grad(function, x):
@@ -39,15 +39,6 @@ def test_snap_returns_the_value_with_the_gradient_of_the_curve():
     y.sum().backward()
     assert torch.equal(y, x.detach().round())
     torch.testing.assert_close(x.grad, 3 * x.detach() ** 2)
-
-
-def test_learned_step_is_its_two_parts():
-    x = torch.tensor([-2.0, -0.0, 0.0, 1e-9, 3.0])
-    got, want = (
-        _grad(f, x) for f in (lambda t: learned_step(t, 1e-3, 0.25), lambda t: scale_grad(positive(t, 1e-3), 0.25))
-    )
-    assert torch.equal(got[0], want[0])
-    assert torch.equal(got[1], want[1])
 
 
 def test_scale_grad_changes_the_gradient_only():

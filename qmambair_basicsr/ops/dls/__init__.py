@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..backend import choose
+from ..learned import first_order
 
 BACKENDS = ("native", "triton", "reference")
 
@@ -14,17 +14,17 @@ BACKENDS = ("native", "triton", "reference")
 class _DLS(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, v, qmin, qmax, cap_share, grad_scale):
-        out, stats, grid = choose("dls", BACKENDS, x).forward(x, w, v, qmin, qmax, cap_share)
+        ctx.backend, ctx.constants = choose("dls", BACKENDS, x), (cap_share, grad_scale)
+        out, stats, grid = ctx.backend.forward(x, w, v, qmin, qmax, cap_share)
         ctx.save_for_backward(x, w, v, stats, grid)
-        ctx.constants = cap_share, grad_scale
         ctx.mark_non_differentiable(grid)
+        ctx.set_materialize_grads(False)  # no zeros for the grid; ``out`` has a gradient whenever backward runs
         return out, grid
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad, _):
-        x = ctx.saved_tensors[0]
-        gradients = choose("dls", BACKENDS, x).backward(grad.contiguous(), *ctx.saved_tensors, *ctx.constants)
+        gradients = ctx.backend.backward(grad.contiguous(), *ctx.saved_tensors, *ctx.constants)
         return (*gradients, None, None, None, None)
 
 
