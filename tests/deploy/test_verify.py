@@ -48,7 +48,10 @@ def test_what_was_exported_is_verified(exported, tmp_path, capsys):
         assert row["truth_psnr"] == pytest.approx(row["truth_psnr_fake_quantization"], abs=1)
     assert rows["frozen.onnx"]["activations"]["own_input_codes"] == rows["frozen.onnx"]["activations"]["codes"]
     assert rows["dynamic.onnx"]["activations"]["own_input_codes"] < rows["dynamic.onnx"]["activations"]["codes"]
-    assert (tmp_path / "report.md").read_text() == capsys.readouterr().out
+    own = document["rounding_psnr"]["min"]
+    assert own is None or own > 50, "a shallow network does not magnify rounding"
+    table = (tmp_path / "report.md").read_text()
+    assert "The network itself with its input moved by 1e-07" in table and table == capsys.readouterr().out
 
 
 BLOCK = "layers.0.residual_group.blocks.0.self_attention"
