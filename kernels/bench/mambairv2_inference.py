@@ -22,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 VARIANTS = ("native", "reference", "sequential")
 NETWORK = {
     "upscale": 2,
