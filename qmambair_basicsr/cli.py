@@ -31,6 +31,21 @@ def is_mistake(err: BaseException) -> bool:
     return ours or (isinstance(err, (ValueError, KeyError, FileNotFoundError)) and _raised_here(err.__traceback__))
 
 
+def run_tool(tool: Callable[[], int | None]) -> int:
+    """Run the body of a command-line tool.
+
+    Returns:
+        What it returned (0 for None), or 2 after a mistake of the user, reported in one line.
+    """
+    try:
+        return tool() or 0
+    except Exception as err:
+        if not is_mistake(err):
+            raise
+        sys.stderr.write(f"error: {err}\n")
+        return EXIT_MISTAKE
+
+
 def run_pipeline(pipeline: Callable[[str], None]) -> int:
     """Run a BasicSR pipeline with the working directory as its root.
 

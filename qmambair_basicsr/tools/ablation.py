@@ -27,7 +27,7 @@ from tqdm import tqdm
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from .. import preflight
-from ..cli import EXIT_MISTAKE, is_mistake
+from ..cli import run_tool
 from ..data.image_memory import images_in_memory
 from .ablation_report import collect, write_plot, write_tables
 from .ablation_run import Store, execute, missing_sets
@@ -250,13 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 when a run failed; 2 after a mistake in the options.
     """
     args = parser().parse_args(argv)
-    try:
-        return 1 if ablation(args) else 0
-    except Exception as err:
-        if not is_mistake(err):
-            raise
-        sys.stderr.write(f"error: {err}\n")
-        return EXIT_MISTAKE
+    return run_tool(lambda: 1 if ablation(args) else 0)
 
 
 if __name__ == "__main__":

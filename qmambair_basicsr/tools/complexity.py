@@ -30,7 +30,7 @@ from rich.table import Table
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..cli import EXIT_MISTAKE, is_mistake
+from ..cli import run_tool
 from .complexity_count import Complexity, LayerCost, collapse, measure
 from .complexity_record import FULL
 from .make_options import network_options
@@ -299,14 +299,11 @@ def run(args: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = build_parser().parse_args(argv)
-    try:
+
+    def tool() -> None:
         sys.stdout.write(run(args))
-    except Exception as err:
-        if not is_mistake(err):
-            raise
-        sys.stderr.write(f"error: {err}\n")
-        return EXIT_MISTAKE
-    return 0
+
+    return run_tool(tool)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..cli import is_mistake
+from ..cli import run_tool
 from ..data.image_files import list_images, match_channels, read_image
 from ..layers.calibrate import quantizers_of
 from ..layers.packed import load_packed, save_packed
@@ -105,14 +105,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = build_parser().parse_args(argv)
-    try:
-        run(args, Console())
-    except Exception as err:
-        if not is_mistake(err):
-            raise
-        sys.stderr.write(f"error: {err}\n")
-        return 2
-    return 0
+    return run_tool(lambda: run(args, Console()))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..cli import EXIT_MISTAKE, is_mistake
+from ..cli import run_tool
 from ..data.image_files import match_channels, read_image, write_atomically
 from .complexity_count import image_channels
 from .plot_data import (
@@ -250,19 +250,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = build_parser().parse_args(argv)
-    try:
+
+    def tool() -> None:
         if find_spec("matplotlib") is None:
             raise PlotError("plots need matplotlib; install it with: pip install 'qmambair_basicsr[plot]'")
-        written = args.run(args)
-    except Exception as err:
-        if not is_mistake(err):
-            raise
-        sys.stderr.write(f"error: {err}\n")
-        return EXIT_MISTAKE
-    console = Console()
-    for path in written:
-        console.print(f"{path} ({path.stat().st_size / 1000:,.0f} kB)", highlight=False, soft_wrap=True)
-    return 0
+        console = Console()
+        for path in args.run(args):
+            console.print(f"{path} ({path.stat().st_size / 1000:,.0f} kB)", highlight=False, soft_wrap=True)
+
+    return run_tool(tool)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ model's output for the accuracy check of deploy/benchmark_jetson.py.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -29,10 +28,11 @@ from torch import Tensor
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..cli import is_mistake
-from ..data.image_files import write_atomically, write_image
+from ..cli import run_tool
+from ..data.image_files import write_image
 from .image_sets import Sample, load_samples, mean, psnr_of, to_image
 from .networks import network_of
+from .reports import write_report
 
 SCHEMA_VERSION = 1
 
@@ -214,19 +214,13 @@ def markdown(document: dict) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = build_parser().parse_args(argv)
-    try:
+
+    def tool() -> int:
         document = run(args, Console(stderr=True))
-    except Exception as err:
-        if not is_mistake(err):
-            raise
-        sys.stderr.write(f"error: {err}\n")
-        return 2
-    table = markdown(document)
-    if args.output:
-        write_atomically(f"{args.output}.json", (json.dumps(document, indent=2) + "\n").encode())
-        write_atomically(f"{args.output}.md", table.encode())
-    sys.stdout.write(table)
-    return 0
+        write_report(document, markdown(document), args.output)
+        return 0
+
+    return run_tool(tool)
 
 
 if __name__ == "__main__":

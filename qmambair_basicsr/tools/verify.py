@@ -13,7 +13,6 @@ mean in detail is in exporting/codes.py. Exit status: 0 verified, 1 not, 2 wrong
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -26,11 +25,11 @@ from torch import Tensor, nn
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..cli import is_mistake
-from ..data.image_files import write_atomically
+from ..cli import run_tool
 from ..layers.convert import require_quantized
 from .image_sets import Sample, load_samples, mean, psnr_between, psnr_of
 from .networks import network_of
+from .reports import write_report
 
 SCHEMA_VERSION = 1
 ROUNDING = 1e-7  # of a pixel value in [0, 1]: the last bits of float32
@@ -244,20 +243,13 @@ def markdown(document: dict) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = build_parser().parse_args(argv)
-    console = Console(stderr=True)
-    try:
-        document = verify(args, console)
-    except Exception as err:
-        if not is_mistake(err):
-            raise
-        sys.stderr.write(f"error: {err}\n")
-        return 2
-    table = markdown(document)
-    if args.output:
-        write_atomically(f"{args.output}.json", (json.dumps(document, indent=2) + "\n").encode())
-        write_atomically(f"{args.output}.md", table.encode())
-    sys.stdout.write(table)
-    return 0 if document["verified"] else 1
+
+    def tool() -> int:
+        document = verify(args, Console(stderr=True))
+        write_report(document, markdown(document), args.output)
+        return 0 if document["verified"] else 1
+
+    return run_tool(tool)
 
 
 if __name__ == "__main__":

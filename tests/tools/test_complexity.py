@@ -12,6 +12,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
+from tiny_networks import TINY_NETWORK
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmambair_basicsr.layers import calibrate
@@ -32,22 +33,7 @@ QUANT = {
     "act": {"type": "LSQOffset", "bits": 3},
     "scan": {"type": "DLS", "bits": 2},
 }
-TINY = {
-    "embed_dim": 30,
-    "dim": 30,
-    "depths": [2],
-    "num_blocks": [1, 1, 1, 1],
-    "num_refinement_blocks": 1,
-    "num_heads": [2],
-    "window_size": 8,
-    "inner_rank": 4,
-    "num_tokens": 8,
-    "d_state": 3,
-    "mlp_ratio": 1.2,
-    "upscale": 2,
-    "upsampler": "pixelshuffledirect",
-    "quant": QUANT,
-}
+TINY = TINY_NETWORK | {"quant": QUANT}
 ARCHS = sorted(name for name, cls in ARCH_REGISTRY if cls.__module__.startswith("qmambair_basicsr"))
 QUANTIZED = [name for name in ARCHS if "quant" in inspect.signature(ARCH_REGISTRY.get(name)).parameters]
 

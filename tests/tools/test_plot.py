@@ -16,6 +16,8 @@ from PIL import Image
 
 pytest.importorskip("matplotlib")
 
+from tiny_networks import TINY_NETWORK
+
 from qmambair_basicsr.data.image_files import read_image, write_image
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale
 from qmambair_basicsr.layers import calibrate
@@ -34,22 +36,7 @@ QUANT = {
     "act": {"type": "LSQOffset", "bits": 4},
     "scan": {"type": "DLS", "bits": 4},
 }
-NET = {
-    "embed_dim": 30,
-    "dim": 30,
-    "depths": [2],
-    "num_blocks": [1, 1, 1, 1],
-    "num_refinement_blocks": 1,
-    "num_heads": [2],
-    "window_size": 8,
-    "inner_rank": 4,
-    "num_tokens": 8,
-    "d_state": 3,
-    "mlp_ratio": 1.2,
-    "upscale": 2,
-    "upsampler": "pixelshuffledirect",
-    "quant": QUANT,
-}
+NET = TINY_NETWORK | {"quant": QUANT}
 QUANTIZED = sorted(
     name
     for name, cls in ARCH_REGISTRY
