@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..layers.checkpoint import load_fp_state
+
 _LISTED = 20  # keys shown per kind of mismatch
 # what pickles of state_dicts refer to: rebuild functions, storages, dtypes, plain containers
 _PLAIN = re.compile(r"torch\.\w+$|torch\.(_utils|_tensor|storage)\.|collections\.(OrderedDict|Counter)$")
@@ -209,6 +211,26 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathL
         )
     net.load_state_dict(dict(state), strict=strict)
     return [f"not in the file: {key}" for key in missing] + [f"not in the network: {key}" for key in unexpected]
+
+
+def load_full_precision_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike) -> list[str]:
+    """Load a full-precision state_dict into a quantized network, whose quantizers stay as they are.
+
+    Args:
+        net: bare network.
+        state: names to tensors.
+        path: where it came from, for messages.
+
+    Returns:
+        The quantizers' keys, which the file lacks.
+
+    Raises:
+        CheckpointMismatchError: anything but exactly the quantizers' keys differs; nothing is loaded.
+    """
+    try:
+        return load_fp_state(net, state)
+    except ValueError as err:
+        raise CheckpointMismatchError(f"checkpoint {path}: {err}") from err
 
 
 def first_non_finite(state: Mapping[str, Tensor]) -> str | None:

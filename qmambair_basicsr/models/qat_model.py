@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..archs.routing import shared_routing_noise
 from ..layers.calibrate import calibrate, quantizers_of, uncalibrated
-from ..layers.checkpoint import load_fp_state, quantizer_keys
+from ..layers.checkpoint import quantizer_keys
 from ..losses.feature_capture import FeatureCapture
 from ..quantizers import UncalibratedError
 from . import checkpoint_io
@@ -78,10 +78,7 @@ class QATModel(MambaIRModel):
         state = checkpoint_io.select_params(checkpoint_io.read_file(load_path), load_path, param_key)
         if quantizer_keys(net).isdisjoint(state):
             get_root_logger().info(f"Loading full-precision weights from {load_path}, key {param_key}")
-            try:
-                load_fp_state(net, state)
-            except ValueError as err:
-                raise checkpoint_io.CheckpointMismatchError(f"checkpoint {load_path}: {err}") from err
+            checkpoint_io.load_full_precision_state(net, state, load_path)
         else:
             super().load_network(net, load_path, strict, param_key)
 

@@ -28,8 +28,8 @@ import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..data.image_files import list_images, match_channels, read_image
 from ..data.matlab_resize import bicubic_downscale
-from ..layers.calibrate import calibrate, quantizers_of
-from ..models.checkpoint_io import load_state, read_file, select_params
+from ..layers.calibrate import calibrate
+from .networks import load_full_precision
 
 OFFICIAL = {"mode": "official"}
 SETTINGS: dict[str, tuple[dict, dict, dict]] = {  # name: options of weight (RFA), act (LSQOffset), scan (DLS)
@@ -81,13 +81,9 @@ def _images(batch: torch.Tensor) -> Iterable[np.ndarray]:
         yield image.permute(1, 2, 0).numpy()[:, :, ::-1]
 
 
-def _network(network: dict, weights: dict, quant: dict) -> torch.nn.Module:
+def _network(network: dict, weights: Path, quant: dict) -> torch.nn.Module:
     """The network with full-precision weights and fresh quantizers, for evaluation."""
-    net = build_network({**network, "quant": quant}).eval()
-    starts = tuple(f"{quantizer}." for quantizer in quantizers_of(net))
-    own = {key: value for key, value in net.state_dict().items() if key.startswith(starts)}
-    load_state(net, {**weights, **own}, "of the comparison")
-    return net
+    return load_full_precision(build_network({**network, "quant": quant}), weights).eval()
 
 
 @torch.no_grad()
@@ -95,7 +91,7 @@ def _alone(net: torch.nn.Module, low: torch.Tensor) -> torch.Tensor:
     return torch.cat([net(image[None]) for image in low])
 
 
-def compare(network: dict, weights: dict, calibration: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int):
+def compare(network: dict, weights: Path, calibration: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int):
     """Measure every entry of ``SETTINGS`` at one bit-width.
 
     Yields:
@@ -131,8 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = dict(opt["network_g"])
     if "quant" not in network:
         parser.error(f"{args.opt}: network_g has no quant block; give the option file of a quantized network")
-    path = args.weights or Path(opt["path"]["pretrain_network_g"])
-    weights = select_params(read_file(path), path, "params")
+    weights = args.weights or Path(opt["path"]["pretrain_network_g"])
     low, high = load_pairs(args.test, args.crop, network["upscale"], 100)
     calibration, _ = load_pairs(args.calibration, args.crop, network["upscale"], args.images)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import yaml
 from basicsr.archs import build_network
 from basicsr.utils.options import ordered_yaml
 from torch import nn
 
 from ..layers.packed import load_packed
-from ..models.checkpoint_io import load_state, read_file, select_params
+from ..models.checkpoint_io import load_full_precision_state, load_state, read_file, select_params
 
 
 def plain(value):
@@ -38,6 +40,25 @@ def load_network(network: dict, checkpoint: str, param_key: str | None = "params
     net = build_network(dict(network))
     load_state(net, select_params(read_file(checkpoint), checkpoint, param_key), checkpoint)
     return net.eval()
+
+
+def load_full_precision(net: nn.Module, checkpoint: str | os.PathLike, param_key: str | None = "params") -> nn.Module:
+    """Fill a quantized network's weights from a full-precision checkpoint; its quantizers stay as they were built.
+
+    Args:
+        net: quantized (or full-precision) network.
+        checkpoint: BasicSR checkpoint (.pth) of the full-precision network.
+        param_key: which weights of it; None for a bare state_dict.
+
+    Returns:
+        The same object; its quantizers still need calibration.
+
+    Raises:
+        CheckpointError: the file cannot be read, has no such weights, or holds other keys or shapes than the network
+            without its quantizers. The message names the file; nothing is loaded then.
+    """
+    load_full_precision_state(net, select_params(read_file(checkpoint), checkpoint, param_key), checkpoint)
+    return net
 
 
 def is_packed(checkpoint: str) -> bool:
