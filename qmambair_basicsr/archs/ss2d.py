@@ -117,7 +117,7 @@ class ScanParameters(nn.Module):
             Tensor: (B, H, W, D).
         """
         k, d, n = len(self.directions), self.d_inner, self.d_state
-        a = -torch.exp(self.A_logs.float())
+        a = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
         return ss2d_scan(
             self.site("u", x),
             self.site("delta", delta),

@@ -236,7 +236,9 @@ def compare_activations(path: str | Path, net: nn.Module, image: Tensor) -> list
         whole = reference[name][call] if direction is None else reference[name][call][..., direction, :]
         own = None
         if source is not None:
-            own = quantizers[name].to_int(torch.from_numpy(outputs[source]).float())[0].numpy().reshape(-1)
+            given = torch.from_numpy(outputs[source])
+            given = given.to(torch.promote_types(given.dtype, torch.float32))
+            own = quantizers[name].to_int(given)[0].numpy().reshape(-1)
             own = int((own == got).sum())
         label = name if direction is None else f"{name} direction {direction}"
         checks.append(ActivationCheck(label, got.size, own, int((whole.reshape(-1) == got).sum())))

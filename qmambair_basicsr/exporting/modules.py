@@ -25,8 +25,8 @@ from ..layers.quant_matmul import QuantMatMul
 from ..ops.dls.reference import grid as dls_grid
 from ..quantizers import DLS, Identity, Quantizer
 from ..quantizers.affine import AffineQuantizer
-
-OPSET = 18
+from . import float64
+from .float64 import OPSET
 
 
 class ExportError(ValueError):
@@ -37,9 +37,19 @@ def _symbolic(op: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, shape, at
     return torch.onnx.ops.symbolic(op, inputs, attributes or {}, dtype=dtype, shape=shape, version=OPSET)
 
 
+def _operator(op: str, scale: Tensor) -> str:
+    """Q/DQ of the standard, or in FP64, which the standard has not, of ``float64``."""
+    return op if scale.dtype == torch.float32 else f"{float64.DOMAIN}::{op}"
+
+
+def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return _symbolic(_operator("QuantizeLinear", scale), (x, scale, zero_point), torch.int8, x.shape)
+
+
 def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
     attributes = {} if axis is None else {"axis": axis}
-    return _symbolic("DequantizeLinear", (codes, scale, zero_point), torch.float32, codes.shape, attributes)
+    operator = _operator("DequantizeLinear", scale)
+    return _symbolic(operator, (codes, scale, zero_point), scale.dtype, codes.shape, attributes)
 
 
 class StaticGrid(nn.Module):
@@ -57,11 +67,11 @@ class StaticGrid(nn.Module):
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float()
+        x = x.to(self.step.dtype)
         shifted = x + self.offset if self.offset else x
         if self.bounds is not None:
             shifted = shifted.clamp(*self.bounds)
-        codes = _symbolic("QuantizeLinear", (shifted, self.step, self.zero_point), torch.int8, shifted.shape)
+        codes = _quantize(shifted, self.step, self.zero_point)
         return _dequantize(codes, self.step, self.zero_point)
 
 
@@ -80,7 +90,7 @@ class DynamicGrid(nn.Module):
         self.register_buffer("v", quantizer.v.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.float().reshape(x.shape[0] if self.per_sample else 1, -1)
+        rows = x.to(self.w.dtype).reshape(x.shape[0] if self.per_sample else 1, -1)
         low, high = rows.amin(1), rows.amax(1)
         mean = rows.mean(1)
         count = rows.shape[1]
@@ -220,8 +230,8 @@ class BorderSums(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # ones from the input, so that no runtime keeps the result, as large as a feature map, as a constant
-        first = x[:1, :1].float()
-        return F.conv2d(torch.eq(first, first).float(), self.sums, None, *self.geometry)
+        first = x[:1, :1]
+        return F.conv2d(torch.eq(first, first).to(self.sums.dtype), self.sums, None, *self.geometry)
 
 
 class IntegerConv2d(nn.Module):

@@ -16,20 +16,24 @@ from unittest import mock
 import numpy as np
 import onnx
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 from torch import nn
 
 from ..archs.mambairv2_blocks import ASSM
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import constant_grids, freeze_parameters
 from ..quantizers import DLS
-from . import stand_ins
-from .half import make_half
-from .modules import OPSET, ExportError, make_exportable
+from . import float64, stand_ins
+from .float64 import OPSET
+from .modules import ExportError, make_exportable
 from .node_names import name_nodes
+from .precision import in_double, make_half
 from .runtime import facts_of, session
 from .scan_graph import SCAN_NODE, expand_scan
 from .stand_ins import DOMAIN
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
+"""What feature maps are computed in."""
 
 SCAN_CONSTANTS = {2: "A", 5: "D", 6: "delta_bias"}
 """Inputs of a scan node that are constants of a quantized network: position -> name."""
@@ -44,7 +48,8 @@ class ExportSettings:
         dynamic: leave height and width open.
         scan: ``onnx`` (standard operators) or ``plugin`` (one ``SS2DScan`` node for the TensorRT plugin).
         scan_chunk: pixels per iteration of the ONNX ``Scan``.
-        half: compute in FP16 what is not quantized, for TensorRT 11, which has no precision flags.
+        precision: ``fp32``; ``fp16`` computes in FP16 what is not quantized, for TensorRT 11, which has no precision
+            flags; ``fp64`` is for ``tools.verify`` (see ``precision``).
     """
 
     height: int = 64
@@ -52,7 +57,7 @@ class ExportSettings:
     dynamic: bool = False
     scan: str = "onnx"
     scan_chunk: int = 16
-    half: bool = False
+    precision: str = "fp32"
 
 
 def export_onnx(
@@ -82,12 +87,7 @@ def export_onnx(
         raise ExportError(f"height and width must be multiples of {multiple} for {type(net).__name__}")
     dynamic_dls = any(isinstance(q, DLS) and q.role == "act" for q in quantizers_of(net).values())
     original = net
-    net = copy.deepcopy(net).cpu().eval()
-    if quantizers_of(net):
-        net = make_exportable(freeze_parameters(net))
-    net.requires_grad_(False)
-    if settings.half:
-        make_half(net)
+    net = _exportable(net, settings.precision)
     channels = input_channels(original)
     example = torch.rand(1, channels, settings.height, settings.width, generator=torch.Generator().manual_seed(0))
     shapes = None
@@ -113,13 +113,15 @@ def export_onnx(
     model = program.model_proto
     name_nodes(model, {name for name, _ in net.named_modules()})
     settle_scans(model, settings)
+    if settings.precision == "fp64":
+        float64.lower(model)
     metadata = {
         "arch": type(original).__name__,
         "scale": str(output_scale(original)),
         "size_multiple": str(multiple),
         "in_chans": str(channels),
         "bits": _bits(original),
-        "precision": "fp16" if settings.half else "fp32",
+        "precision": settings.precision,
         "dls": "dynamic" if dynamic_dls else "frozen",
         "scan": settings.scan if settings.scan == "plugin" else f"onnx, chunk {settings.scan_chunk}",
     }
@@ -134,6 +136,18 @@ def export_onnx(
     part.write_bytes(model.SerializeToString())
     os.replace(part, path)
     return model
+
+
+def _exportable(net: nn.Module, precision: str) -> nn.Module:
+    """A copy of a network, on the CPU, that the exporter can trace."""
+    if precision == "fp64":
+        net = in_double(net)
+        return make_exportable(net).double() if quantizers_of(net) else net
+    net = copy.deepcopy(net).cpu().eval()
+    if quantizers_of(net):
+        make_exportable(freeze_parameters(net))
+    net.requires_grad_(False)
+    return make_half(net) if precision == "fp16" else net
 
 
 @contextmanager
@@ -154,7 +168,7 @@ def _quiet_exporter() -> Iterator[None]:
 def _exportable_functions(net: nn.Module, settings: ExportSettings) -> Iterator[None]:
     """Put the stand-ins in place of what they stand for."""
     archs = "qmambair_basicsr.archs"
-    scan = stand_ins.scan_node(settings.half, settings.scan == "plugin")
+    scan = stand_ins.scan_node(PRECISIONS[settings.precision], settings.scan == "plugin")
     with ExitStack() as stack:
         stack.enter_context(mock.patch(f"{archs}.ss2d.ss2d_scan", scan))
         routers = [module for module in net.modules() if isinstance(module, ASSM)]
@@ -202,7 +216,7 @@ def settle_scans(model: onnx.ModelProto, settings: ExportSettings) -> None:
 
     Their constants become ``<node>.A``, ``<node>.D`` and ``<node>.delta_bias``.
     """
-    nodes = []
+    nodes, kind = [], TensorProto.DOUBLE if settings.precision == "fp64" else TensorProto.FLOAT
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == SCAN_NODE:
@@ -217,7 +231,7 @@ def settle_scans(model: onnx.ModelProto, settings: ExportSettings) -> None:
             node.attribute.append(helper.make_attribute("plugin_version", "1"))
             nodes.append(node)
         else:
-            new, added = expand_scan(node, settings.scan_chunk)
+            new, added = expand_scan(node, settings.scan_chunk, kind)
             nodes += new
             model.graph.initializer.extend(added)
     del model.graph.node[:]

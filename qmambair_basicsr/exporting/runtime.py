@@ -77,7 +77,8 @@ class OnnxNetwork:
         self.path, self.facts = Path(path), facts_of(model)
         if "size_multiple" not in self.facts:
             raise ExportError(f"{path} was not written by qmambair_basicsr.tools.export")
-        foreign = sorted({n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx")})
+        own = {function.domain for function in model.functions}
+        foreign = sorted({n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx", *own)})
         if foreign:
             raise ExportError(
                 f"{path} needs a TensorRT plugin ({', '.join(foreign)}), which onnxruntime has not: export with --scan onnx"

@@ -36,7 +36,7 @@ class _Graph:
         return names[0] if outputs == 1 else names
 
 
-def _body(prefix: str, chunk: int) -> onnx.GraphProto:
+def _body(prefix: str, chunk: int, kind: int) -> onnx.GraphProto:
     """State h (B, K, D, N), dt and dt*x (T, B, K, D), B and C (T, B, K, N), A from outside -> h, y (T, B, K, D)."""
     g = _Graph(f"{prefix}_body")
     state, dt, dtx, b, c = (f"{g.prefix}_{n}" for n in ("h", "dt", "dtx", "b", "c"))
@@ -54,18 +54,21 @@ def _body(prefix: str, chunk: int) -> onnx.GraphProto:
     final = g("Identity", h)
 
     def value(name: str, rank: int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
+        return helper.make_tensor_value_info(name, kind, [None] * rank)
 
     inputs = [value(state, 4), *(value(name, 4) for name in (dt, dtx, b, c))]
     return helper.make_graph(g.nodes, g.prefix, inputs, [value(final, 4), value(y, 4)], initializer=g.constants)
 
 
-def expand_scan(node: onnx.NodeProto, chunk: int) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+def expand_scan(
+    node: onnx.NodeProto, chunk: int, kind: int = TensorProto.FLOAT
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """Nodes and constants that compute what a ``SS2DScan`` node stands for.
 
     Args:
         node: inputs x, delta, A, B, C, D, delta_bias; attributes ``directions`` and ``delta_softplus``.
         chunk: pixels per iteration, at least 1.
+        kind: element type, ``TensorProto.FLOAT`` or ``TensorProto.DOUBLE``.
 
     Raises:
         ValueError: chunk below 1.
@@ -106,7 +109,8 @@ def expand_scan(node: onnx.NodeProto, chunk: int) -> tuple[list[onnx.NodeProto],
     length = g("Gather", g("Shape", sequences[0]), g.constant([0]))
     # state of zeros, (B, K, D, N)
     batch = g("Gather", g("Shape", x), g.constant([0]))
-    start = g("ConstantOfShape", g("Concat", batch, g("Shape", a), axis=0))
+    zero = helper.make_tensor("zero", kind, [1], [0.0])
+    start = g("ConstantOfShape", g("Concat", batch, g("Shape", a), axis=0), value=zero)
     if chunk > 1:
         size = g.constant([chunk])
         missing = g("Mod", g("Sub", size, g("Mod", length, size)), size)
@@ -121,7 +125,7 @@ def expand_scan(node: onnx.NodeProto, chunk: int) -> tuple[list[onnx.NodeProto],
         for t in sequences
     ]
     g.nodes.append(helper.make_node("Identity", [a], [f"{prefix}_A"]))
-    _, y = g("Scan", start, *blocks, outputs=2, body=_body(prefix, chunk), num_scan_inputs=4)
+    _, y = g("Scan", start, *blocks, outputs=2, body=_body(prefix, chunk, kind), num_scan_inputs=4)
     y = g("Reshape", y, g("Concat", one_index, g("Slice", g("Shape", y), g.constant([2]), g.constant([5])), axis=0))
     y = g("Transpose", g("Slice", y, g.constant([0]), length, g.constant([0])), perm=[1, 2, 0, 3])  # (B, K, L, D)
     raster, turned = g("Shape", x), g("Shape", g("Transpose", x, perm=[0, 2, 1, 3]))

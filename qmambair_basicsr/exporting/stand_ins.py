@@ -18,21 +18,24 @@ from .scan_graph import SCAN_NODE
 DOMAIN = "qmambair"
 
 
-def scan_node(half: bool, plugin: bool) -> Callable[..., Tensor]:
+def scan_node(kind: torch.dtype, plugin: bool) -> Callable[..., Tensor]:
     """``ops.ss2d_scan`` as one placeholder node.
 
     Args:
-        half: the network around it computes in FP16. Standard operators scan in FP32 all the same; the plugin takes
-            FP16 feature maps and keeps its state in FP32.
+        kind: what the network around it computes in. In an FP16 network standard operators scan in FP32 all the same;
+            the plugin takes FP16 feature maps and keeps its state in FP32.
         plugin: the node stays, for the TensorRT plugin.
     """
-    kind = torch.float16 if half and plugin else torch.float32
+    state = torch.float64 if kind == torch.float64 else torch.float32
+    maps = kind if plugin else state
 
     def scan(x, delta, A, B, C, D, delta_bias, delta_softplus=True, directions=DIRECTIONS) -> Tensor:
         attributes = {"directions": [DIRECTIONS.index(d) for d in directions], "delta_softplus": int(delta_softplus)}
-        inputs = (x.to(kind), delta.to(kind), A.float(), B.to(kind), C.to(kind), D.float(), delta_bias.float())
-        y = torch.onnx.ops.symbolic(f"{DOMAIN}::{SCAN_NODE}", inputs, attributes, dtype=kind, shape=x.shape, version=1)
-        return y.half() if half else y
+        kinds = (maps, maps, state, maps, maps, state, state)
+        given = (x, delta, A, B, C, D, delta_bias)
+        inputs = tuple(value.to(wanted) for value, wanted in zip(given, kinds, strict=True))
+        y = torch.onnx.ops.symbolic(f"{DOMAIN}::{SCAN_NODE}", inputs, attributes, dtype=maps, shape=x.shape, version=1)
+        return y.to(kind)
 
     return scan
 

@@ -17,6 +17,7 @@ from ..layers.convert import frozen, parameter_sites, set_constant_grids
 from ..layers.packed import load_packed
 from .codes import ActivationCheck, WeightCheck, captured_codes, compare_activations, compare_weights, same_scale
 from .modules import ExportError
+from .precision import in_double
 from .runtime import OnnxNetwork, read_model
 
 
@@ -86,9 +87,10 @@ def _packed(path: Path, net: nn.Module) -> Artifact:
 def _onnx(path: Path, net: nn.Module) -> Artifact:
     network = OnnxNetwork(path)
     _same_network(path, network.facts["arch"], net)
-    reference = net
+    exact = network.facts["precision"] == "fp64"
+    reference = in_double(net) if exact else net
     if "grids" in network.facts:
-        reference = copy.deepcopy(net)
+        reference = reference if exact else copy.deepcopy(net)
         try:
             set_constant_grids(reference, json.loads(network.facts["grids"]))
         except ValueError as err:

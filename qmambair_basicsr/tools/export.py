@@ -54,8 +54,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--scan", choices=("onnx", "plugin"), default="onnx", help="standard operators, or TensorRT plugin"
     )
     parser.add_argument("--scan-chunk", type=int, default=16, help="pixels per iteration: 16 onnxruntime, 64 TensorRT")
-    parser.add_argument(
-        "--fp16", action="store_true", help="compute in FP16 what is not quantized; for TensorRT 11 (scan stays FP32)"
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument(
+        "--fp16",
+        dest="precision",
+        action="store_const",
+        const="fp16",
+        default="fp32",
+        help="compute in FP16 what is not quantized; for TensorRT 11 (scan stays FP32)",
+    )
+    precision.add_argument(
+        "--fp64",
+        dest="precision",
+        action="store_const",
+        const="fp64",
+        help="the same graph in FP64, for tools.verify: shows that it is the network, without rounding",
     )
     return parser
 
@@ -96,7 +109,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
             size = args.height, args.width, args.images
             replaced = freeze_dls(net, crops(args.calibration, input_channels(net), *size))
             console.print(f"{len(replaced)} DLS quantizers frozen", highlight=False)
-        settings = ExportSettings(args.height, args.width, args.dynamic, args.scan, args.scan_chunk, args.fp16)
+        settings = ExportSettings(args.height, args.width, args.dynamic, args.scan, args.scan_chunk, args.precision)
         model = export_onnx(net, args.onnx, settings)
         facts = ", ".join(f"{p.key} {p.value}" for p in model.metadata_props if p.key != "grids")
         console.print(f"{args.onnx}: {len(model.graph.node)} nodes; {facts}", highlight=False, soft_wrap=True)

@@ -117,7 +117,7 @@ def test_half_precision(tmp_path):
     net = calibrated(CASES["light x2 w4a4"])
     x = photo(3, 16, 24)
     freeze_dls(net, [x])
-    model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, scan_chunk=4, half=True))
+    model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, scan_chunk=4, precision="fp16"))
     onnx_net = OnnxNetwork(tmp_path / "net.onnx")
     with torch.no_grad():
         assert_same(onnx_net(x).numpy(), net(x).numpy(), 45)

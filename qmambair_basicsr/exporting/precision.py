@@ -1,17 +1,25 @@
-"""FP16 form of a network that is to be exported, for engines without precision flags (TensorRT 11).
+"""FP16 and FP64 forms of a network that is to be exported.
 
-Feature maps and layers in full precision become FP16. FP32 stay: the quantization grids and what integer layers add up
-(their result is rounded to FP16), the state and the parameters of the selective scan, MambaIRv2's token routing (a close
-decision turned by rounding is visible), and the image that goes in and the one that comes out.
+FP16 is for engines without precision flags (TensorRT 11). Feature maps and layers in full precision become FP16. FP32
+stay: the quantization grids and what integer layers add up (their result is rounded to FP16), the state and the
+parameters of the selective scan, MambaIRv2's token routing (a close decision turned by rounding is visible), and the
+image that goes in and the one that comes out.
+
+FP64 is for proving that a graph is the network: a deep network of few bits magnifies the rounding of float32 until
+outputs differ visibly although nothing is wrong. In FP64 nothing is left of that. The image goes in, and comes out, in
+FP32. Quantized parameters keep the codes and scales they have in FP32.
 """
 
 from __future__ import annotations
 
+import copy
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from ..archs.ss2d import ScanParameters
+from ..layers.calibrate import quantizers_of
+from ..layers.convert import freeze_parameters
 from .modules import (
     BorderSums,
     Constant,
@@ -42,6 +50,20 @@ def _to_half(_: nn.Module, inputs: tuple) -> tuple:
 
 def _to_float(_: nn.Module, inputs: tuple) -> tuple:
     return (inputs[0].float(), *inputs[1:])
+
+
+def in_double(net: nn.Module) -> nn.Module:
+    """A copy in FP64, on the CPU, of a network in full precision or calibrated; takes and returns FP32 images.
+
+    Codes and scales of quantized parameters are those of the network given.
+    """
+    net = copy.deepcopy(net).cpu().eval()
+    if quantizers_of(net):
+        freeze_parameters(net)
+    net.double().requires_grad_(False)
+    net.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(), *inputs[1:]))
+    net.register_forward_hook(lambda _, inputs, output: output.float())
+    return net
 
 
 def make_half(net: nn.Module) -> nn.Module:

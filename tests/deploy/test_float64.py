@@ -1,0 +1,113 @@
+"""FP64 form of an exported file: its functions compute what the operators do, and nothing but rounding is different."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_export_onnx import CASES, calibrated, photo
+
+onnx = pytest.importorskip("onnx", reason="extra: export")
+pytest.importorskip("onnxruntime", reason="extra: export")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from qmambair_basicsr.exporting import float64  # noqa: E402
+from qmambair_basicsr.exporting.codes import compare_activations, compare_weights  # noqa: E402
+from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx  # noqa: E402
+from qmambair_basicsr.exporting.precision import in_double  # noqa: E402
+from qmambair_basicsr.exporting.runtime import OnnxNetwork, session  # noqa: E402
+from qmambair_basicsr.layers.convert import freeze_dls  # noqa: E402
+
+
+def lowered(op, feeds, constants, kind=TensorProto.DOUBLE, **attributes):
+    """Output of one node that went through ``lower``."""
+    node = helper.make_node(op, [*feeds, *constants], ["y"], **attributes)
+    if op == "QuantizeLinear":
+        node.domain = float64.DOMAIN
+    inputs = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, list(v.shape)) for name, v in feeds.items()]
+    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", kind, None)], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", float64.OPSET)], ir_version=10)
+    float64.lower(model)
+    return session(model).run(None, feeds)[0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("channels", "out", "kernel", "geometry"),
+    [
+        (3, 4, (3, 3), {"padding": 1}),
+        (4, 6, (1, 1), {}),
+        (4, 8, (3, 3), {"padding": 1, "groups": 4}),
+        (6, 4, (3, 2), {"groups": 2, "stride": (2, 1), "dilation": (1, 2), "padding": (2, 1)}),
+    ],
+)
+def test_convolution(channels, out, kernel, geometry, bias):
+    generator = torch.Generator().manual_seed(out)
+    x = torch.randn(2, channels, 7, 9, generator=generator, dtype=torch.float64)
+    w = torch.randn(out, channels // geometry.get("groups", 1), *kernel, generator=generator, dtype=torch.float64)
+    b = torch.randn(out, generator=generator, dtype=torch.float64) if bias else None
+    pair = {name: torch.nn.modules.utils._pair(geometry.get(name, d)) for name, d in (("stride", 1), ("dilation", 1))}
+    pads = torch.nn.modules.utils._pair(geometry.get("padding", 0))
+    constants = {"w": w.numpy()} | ({"b": b.numpy()} if bias else {})
+    got = lowered(
+        "Conv",
+        {"x": x.numpy()},
+        constants,
+        strides=pair["stride"],
+        dilations=pair["dilation"],
+        pads=(*pads, *pads),
+        group=geometry.get("groups", 1),
+    )
+    np.testing.assert_allclose(got, F.conv2d(x, w, b, **geometry).numpy(), rtol=1e-13, atol=1e-13)
+
+
+def test_error_function():
+    x = np.concatenate([np.linspace(-8, 8, 4001), [0.0, 1e-12, -1e-12]])
+    np.testing.assert_allclose(lowered("Erf", {"x": x}, {}), [math.erf(v) for v in x], rtol=0, atol=1e-14)
+
+
+def test_quantize_and_dequantize():
+    x = np.array([-1e9, -12.8, -0.05, 0.05, 0.15, 0.25, 3.14159, 12.75, 1e9])
+    scale, zero = np.array(0.1), np.array(0, np.int8)
+    codes = lowered("QuantizeLinear", {"x": x}, {"scale": scale, "zero": zero}, TensorProto.INT8)
+    assert codes.dtype == np.int8
+    assert np.array_equal(codes, np.clip(np.round(x / 0.1), -128, 127))
+    stored = np.array([[-3, 2], [1, 127]], np.int8)
+    add = {"x": np.zeros((2, 2))}
+    for scales, wanted in ((np.array(0.1), stored * 0.1), (np.array([0.1, 2.0]), stored * [[0.1], [2.0]])):
+        axis = {"axis": 0} if scales.ndim else {}
+        nodes = [
+            helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["w"], **axis),
+            helper.make_node("Add", ["x", "w"], ["y"]),
+        ]
+        values = {"codes": stored, "scale": scales, "zero": np.zeros_like(scales, np.int8)}
+        kinds = [helper.make_tensor_value_info(n, TensorProto.DOUBLE, [2, 2]) for n in ("x", "y")]
+        graph = helper.make_graph(
+            nodes, "g", kinds[:1], kinds[1:], [numpy_helper.from_array(v, k) for k, v in values.items()]
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", float64.OPSET)], ir_version=10)
+        float64.lower(model)
+        assert np.array_equal(session(model).run(None, add)[0], wanted)
+
+
+@pytest.mark.parametrize(("case", "dls"), [(c, "frozen") for c in CASES] + [("light x2 w4a4", "dynamic")])
+def test_the_graph_is_the_network(case, dls, tmp_path):
+    """Without rounding every code of the whole network is equal, also where DLS is computed in the graph."""
+    net, x = calibrated(CASES[case]), photo(CASES[case].get("in_chans", 3), 16, 24)
+    if dls == "frozen":
+        freeze_dls(net, [x])
+    model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, scan_chunk=4, precision="fp64"))
+    assert all(check.equal for check in compare_weights(model, net))
+    exact = in_double(net)
+    checks = compare_activations(tmp_path / "net.onnx", exact, x)
+    assert len(checks) > 10
+    for check in checks:
+        assert check.whole_network == check.count
+        assert check.own_input in (None, check.count)
+    with torch.no_grad():
+        np.testing.assert_allclose(OnnxNetwork(tmp_path / "net.onnx")(x), exact(x), rtol=2e-7, atol=1e-12)
