@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from basicsr.utils.options import ordered_yaml
 from tqdm import tqdm
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
@@ -32,22 +31,9 @@ from ..data.image_memory import images_in_memory
 from .ablation_report import collect, write_plot, write_tables
 from .ablation_run import Store, execute, missing_sets
 from .ablation_studies import Run, plan, studies
+from .option_files import read_options
 
 __all__ = ["main", "test_options", "training_options"]
-
-
-def read_file(file: Path) -> dict:
-    """An option file as BasicSR reads it.
-
-    Raises:
-        ValueError: no such file, or not YAML.
-    """
-    try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=ordered_yaml()[0])
-    except OSError as err:
-        raise ValueError(f"{file}: {err.strerror}") from err
-    except yaml.YAMLError as err:
-        raise ValueError(f"{file} is not valid YAML: {err}") from err
 
 
 def forced(opt: dict, entries: Sequence[str]) -> dict:
@@ -216,8 +202,10 @@ def ablation(args: argparse.Namespace) -> int:
         ValueError: options that cannot be run.
     """
     test_file = args.test or args.opt.with_name(args.opt.name.replace("train_", "test_", 1))
-    opt = forced(training_options(read_file(args.opt), args.iterations, args.datasets), args.force_yml)
-    test = test_options(read_file(test_file), args.sets, args.datasets)
+    opt = forced(
+        training_options(read_options(args.opt, quantized=True), args.iterations, args.datasets), args.force_yml
+    )
+    test = test_options(read_options(test_file), args.sets, args.datasets)
     store = Store(args.out.resolve())
     runs = plan(opt, args.studies, args.bits, args.seeds, args.variants)
     if args.list:

@@ -31,6 +31,7 @@ from qmambair_basicsr.tools.benchmark_table import (
     read_published,
 )
 from qmambair_basicsr.tools.demo_report import stored_kib
+from qmambair_basicsr.tools.option_files import TEST_KEYS, OptionFileError, read_options
 from qmambair_basicsr.tools.result_log import latest_log, read_results
 
 __all__ = ["main"]
@@ -52,24 +53,6 @@ _EXTRA_METRICS = {
 
 class RunError(RuntimeError):
     """A test file could not be run, or gave no figures."""
-
-
-def read_options(file: Path) -> dict:
-    """An option file as BasicSR reads it.
-
-    Raises:
-        RunError: missing, not YAML, or without the keys a test needs.
-    """
-    try:
-        opt = yaml.load(file.read_text(encoding="utf-8"), Loader=ordered_yaml()[0])
-    except OSError as err:
-        raise RunError(f"{file}: {err.strerror}") from err
-    except yaml.YAMLError as err:
-        raise RunError(f"{file}: not valid YAML: {err}") from err
-    missing = [key for key in ("name", "network_g", "datasets", "val") if key not in (opt or {})]
-    if missing:
-        raise RunError(f"{file}: no test option file, it lacks {', '.join(missing)}")
-    return opt
 
 
 def describe(opt: dict) -> Entry:
@@ -123,9 +106,10 @@ def measure(file: Path, args: argparse.Namespace) -> Entry:
     """One row: run the file unless its log is complete, then read the log.
 
     Raises:
+        OptionFileError: no test option file.
         RunError: no figures.
     """
-    opt = read_options(file)
+    opt = read_options(file, TEST_KEYS)
     entry = describe(opt)
     log = latest_log(args.results, opt["name"])
     results = read_results(log)[0] if log else {}
@@ -178,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file in args.opt:
         try:
             entries.append(measure(file, args))
-        except RunError as err:
+        except (OptionFileError, RunError) as err:
             failures.append(str(err))
             logger.error("%s", err)
         write_tables(entries, failures, args.out)

@@ -11,25 +11,26 @@ pixels cut) of both, and the largest change of an output value, in 1/255, that t
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
-from basicsr.utils.options import ordered_yaml
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
+from ..cli import run_tool
 from ..data.image_files import list_images, match_channels, read_image
 from ..data.matlab_resize import bicubic_downscale
 from ..layers.calibrate import calibrate
 from .networks import load_full_precision
+from .option_files import read_options
 
 OFFICIAL = {"mode": "official"}
 SETTINGS: dict[str, tuple[dict, dict, dict]] = {  # name: options of weight (RFA), act (LSQOffset), scan (DLS)
@@ -81,7 +82,7 @@ def _images(batch: torch.Tensor) -> Iterable[np.ndarray]:
         yield image.permute(1, 2, 0).numpy()[:, :, ::-1]
 
 
-def _network(network: dict, weights: Path, quant: dict) -> torch.nn.Module:
+def _network(network: dict, weights: str | Path, quant: dict) -> torch.nn.Module:
     """The network with full-precision weights and fresh quantizers, for evaluation."""
     return load_full_precision(build_network({**network, "quant": quant}), weights).eval()
 
@@ -91,7 +92,9 @@ def _alone(net: torch.nn.Module, low: torch.Tensor) -> torch.Tensor:
     return torch.cat([net(image[None]) for image in low])
 
 
-def compare(network: dict, weights: Path, calibration: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int):
+def compare(
+    network: dict, weights: str | Path, calibration: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int
+):
     """Measure every entry of ``SETTINGS`` at one bit-width.
 
     Yields:
@@ -110,8 +113,8 @@ def compare(network: dict, weights: Path, calibration: torch.Tensor, low: torch.
         yield name, mean_psnr(alone, high, scale), mean_psnr(together, high, scale), change
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module docstring."""
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-opt", type=Path, required=True, help="option file with a quantized network_g")
     parser.add_argument("--weights", type=Path, help="full-precision weights; default path: pretrain_network_g")
@@ -121,13 +124,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--crop", type=int, default=192, help="side of the high-resolution cuts")
     parser.add_argument("--images", type=int, default=16, help="calibration images")
     parser.add_argument("--markdown", action="store_true")
-    args = parser.parse_args(argv)
+    return parser
 
-    opt = yaml.load(args.opt.read_text(encoding="utf-8"), Loader=ordered_yaml()[0])
-    network = dict(opt["network_g"])
-    if "quant" not in network:
-        parser.error(f"{args.opt}: network_g has no quant block; give the option file of a quantized network")
-    weights = args.weights or Path(opt["path"]["pretrain_network_g"])
+
+def run(args: argparse.Namespace) -> None:
+    """Measure what the command line asks for and print it.
+
+    Raises:
+        ValueError: options or folders that do not fit.
+        CheckpointError: weights that do not fit.
+    """
+    opt = read_options(args.opt, ("network_g",), quantized=True)
+    network = opt["network_g"]
+    weights = args.weights or (opt.get("path") or {}).get("pretrain_network_g")
+    if weights is None:
+        raise ValueError(f"{args.opt}: path has no pretrain_network_g; give --weights FILE")
     low, high = load_pairs(args.test, args.crop, network["upscale"], 100)
     calibration, _ = load_pairs(args.calibration, args.crop, network["upscale"], args.images)
 
@@ -152,5 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(table)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    return run_tool(lambda: run(args))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,8 +22,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 
-import yaml
-from basicsr.utils.options import ordered_yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +32,7 @@ from ..cli import run_tool
 from .complexity_count import Complexity, LayerCost, collapse, measure
 from .complexity_record import FULL
 from .make_options import network_options
-from .networks import plain
+from .option_files import read_options
 from .option_table import TASKS
 from .paper_accounting import SIDE, WHY_THEY_DIFFER, PaperRow, table4
 
@@ -59,24 +57,6 @@ def input_size(text: str | None, scale: int) -> tuple[int, int]:
     if not found:
         raise ValueError(f"--size: {text!r} is not WIDTHxHEIGHT; give for example 640x360")
     return int(found[1]), int(found[2])
-
-
-def read_options(path: str) -> tuple[dict, int]:
-    """The ``network_g`` block of an option file as plain data, and the scale.
-
-    Raises:
-        ValueError: there is no such file or block.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            opt = yaml.load(file, Loader=ordered_yaml()[0]) or {}
-    except OSError as err:
-        raise ValueError(f"-opt: {path} cannot be read ({err.strerror}); give an option file") from None
-    except yaml.YAMLError as err:
-        raise ValueError(f"-opt: {path} is not valid YAML: {err}") from None
-    if "network_g" not in opt:
-        raise ValueError(f"-opt: {path} has no network_g block; give a training or test option file")
-    return plain(opt["network_g"]), opt.get("scale", 1)
 
 
 def engineering(value: float, digits: int = 4) -> str:
@@ -290,9 +270,9 @@ def run(args: argparse.Namespace) -> str:
         if args.size:
             raise ValueError(f"--size: Table 4 is for an input of {SIDE}x{SIDE}; leave --size out")
         return render_paper(paper_rows(), args.form)
-    network, scale = read_options(args.opt)
-    width, height = input_size(args.size, scale)
-    result = measure(network, height, width, packed=find_spec("safetensors") is not None)
+    opt = read_options(args.opt, ("network_g",))
+    width, height = input_size(args.size, opt.get("scale", 1))
+    result = measure(opt["network_g"], height, width, packed=find_spec("safetensors") is not None)
     return render(result, result.rows if args.full else collapse(result.rows), args.form)
 
 

@@ -19,14 +19,13 @@ import time
 from collections import deque
 from pathlib import Path
 
-import yaml
-from basicsr.utils.options import ordered_yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import demo_photos, demo_report
 from .make_options import OPTIONS, stem
+from .option_files import read_options
 from .option_table import TASKS
 
 TASK = TASKS["demoSRx2"]
@@ -39,9 +38,9 @@ class DemoError(RuntimeError):
     """A step of the demo failed; the message ends with what its run printed last."""
 
 
-def read_options(name: str) -> dict:
-    """The shipped option file called ``name``."""
-    return yaml.load((OPTIONS / f"{name}.yml").read_text(encoding="utf-8"), Loader=ordered_yaml()[0])
+def shipped(name: str) -> dict:
+    """The options of the shipped file called ``name``."""
+    return read_options(OPTIONS / f"{name}.yml")
 
 
 def run(title: str, work: Path, arguments: list[str], pattern: str, total: int) -> None:
@@ -136,7 +135,7 @@ def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_repo
     weights.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(WEIGHTS, weights)
 
-    iterations = iterations or read_options(training)["train"]["total_iter"]
+    iterations = iterations or shipped(training)["train"]["total_iter"]
     console.print(f"[bold]2/4[/] calibration and {iterations} iterations of quantization-aware training")
     command = ["-m", "qmambair_basicsr.train", "-opt", str(OPTIONS / f"{training}.yml")]
     command += ["--force_yml", f"train:total_iter={iterations}"]
@@ -154,7 +153,7 @@ def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_repo
     for label, width, file, checkpoint in runs:
         name = label.replace(" ", "_")
         test(label, work, file, name, checkpoint.resolve())
-        section = dict(read_options(file)["network_g"])
+        section = dict(shipped(file)["network_g"])
         kib = demo_report.stored_kib(ARCH_REGISTRY.get(section.pop("type"))(**section))
         results.append(demo_report.score(label, width, kib, demo_report.saved(work, name), reference))
 

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import os
 
-import yaml
 from basicsr.archs import build_network
-from basicsr.utils.options import ordered_yaml
 from torch import nn
 
 from ..layers.packed import load_packed
 from ..models.checkpoint_io import load_full_precision_state, load_state, read_file, select_params
+from .option_files import read_options
 
 
-def plain(value):
-    """Option data without YAML's ordered containers."""
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    return [plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-def read_network(opt: str) -> dict:
+def read_network(opt: str | os.PathLike) -> dict:
     """The ``network_g`` block of an option file.
 
     Raises:
-        ValueError: there is no such file or block.
+        OptionFileError: there is no such file or block.
     """
-    try:
-        with open(opt, encoding="utf-8") as file:
-            return plain(yaml.load(file, Loader=ordered_yaml()[0])["network_g"])
-    except FileNotFoundError:
-        raise ValueError(f"-opt: there is no file {opt}") from None
-    except (KeyError, TypeError):
-        raise ValueError(f"-opt: {opt} has no network_g block") from None
+    return read_options(opt, ("network_g",))["network_g"]
 
 
 def load_network(network: dict, checkpoint: str, param_key: str | None = "params") -> nn.Module:

@@ -14,15 +14,15 @@ import sys
 from collections.abc import Sequence
 
 import torch
-import yaml
 from basicsr.archs import build_network
-from basicsr.utils.options import ordered_yaml
 from rich.console import Console
 from rich.table import Table
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
+from ..cli import run_tool
 from ..layers.placement import PlacementRow, collapse, placement, quantizer_scalars
+from .option_files import read_options
 
 COLUMNS = ("module", "count", "weight quantizer", "activation quantizer", "bits W/A", "quantized", "full precision")
 
@@ -90,19 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     form.add_argument("--csv", dest="form", action="store_const", const="csv", default="table")
     form.add_argument("--markdown", dest="form", action="store_const", const="markdown")
     args = parser.parse_args(argv)
-    try:
-        with open(args.opt, encoding="utf-8") as file:
-            network = yaml.load(file, Loader=ordered_yaml()[0])["network_g"]
-    except FileNotFoundError:
-        parser.error(f"-opt: there is no file {args.opt}")
-    except KeyError:
-        parser.error(f"-opt: {args.opt} has no network_g block")
-    with torch.device("meta"):  # shapes are all that is needed
-        net = build_network(network)
-    rows = placement(net)
-    shown = rows if args.full else collapse(rows)
-    sys.stdout.write(render(shown, totals(rows, quantizer_scalars(net)), args.form))
-    return 0
+
+    def tool() -> None:
+        network = read_options(args.opt, ("network_g",))["network_g"]
+        with torch.device("meta"):  # shapes are all that is needed
+            net = build_network(network)
+        rows = placement(net)
+        shown = rows if args.full else collapse(rows)
+        sys.stdout.write(render(shown, totals(rows, quantizer_scalars(net)), args.form))
+
+    return run_tool(tool)
 
 
 if __name__ == "__main__":

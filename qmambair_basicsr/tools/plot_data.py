@@ -21,8 +21,7 @@ from ..layers.calibrate import quantizers_of
 from ..layers.convert import parameter_sites, require_quantized
 from ..models.checkpoint_io import CheckpointError, load_state, read_file, select_params
 from ..quantizers import Quantizer
-from .benchmark import read_options
-from .networks import plain
+from .option_files import TEST_KEYS, read_options
 
 SAMPLES = 100_000
 # 'layers.0.' numbers equal blocks, 'cab.0.act' different layers of one
@@ -141,11 +140,10 @@ def open_network(opt_file: Path, checkpoint: Path | None, param_key: str = "para
         param_key: Key of the state_dict in the checkpoint.
 
     Raises:
-        PlotError: The file or the checkpoint is missing, or they do not fit.
+        OptionFileError: The file is missing, or no test option file.
+        PlotError: The checkpoint is missing or does not fit.
     """
-    if not opt_file.is_file():
-        raise PlotError(f"-opt: there is no file {opt_file}; give a test option file")
-    opt = plain(read_options(opt_file))
+    opt = read_options(opt_file, TEST_KEYS)
     given = checkpoint or (opt.get("path") or {}).get("pretrain_network_g")
     if given is None:
         raise PlotError(f"{opt_file}: path has no pretrain_network_g; give --checkpoint FILE")

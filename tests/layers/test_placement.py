@@ -89,6 +89,5 @@ def test_command_prints_tables(option_file, capsys, form):
 
 
 def test_command_names_a_missing_file(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["-opt", str(tmp_path / "none.yml")])
-    assert "there is no file" in capsys.readouterr().err
+    assert main(["-opt", str(tmp_path / "none.yml")]) == 2
+    assert f"error: there is no file {tmp_path / 'none.yml'}" in capsys.readouterr().err

@@ -217,7 +217,7 @@ def test_sets_are_added_without_training_again(work):
         (("--force_yml", "trian:total_iter=3"), "--force_yml trian:total_iter=3"),
         (("--force_yml", "train:totl_iter=3"), "train.totl_iter: unknown key \\(did you mean 'total_iter'"),
         (("--datasets", "elsewhere"), "folder elsewhere/.* does not exist"),
-        (("--test", "gone.yml"), "gone.yml: No such file"),
+        (("--test", "gone.yml"), "there is no file gone.yml"),
     ],
 )
 def test_mistakes_are_one_message(work, capsys, argv, message):
@@ -232,7 +232,7 @@ def test_full_precision_file_is_refused(work, capsys):
     del opt["network_g"]["quant"]
     save(opt, work / FILE)
     assert run() == 2
-    assert "network_g has no quant block" in capsys.readouterr().err
+    assert f"{FILE}: network_g has no quant block" in capsys.readouterr().err
 
 
 def test_two_processes_share_the_runs(work, capsys):

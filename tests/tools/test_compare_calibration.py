@@ -30,7 +30,7 @@ def test_table(photographs, capsys, monkeypatch):
     kept = {name: tool.SETTINGS[name] for name in ("stable", "official")}
     monkeypatch.setattr(tool, "SETTINGS", kept)
     arguments = ["-opt", str(OPTION), "--test", str(photographs), "--calibration", str(photographs)]
-    tool.main([*arguments, "--bits", "4", "--crop", "32", "--images", "2", "--markdown"])
+    assert tool.main([*arguments, "--bits", "4", "--crop", "32", "--images", "2", "--markdown"]) == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| 4")]
     assert [row[2].strip() for row in rows] == list(kept)
     changes = [float(row[5]) for row in rows]
@@ -47,3 +47,15 @@ def test_pairs_and_psnr(photographs):
     assert tool.mean_psnr(noisy, high, 2) < 40
     with pytest.raises(ValueError, match="at least 400 pixels"):
         tool.load_pairs(photographs, 400, 2, 1)
+
+
+def test_mistakes_are_one_line(photographs, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folders = ["--test", str(photographs), "--calibration", str(photographs), "--crop", "32"]
+    for arguments, message in (
+        (["-opt", "options/test_MambaIR_tinySRx2.yml"], "network_g has no quant block"),
+        (["-opt", str(OPTION), "--weights", "none.pth"], "checkpoint none.pth does not exist"),
+    ):
+        assert tool.main([*arguments, *folders]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error

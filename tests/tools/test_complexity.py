@@ -246,9 +246,9 @@ def test_inputs_are_raised_to_what_the_network_needs():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-opt", "missing.yml"], "missing.yml cannot be read"),
+        (["-opt", "missing.yml"], "there is no file missing.yml"),
         (["-opt", "FILE", "--size", "640"], "--size: '640' is not WIDTHxHEIGHT"),
-        (["-opt", "EMPTY"], "has no network_g block"),
+        (["-opt", "EMPTY"], "empty.yml has no network_g; give a training or test option file"),
         (["--paper-accounting", "--size", "8x8"], "leave --size out"),
     ],
 )

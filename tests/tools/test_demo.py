@@ -37,8 +37,8 @@ def test_photographs_ship_with_scikit_image_and_sets_do_not_overlap():
 
 
 def test_size_counts_quantized_parameters_at_their_bits():
-    full = build_network(demo.read_options("test_MambaIR_demoSRx2")["network_g"])
-    quantized = build_network(demo.read_options("test_QMambaIR_demoSRx2_w2a2")["network_g"])
+    full = build_network(demo.shipped("test_MambaIR_demoSRx2")["network_g"])
+    quantized = build_network(demo.shipped("test_QMambaIR_demoSRx2_w2a2")["network_g"])
     parameters = sum(p.numel() for p in full.parameters())
     assert demo_report.stored_kib(full) == pytest.approx(parameters * 4 / 1024)
     assert demo_report.stored_kib(full) / 16 < demo_report.stored_kib(quantized) < demo_report.stored_kib(full) / 4
@@ -47,7 +47,7 @@ def test_size_counts_quantized_parameters_at_their_bits():
 def test_all_steps(tmp_path, monkeypatch):
     torch.manual_seed(0)
     weights = tmp_path / "weights.pth"
-    net = build_network(demo.read_options("test_MambaIR_demoSRx2")["network_g"])
+    net = build_network(demo.shipped("test_MambaIR_demoSRx2")["network_g"])
     torch.save({"params": net.state_dict()}, weights)
     monkeypatch.setattr(demo, "WEIGHTS", weights)
     monkeypatch.setattr(demo_photos, "PHOTOS", SMALL)
