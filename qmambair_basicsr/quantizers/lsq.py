@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ..ops.lsq import lsq
 from .affine import GRANULARITY, AffineQuantizer
-from .ste import positive, scale_grad
+from .ste import learned_step
 
 SCALE_FLOOR = 1e-8
 INITIAL_FLOOR = 1e-6  # an all-zero tensor starts here, well above SCALE_FLOOR
@@ -89,8 +89,7 @@ class LSQ(AffineQuantizer):
         super().observe(x)
 
     def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        step = self.scale if self.floor is None else positive(self.scale, self.floor)
-        scale = scale_grad(step, self._gradient_scale(x))
+        scale = learned_step(self.scale, self.floor, self._gradient_scale(x))
         shift = self._unsigned_shift()
         if not shift:
             return scale, self.offset

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from .affine import GRANULARITY, AffineQuantizer
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
 from .search import best_interval
-from .ste import positive, scale_grad
+from .ste import learned_step, scale_grad
 
 
 class LSQPlus(AffineQuantizer):
@@ -79,7 +79,7 @@ class LSQPlus(AffineQuantizer):
         weight = self.role == "weight"
         largest = self.qmax if weight else self.qmax - self.qmin
         factor = (x.numel() * self.copies / self.groups * largest) ** -0.5
-        scale = scale_grad(positive(self.scale, SCALE_FLOOR), factor)
+        scale = learned_step(self.scale, SCALE_FLOOR, factor)
         return scale, None if weight else self.qmin * scale - scale_grad(self.offset, factor)
 
     def parameter_health(self) -> dict[str, float]:

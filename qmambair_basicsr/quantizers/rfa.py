@@ -47,7 +47,7 @@ from .lsq import INITIAL_FLOOR, SCALE_FLOOR
 from .lsq_offset import MODE, SEARCH
 from .search import best_symmetric_step
 from .spec import Option
-from .ste import positive, scale_grad
+from .ste import learned_step
 
 
 class _Ordered(torch.autograd.Function):
@@ -158,8 +158,7 @@ class RFA(Quantizer):
 
     def _step(self, x: Tensor) -> Tensor:
         """Step in use, attached to the graph."""
-        step = self.scale if self.floor is None else positive(self.scale, self.floor)
-        return scale_grad(step, self._gradient_scale(x))
+        return learned_step(self.scale, self.floor, self._gradient_scale(x))
 
     def _gradient_scale(self, x: Tensor) -> float:
         return (x.numel() * self.copies * self.qmax) ** -0.5

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..ops.learned import step_gradient, step_in_use
+
 
 class _Round(torch.autograd.Function):
     @staticmethod
@@ -61,12 +63,13 @@ class _Positive(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, floor: float) -> Tensor:
         ctx.save_for_backward(x)
-        return x.abs().clamp_min(floor)
+        ctx.floor = floor
+        return step_in_use(x, floor)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return torch.where(x < 0, -grad, grad), None
+        return step_gradient(grad, x, ctx.floor, 1), None
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -103,3 +106,12 @@ def positive(x: Tensor, floor: float) -> Tensor:
     not cut its gradient off.
     """
     return _Positive.apply(x, floor)
+
+
+def learned_step(scale: Tensor, floor: float | None, factor: Tensor | float) -> Tensor:
+    """Step in use of a learned ``scale``: :func:`positive` unless ``floor`` is None, its gradient times ``factor``.
+
+    What the operators ``lsq`` and ``rfa`` work out themselves from ``scale``, ``floor`` and ``grad_scale``, attached
+    to the graph.
+    """
+    return scale_grad(scale if floor is None else positive(scale, floor), factor)

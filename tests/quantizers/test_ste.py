@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qmambair_basicsr.quantizers.ste import positive, round_ste, scale_grad, snap, soft_round
+from qmambair_basicsr.quantizers.ste import learned_step, positive, round_ste, scale_grad, snap, soft_round
 
 
 def _grad(function, x):
@@ -53,3 +53,13 @@ def test_positive_passes_gradients_through_zero():
     y, grad = _grad(lambda t: positive(t, 0.1), torch.tensor([2.0, 0.01, 0.0, -0.01, -2.0]))
     assert torch.equal(y, torch.tensor([2.0, 0.1, 0.1, 0.1, 2.0]))
     assert torch.equal(grad, torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0]))
+
+
+def test_learned_step_scales_the_gradient_of_the_step_in_use():
+    x = torch.tensor([2.0, 0.01, 0.0, -2.0])
+    y, grad = _grad(lambda t: learned_step(t, 0.1, 0.25), x)
+    assert torch.equal(y, torch.tensor([2.0, 0.1, 0.1, 2.0]))
+    assert torch.equal(grad, torch.tensor([0.25, 0.25, 0.25, -0.25]))
+    y, grad = _grad(lambda t: learned_step(t, None, 0.25), x)
+    assert torch.equal(y, x)
+    assert torch.equal(grad, torch.full_like(x, 0.25))
