@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import frozen, parameter_sites, set_constant_grids
 from ..layers.packed import load_packed
+from ..models.tiling import middle
 from .codes import ActivationCheck, WeightCheck, captured_codes, compare_activations, compare_weights, same_scale
 from .modules import ExportError
 from .precision import in_double
@@ -30,6 +31,8 @@ class Artifact:
         network: function of image tensors.
         reference: the fake-quantized network with the same DLS mode.
         mode: ``packed``, or the file's DLS mode: ``frozen`` | ``dynamic``.
+        precision: ``fp32``, ``fp16`` or ``fp64``.
+        grids: constants of DLS in the file, as text.
         size: (height, width) of its tiles, or None.
         weights: comparison of the parameters.
         activations: compares the activation codes on one image of a fitting size.
@@ -39,6 +42,8 @@ class Artifact:
     network: Callable[[Tensor], Tensor]
     reference: nn.Module
     mode: str
+    precision: str
+    grids: str
     size: tuple[int, int] | None
     weights: list[WeightCheck]
     activations: Callable[[Tensor], list[ActivationCheck]]
@@ -81,18 +86,18 @@ def _packed(path: Path, net: nn.Module) -> Artifact:
             found.append(ActivationCheck(name, count, equal, equal))
         return found
 
-    return Artifact(path.name, _without_gradients(loaded), net, "packed", None, checks, activations)
+    return Artifact(path.name, _without_gradients(loaded), net, "packed", "fp32", "", None, checks, activations)
 
 
 def _onnx(path: Path, net: nn.Module) -> Artifact:
     network = OnnxNetwork(path)
     _same_network(path, network.facts["arch"], net)
-    exact = network.facts["precision"] == "fp64"
-    reference = in_double(net) if exact else net
-    if "grids" in network.facts:
-        reference = reference if exact else copy.deepcopy(net)
+    precision, grids = network.facts["precision"], network.facts.get("grids", "")
+    reference = in_double(net) if precision == "fp64" else net
+    if grids:
+        reference = copy.deepcopy(net) if reference is net else reference
         try:
-            set_constant_grids(reference, json.loads(network.facts["grids"]))
+            set_constant_grids(reference, json.loads(grids))
         except ValueError as err:
             raise ExportError(f"{path} was exported from another network: {err}") from err
     checks = compare_weights(read_model(path), net)
@@ -100,7 +105,9 @@ def _onnx(path: Path, net: nn.Module) -> Artifact:
     def activations(image: Tensor) -> list[ActivationCheck]:
         return compare_activations(path, reference, image)
 
-    return Artifact(path.name, network, reference, network.facts["dls"], network.size, checks, activations)
+    return Artifact(
+        path.name, network, reference, network.facts["dls"], precision, grids, network.size, checks, activations
+    )
 
 
 def _same_network(path: Path, arch: str, net: nn.Module) -> None:
@@ -131,8 +138,7 @@ def probe(image: Tensor, size: tuple[int, int] | None, multiple: int, largest: i
             f"the codes of activations are compared on a part of {wanted[1]}x{wanted[0]} pixels, the first image is "
             f"{width}x{height}: give larger images, or export a smaller size"
         )
-    top, left = (height - wanted[0]) // 2, (width - wanted[1]) // 2
-    return image[..., top : top + wanted[0], left : left + wanted[1]].contiguous()
+    return middle(image, *wanted)
 
 
 def summary_of(checks: list[ActivationCheck]) -> dict[str, float | int | None]:

@@ -119,6 +119,18 @@ def parse_tile_option(tile: object) -> Callable[[int], AxisPlan]:
     return lambda length: fixed_spans(length, size, overlap)
 
 
+def middle(x: Tensor, height: int, width: int) -> Tensor:
+    """The middle of an image.
+
+    Args:
+        x: (..., H, W).
+        height, width: size of the result; where the image is smaller, it is taken whole.
+    """
+    height, width = min(height, x.shape[-2]), min(width, x.shape[-1])
+    top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
+    return x[..., top : top + height, left : left + width].contiguous()
+
+
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:
     """Pad at the bottom and right: mirrored as far as the image reaches, its last row or column repeated beyond.
 

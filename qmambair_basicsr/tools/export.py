@@ -10,28 +10,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
-from torch import Tensor
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..cli import run_tool
-from ..data.image_files import list_images, match_channels, read_image
 from ..layers.calibrate import quantizers_of
 from ..layers.packed import load_packed, save_packed
-from .image_sets import to_tensor
+from .image_sets import middles
 from .networks import is_packed, load_network, read_network
-
-
-def crops(folder: str, channels: int, height: int, width: int, count: int) -> Iterator[Tensor]:
-    """Centre crops of at most height x width from the first ``count`` images of a folder, (1, channels, h, w)."""
-    for path in list_images(folder)[:count]:
-        image = to_tensor(match_channels(read_image(path), channels))
-        h, w = min(height, image.shape[2]), min(width, image.shape[3])
-        top, left = (image.shape[2] - h) // 2, (image.shape[3] - w) // 2
-        yield image[..., top : top + h, left : left + w]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -107,7 +96,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
             if not args.calibration:
                 raise ValueError("--dls frozen needs --calibration FOLDER (images the constants are taken from)")
             size = args.height, args.width, args.images
-            replaced = freeze_dls(net, crops(args.calibration, input_channels(net), *size))
+            replaced = freeze_dls(net, middles(args.calibration, input_channels(net), *size))
             console.print(f"{len(replaced)} DLS quantizers frozen", highlight=False)
         settings = ExportSettings(args.height, args.width, args.dynamic, args.scan, args.scan_chunk, args.precision)
         model = export_onnx(net, args.onnx, settings)

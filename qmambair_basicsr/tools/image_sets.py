@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from basicsr.metrics import calculate_psnr
 from torch import Tensor
 
 from ..data.image_files import list_images, match_channels, read_image
+from ..models.tiling import middle
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,25 @@ def to_image(tensor: Tensor) -> np.ndarray:
     return tensor[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()[..., ::-1].copy()
 
 
-def load_samples(inputs: str | Path, truths: str | Path | None, channels: int, scale: int, count: int | None = None):
+def middles(folder: str | Path, channels: int, height: int, width: int, count: int) -> Iterator[Tensor]:
+    """The middles, of at most height x width, of the first ``count`` images of a folder, (1, channels, h, w) in [0, 1].
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no image in it, or one that cannot be read.
+    """
+    for path in list_images(folder)[:count]:
+        yield middle(to_tensor(match_channels(read_image(path), channels)), height, width)
+
+
+def load_samples(
+    inputs: str | Path,
+    truths: str | Path | None,
+    channels: int,
+    scale: int,
+    count: int | None = None,
+    side: int | None = None,
+) -> list[Sample]:
     """Read the images of a folder.
 
     Args:
@@ -49,18 +68,21 @@ def load_samples(inputs: str | Path, truths: str | Path | None, channels: int, s
         channels: 1 or 3.
         scale: output pixels per input pixel.
         count: take only the first so many.
+        side: take only the middle of each, of this height and width.
 
     Returns:
-        list[Sample]: sorted by name.
+        Sorted by name.
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: an image is unreadable, has no ground truth, or one of another size.
+        ValueError: an image is unreadable, smaller than ``side``, has no ground truth, or one of another size.
     """
     originals = {} if truths is None else {file.stem: file for file in list_images(truths)}
     samples = []
     for file in list_images(inputs)[:count]:
         image = match_channels(read_image(file), channels)
+        if side is not None and min(image.shape[:2]) < side:
+            raise ValueError(f"{file} is {image.shape[1]}x{image.shape[0]}, smaller than {side}x{side}")
         truth = None
         if truths is not None:
             original = originals.get(file.stem) or originals.get(file.stem.removesuffix(f"x{scale}"))
@@ -73,6 +95,11 @@ def load_samples(inputs: str | Path, truths: str | Path | None, channels: int, s
                     f"{original} is {truth.shape[1]}x{truth.shape[0]}, {scale} times {file.name} is {width}x{height}"
                 )
             truth = truth[:height, :width]
+        if side is not None:
+            top, left = ((n - side) // 2 for n in image.shape[:2])
+            image = image[top : top + side, left : left + side]
+            if truth is not None:
+                truth = truth[top * scale : (top + side) * scale, left * scale : (left + side) * scale]
         samples.append(Sample(file.stem, to_tensor(image), truth))
     return samples
 

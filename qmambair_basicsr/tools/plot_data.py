@@ -16,11 +16,12 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
-from ..data.image_files import list_images, match_channels, read_image
+from ..data.image_files import list_images
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import parameter_sites, require_quantized
 from ..models.checkpoint_io import CheckpointError, load_state, read_file, select_params
 from ..quantizers import Quantizer
+from .image_sets import middles
 from .option_files import TEST_KEYS, read_options
 
 SAMPLES = 100_000
@@ -168,11 +169,8 @@ def image_batches(folder: Path, channels: int, count: int, side: int) -> Iterato
     Raises:
         PlotError: No such folder, or no image in it.
     """
-    for path in images_of(folder)[:count]:
-        image = match_channels(read_image(path), channels)
-        h, w = (min(side, n) for n in image.shape[:2])
-        top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
-        yield to_tensor(image[top : top + h, left : left + w])
+    images_of(folder)
+    return middles(folder, channels, side, side, count)
 
 
 def images_of(folder: Path) -> list[Path]:
@@ -185,12 +183,6 @@ def images_of(folder: Path) -> list[Path]:
         return list_images(folder)
     except (FileNotFoundError, ValueError) as err:
         raise PlotError(f"{err}; give a folder with images") from err
-
-
-def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 BGR (H, W, C) -> RGB in [0, 1], (1, C, H, W)."""
-    rgb = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))
-    return torch.from_numpy(rgb).float().div(255).unsqueeze(0)
 
 
 def display_name(name: str, quantizer: Quantizer) -> str:

@@ -30,6 +30,7 @@ import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..cli import run_tool
 from ..data.image_files import write_image
+from ..models.tiling import middle, pad_to
 from .image_sets import Sample, load_samples, mean, psnr_of, to_image
 from .networks import network_of
 from .reports import write_report
@@ -85,15 +86,6 @@ def restore_all(network, samples: Sequence[Sample], args: argparse.Namespace, co
         "images": rows,
         "psnr": mean(known),
     }
-
-
-def centre(sample: Sample, height: int, width: int) -> Tensor:
-    """The middle of an image, padded where it is smaller."""
-    from ..models.tiling import pad_to
-
-    image = pad_to(sample.image, max(height, sample.image.shape[2]), max(width, sample.image.shape[3]))
-    top, left = (image.shape[2] - height) // 2, (image.shape[3] - width) // 2
-    return image[..., top : top + height, left : left + width].contiguous()
 
 
 def time_in_turns(networks: dict[str, Callable[[Tensor], object]], x: Tensor, rounds: int) -> list[dict]:
@@ -154,7 +146,8 @@ def run(args: argparse.Namespace, console: Console) -> dict:
             raise ValueError(f"{model.path} takes another input than {first.path}: only the same work can be compared")
         if height % model.multiple or width % model.multiple:
             raise ValueError(f"--height and --width must be multiples of {model.multiple} for {model.path}")
-    x = centre(samples[0], height, width)
+    image = samples[0].image
+    x = middle(pad_to(image, max(height, image.shape[2]), max(width, image.shape[3])), height, width)
     if args.save_reference:
         target = Path(args.save_reference)
         if target.suffix != ".npz":

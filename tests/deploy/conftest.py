@@ -20,7 +20,7 @@ from qmambair_basicsr.layers.packed import save_packed
 
 @dataclass(frozen=True)
 class Exported:
-    """Files of one calibrated QMambaIR x2, w4a4: packed, ONNX with frozen and with dynamic DLS, and photographs."""
+    """Files of one calibrated QMambaIR x2, w4a4: packed, ONNX (frozen, dynamic, frozen in FP64), and photographs."""
 
     folder: Path
     net: torch.nn.Module
@@ -30,8 +30,8 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def exported_case(tmp_path_factory) -> Callable[[str, str], tuple[torch.nn.Module, Path]]:
-    """(case of ``test_export_onnx.CASES``, ``frozen`` | ``dynamic``) -> the network and its ONNX file for 16 x 24."""
+def exported_case(tmp_path_factory) -> Callable[..., tuple[torch.nn.Module, Path]]:
+    """(case of ``test_export_onnx.CASES``, DLS mode, precision = fp32) -> the network and its ONNX file for 16 x 24."""
     pytest.importorskip("onnxruntime", reason="extra: export")
     from test_export_onnx import CASES, calibrated, photo
 
@@ -40,11 +40,11 @@ def exported_case(tmp_path_factory) -> Callable[[str, str], tuple[torch.nn.Modul
     folder = tmp_path_factory.mktemp("cases")
 
     @functools.cache
-    def make(case: str, dls: str) -> tuple[torch.nn.Module, Path]:
-        net, path = calibrated(CASES[case]), folder / f"{case} {dls}.onnx"
+    def make(case: str, dls: str, precision: str = "fp32") -> tuple[torch.nn.Module, Path]:
+        net, path = calibrated(CASES[case]), folder / f"{case} {dls} {precision}.onnx"
         if dls == "frozen":
             freeze_dls(net, [photo(CASES[case].get("in_chans", 3), 16, 24)])
-        export_onnx(net, path, ExportSettings(16, 24, scan_chunk=4))
+        export_onnx(net, path, ExportSettings(16, 24, scan_chunk=4, precision=precision))
         return net, path
 
     return make
@@ -56,9 +56,9 @@ def exported(tmp_path_factory, exported_case) -> Exported:
     from test_export_onnx import CASES
 
     folder = tmp_path_factory.mktemp("exported")
-    for dls in ("frozen", "dynamic"):
-        net, path = exported_case("light x2 w4a4", dls)  # the last one is the network that was trained
-        shutil.copy(path, folder / f"{dls}.onnx")
+    for name, *case in (("frozen", "frozen"), ("exact", "frozen", "fp64"), ("dynamic", "dynamic")):
+        net, path = exported_case("light x2 w4a4", *case)  # the last one is the network that was trained
+        shutil.copy(path, folder / f"{name}.onnx")
     torch.save({"params": net.state_dict()}, folder / "net.pth")
     (folder / "net.yml").write_text(json.dumps({"network_g": CASES["light x2 w4a4"]}))
     save_packed(net, CASES["light x2 w4a4"], folder / "net.safetensors")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_export_onnx import CASES, calibrated, photo
+from test_export_onnx import CASES, photo
 
 onnx = pytest.importorskip("onnx", reason="extra: export")
 pytest.importorskip("onnxruntime", reason="extra: export")
@@ -17,10 +17,8 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from qmambair_basicsr.exporting import float64  # noqa: E402
 from qmambair_basicsr.exporting.codes import compare_activations, compare_weights  # noqa: E402
-from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx  # noqa: E402
 from qmambair_basicsr.exporting.precision import in_double  # noqa: E402
 from qmambair_basicsr.exporting.runtime import OnnxNetwork, session  # noqa: E402
-from qmambair_basicsr.layers.convert import freeze_dls  # noqa: E402
 
 
 def lowered(op, feeds, constants, kind=TensorProto.DOUBLE, **attributes):
@@ -96,18 +94,16 @@ def test_quantize_and_dequantize():
 
 
 @pytest.mark.parametrize(("case", "dls"), [(c, "frozen") for c in CASES] + [("light x2 w4a4", "dynamic")])
-def test_the_graph_is_the_network(case, dls, tmp_path):
+def test_the_graph_is_the_network(case, dls, exported_case):
     """Without rounding every code of the whole network is equal, also where DLS is computed in the graph."""
-    net, x = calibrated(CASES[case]), photo(CASES[case].get("in_chans", 3), 16, 24)
-    if dls == "frozen":
-        freeze_dls(net, [x])
-    model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, scan_chunk=4, precision="fp64"))
-    assert all(check.equal for check in compare_weights(model, net))
+    net, path = exported_case(case, dls, "fp64")
+    x = photo(CASES[case].get("in_chans", 3), 16, 24)
+    assert all(check.equal for check in compare_weights(onnx.load(path), net))
     exact = in_double(net)
-    checks = compare_activations(tmp_path / "net.onnx", exact, x)
+    checks = compare_activations(path, exact, x)
     assert len(checks) > 10
     for check in checks:
         assert check.whole_network == check.count
         assert check.own_input in (None, check.count)
     with torch.no_grad():
-        np.testing.assert_allclose(OnnxNetwork(tmp_path / "net.onnx")(x), exact(x), rtol=2e-7, atol=1e-12)
+        np.testing.assert_allclose(OnnxNetwork(path)(x), exact(x), rtol=2e-7, atol=1e-12)

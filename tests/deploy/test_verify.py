@@ -30,14 +30,15 @@ def changed(exported, source, target, name, change):
 
 
 def test_what_was_exported_is_verified(exported, tmp_path, capsys):
-    names = [exported[f] for f in ("net.safetensors", "frozen.onnx", "dynamic.onnx")]
+    names = [exported[f] for f in ("net.safetensors", "frozen.onnx", "exact.onnx", "dynamic.onnx")]
     more = ["--truth", exported["truth"], "--output", str(tmp_path / "report")]
     assert tool.main([*arguments(exported, *names), *more]) == 0
     document = json.loads((tmp_path / "report.json").read_text())
     rows = {row["name"]: row for row in document["rows"]}
-    assert list(rows) == ["fake quantization", "net.safetensors", "frozen.onnx", "dynamic.onnx"]
+    assert list(rows) == ["fake quantization", "net.safetensors", "frozen.onnx", "exact.onnx", "dynamic.onnx"]
     assert rows["net.safetensors"]["psnr"]["equal"]
-    assert [rows[f]["dls"] for f in list(rows)[1:]] == ["packed", "frozen", "dynamic"]
+    assert [rows[f]["dls"] for f in list(rows)[1:]] == ["packed", "frozen", "frozen", "dynamic"]
+    assert rows["exact.onnx"]["psnr"]["equal"] or rows["exact.onnx"]["psnr"]["min"] > 150
     for row in list(rows.values())[1:]:
         parameters, codes = row["parameters"], row["activations"]
         assert parameters["equal"] == parameters["compared"] == 13, "every quantized parameter of the network"
@@ -45,13 +46,15 @@ def test_what_was_exported_is_verified(exported, tmp_path, capsys):
         assert codes["own_input_equal"] == codes["own_input_codes"] > 0
         assert codes["whole_network_equal"] >= 0.999 * codes["codes"]
         assert row["psnr"]["equal"] or row["psnr"]["min"] >= 50
+        assert row["verdict"] == "verified"
         assert row["truth_psnr"] == pytest.approx(row["truth_psnr_fake_quantization"], abs=1)
     assert rows["frozen.onnx"]["activations"]["own_input_codes"] == rows["frozen.onnx"]["activations"]["codes"]
     assert rows["dynamic.onnx"]["activations"]["own_input_codes"] < rows["dynamic.onnx"]["activations"]["codes"]
-    own = document["rounding_psnr"]["min"]
-    assert own is None or own > 50, "a shallow network does not magnify rounding"
+    own = rows["frozen.onnx"]["rounding_psnr"]
+    assert own["equal"] or own["min"] > 50, "a shallow network does not magnify rounding"
+    assert rows["exact.onnx"]["rounding_psnr"] is None
     table = (tmp_path / "report.md").read_text()
-    assert "The network itself with its input moved by 1e-07" in table and table == capsys.readouterr().out
+    assert "| verified |" in table and table == capsys.readouterr().out
 
 
 BLOCK = "layers.0.residual_group.blocks.0.self_attention"
@@ -84,8 +87,45 @@ def test_other_weights_are_not_verified(exported, tmp_path, capsys):
 
 
 def test_threshold(exported, capsys):
-    assert tool.main([*arguments(exported, exported["frozen.onnx"]), "--min-psnr", "1000", "--count", "1"]) == 1
-    assert "below 1000 dB" in capsys.readouterr().out
+    strict = ["--min-psnr", "150", "--count", "1"]
+    assert tool.main([*arguments(exported, exported["frozen.onnx"]), *strict]) == 1
+    said = capsys.readouterr().out
+    assert "below 150 dB" in said and "`export --fp64`" in said
+    both = arguments(exported, exported["frozen.onnx"], exported["exact.onnx"])
+    assert tool.main([*both, *strict]) == 0, "what is left is the rounding of float32"
+    assert "Verified up to rounding (frozen.onnx)" in capsys.readouterr().out
+
+
+def test_middle_of_images(exported, capsys):
+    command = arguments(exported, exported["net.safetensors"])
+    assert tool.main([*command, "--truth", exported["truth"], "--middle", "16"]) == 0
+    assert "3 images, the middle 16 x 16 pixels of each" in capsys.readouterr().out
+
+
+def row(psnr=40.0, own=41.0, precision="fp32", codes=(10, 10), failures=()):
+    activations = {"codes": codes[0], "whole_network_equal": codes[1]}
+    spreads = {"psnr": {"min": psnr}, "rounding_psnr": None if own is None else {"min": own}}
+    return {"precision": precision, "activations": activations, "worst": "p0", "failures": [*failures], **spreads}
+
+
+@pytest.mark.parametrize(
+    ("given", "proven", "verdict"),
+    [
+        (row(psnr=None), False, tool.VERIFIED),
+        (row(psnr=50.0), False, tool.VERIFIED),
+        (row(psnr=49.9), False, tool.NOT_VERIFIED),
+        (row(), True, tool.UP_TO_ROUNDING),
+        (row(psnr=34.9), True, tool.NOT_VERIFIED),
+        (row(own=50.0), True, tool.NOT_VERIFIED),
+        (row(own=None), True, tool.NOT_VERIFIED),
+        (row(failures=["1 parameters differ"]), True, tool.NOT_VERIFIED),
+        (row(psnr=200.0, own=None, precision="fp64"), True, tool.VERIFIED),
+        (row(psnr=200.0, own=None, precision="fp64", codes=(10, 9)), True, tool.NOT_VERIFIED),
+        (row(own=None, precision="fp16"), True, tool.NOT_VERIFIED),
+    ],
+)
+def test_verdicts(given, proven, verdict):
+    assert tool.judge(given, 50.0, proven)[0] == verdict
 
 
 @pytest.mark.parametrize(
@@ -94,6 +134,7 @@ def test_threshold(exported, capsys):
         ("gone.onnx", [], "there is no file"),
         ("net.yml", [], "damaged or no ONNX file"),
         ("frozen.onnx", ["--count", "0"], "--count must be at least 1"),
+        ("frozen.onnx", ["--middle", "24"], "is 30x20, smaller than 24x24"),
         ("frozen.onnx", ["--truth", "inputs"], "is 30x20, 2 times p0x2.png is 60x40"),
         ("frozen.onnx", ["--images", "gone"], "gone: no such folder"),
     ],

@@ -1,0 +1,89 @@
+"""The report of ``tools.verify`` as a table."""
+
+from __future__ import annotations
+
+HEADER = (
+    "network",
+    "DLS",
+    "precision",
+    "tiles",
+    "parameters equal",
+    "codes equal, same input",
+    "codes equal, whole network",
+    "PSNR to network, min",
+    "mean",
+    "the network itself, input moved by 1e-7, min",
+    "mean",
+    "PSNR to truth",
+    "difference",
+    "verdict",
+)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _line(cells) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _pair(psnr: dict | None) -> list[str]:
+    """Least and mean."""
+    if psnr is None:
+        return ["-", "-"]
+    return ["equal", "equal"] if psnr["equal"] else [_cell(psnr["min"]), _cell(psnr["mean"])]
+
+
+def _cells(row: dict) -> list[str]:
+    if "dls" not in row:
+        return [row["name"], *["-"] * 10, _cell(row["truth_psnr"]), "-", "-"]
+    codes, sizes, parameters = row["activations"], row["tiles"], row["parameters"]
+    shares = [
+        "-" if not codes[total] else f"{100 * codes[equal] / codes[total]:.4g} % of {codes[total]:,}"
+        for equal, total in (("own_input_equal", "own_input_codes"), ("whole_network_equal", "codes"))
+    ]
+    gap = "-"
+    if row["truth_psnr"] is not None:
+        gap = f"{row['truth_psnr'] - row['truth_psnr_fake_quantization']:+.3f}"
+    return [
+        row["name"],
+        row["dls"],
+        row["precision"],
+        "x".join(map(str, sizes)) if sizes else "whole",
+        f"{parameters['equal']} of {parameters['compared']}",
+        *shares,
+        *_pair(row["psnr"]),
+        *_pair(row["rounding_psnr"]),
+        _cell(row["truth_psnr"]),
+        gap,
+        row["verdict"],
+    ]
+
+
+def markdown(document: dict) -> str:
+    """The report as people read it; ``document`` is what ``tools.verify`` writes as JSON."""
+    truth, side = document["truth"], document["middle"]
+    images = f"{len(document['images'])} images" + (f", the middle {side} x {side} pixels of each" if side else "")
+    protocol = f"; ground truth: {truth['channel'].upper()}, {truth['crop']} border pixels left out" if truth else ""
+    lines = [
+        f"# {document['network']}, {document['checkpoint']}",
+        "",
+        f"{images}{protocol}. PSNR in dB; at least {document['min_psnr']:g} dB to the network is asked for. 'difference': "
+        "to the PSNR of fake quantization with dynamic DLS on the same tiles.",
+        "",
+        _line(HEADER),
+        _line(["---"] * len(HEADER)),
+        *(_line(_cells(row)) for row in document["rows"]),
+        "",
+    ]
+    failures = [f"- {row['name']}: {reason}" for row in document["rows"] for reason in row.get("failures", ())]
+    rounded = [row["name"] for row in document["rows"] if row.get("verdict") == "verified up to rounding"]
+    if rounded:
+        lines += [
+            f"Verified up to rounding ({', '.join(rounded)}): in FP64 the graph has every code of the network, and in FP32 "
+            "its output is as near to the network's as the network's own output is when its input moves by 1e-7.",
+            "",
+        ]
+    lines += ["Not verified:" if failures else "Verified.", *failures]
+    return "\n".join(lines) + "\n"
