@@ -19,6 +19,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from ..archs.images import image_channels, output_scale
 from ..archs.mambairv2_blocks import ASSM
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import constant_grids, freeze_parameters
@@ -88,7 +89,7 @@ def export_onnx(
     dynamic_dls = any(isinstance(q, DLS) and q.role == "act" for q in quantizers_of(net).values())
     original = net
     net = _exportable(net, settings.precision)
-    channels = input_channels(original)
+    channels = image_channels(original)
     example = torch.rand(1, channels, settings.height, settings.width, generator=torch.Generator().manual_seed(0))
     shapes = None
     if settings.dynamic:
@@ -187,19 +188,6 @@ def _exportable_functions(net: nn.Module, settings: ExportSettings) -> Iterator[
                     mock.patch.object(type(net), "_pad", lambda self, x: stand_ins.padded(x, self.window_size))
                 )
         yield
-
-
-def input_channels(net: nn.Module) -> int:
-    """Channels of the images a network takes."""
-    for attribute in ("in_chans", "inp_channels"):
-        if hasattr(net, attribute):
-            return getattr(net, attribute)
-    return net.conv_first.in_channels
-
-
-def output_scale(net: nn.Module) -> int:
-    """Output pixels per input pixel along a side; networks without an upsampler ignore their ``upscale``."""
-    return getattr(net, "upscale", 1) if getattr(net, "upsampler", None) else 1
 
 
 def _bits(net: nn.Module) -> str:

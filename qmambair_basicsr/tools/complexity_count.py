@@ -29,6 +29,7 @@ import torch
 from basicsr.archs import build_network
 from torch import nn
 
+from ..archs.images import image_channels
 from ..archs.ss2d import ScanParameters
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import parameter_sites
@@ -177,11 +178,6 @@ def collapse(rows: Iterable[LayerCost]) -> list[LayerCost]:
             )
         )
     return list(merged.values())
-
-
-def image_channels(net: nn.Module) -> int:
-    """Channels of the images that a network takes: those of its first convolution."""
-    return next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
 
 
 def packed_size(network: dict) -> SizeReport:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
+from ..archs.images import image_channels
 from ..cli import run_tool
 from ..layers.calibrate import quantizers_of
 from ..layers.packed import load_packed, save_packed
@@ -89,14 +90,14 @@ def run(args: argparse.Namespace, console: Console) -> None:
             soft_wrap=True,
         )
     if args.onnx:
-        from ..exporting.onnx_file import ExportSettings, export_onnx, input_channels
+        from ..exporting.onnx_file import ExportSettings, export_onnx
         from ..layers.convert import freeze_dls
 
         if args.dls == "frozen" and quantizers_of(net):
             if not args.calibration:
                 raise ValueError("--dls frozen needs --calibration FOLDER (images the constants are taken from)")
             size = args.height, args.width, args.images
-            replaced = freeze_dls(net, middles(args.calibration, input_channels(net), *size))
+            replaced = freeze_dls(net, middles(args.calibration, image_channels(net), *size))
             console.print(f"{len(replaced)} DLS quantizers frozen", highlight=False)
         settings = ExportSettings(args.height, args.width, args.dynamic, args.scan, args.scan_chunk, args.precision)
         model = export_onnx(net, args.onnx, settings)

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
+from ..archs.images import image_channels
 from ..cli import run_tool
 from ..data.image_files import match_channels, read_image, write_atomically
-from .complexity_count import image_channels
 from .plot_data import (
     SAMPLES,
     PlotError,

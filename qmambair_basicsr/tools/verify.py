@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
+from ..archs.images import image_channels, output_scale
 from ..cli import run_tool
 from ..layers.convert import require_quantized
 from .image_sets import Sample, load_samples, mean, psnr_between, psnr_of
@@ -98,7 +99,6 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
     Raises:
         ValueError: arguments or files that do not fit together.
     """
-    from ..exporting.onnx_file import input_channels, output_scale
     from ..exporting.verification import open_artifact
 
     for name, least in (("count", 1), ("overlap", 0), ("middle", 1)):
@@ -107,7 +107,7 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
     net = network_of(args.opt, args.checkpoint, args.param_key)
     require_quantized(net)
     scale, multiple = output_scale(net), getattr(net, "size_multiple", 1)
-    samples = load_samples(args.images, args.truth, input_channels(net), scale, args.count, args.middle)
+    samples = load_samples(args.images, args.truth, image_channels(net), scale, args.count, args.middle)
     artifacts = [open_artifact(path, net) for path in args.artifact]
     full = network_of(args.fp_opt, args.fp_checkpoint) if args.fp_checkpoint else None
     crop = args.crop if args.crop is not None else (scale if scale > 1 else 0)

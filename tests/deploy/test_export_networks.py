@@ -11,6 +11,7 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from test_export_onnx import CASES, calibrated, photo
 
+from qmambair_basicsr.archs.images import output_scale
 from qmambair_basicsr.archs.routing import semantic_order
 from qmambair_basicsr.archs.windows import window_plan
 from qmambair_basicsr.layers import calibrate
@@ -21,7 +22,7 @@ pytest.importorskip("onnxruntime", reason="extra: export")
 from qmambair_basicsr.exporting import stand_ins
 from qmambair_basicsr.exporting.codes import compare_activations, compare_weights
 from qmambair_basicsr.exporting.modules import ExportError
-from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx, output_scale
+from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx
 from qmambair_basicsr.exporting.runtime import OnnxNetwork
 
 LIGHT = {"depths": [1], "d_state": 2, "mlp_ratio": 1.0, "upscale": 2, "upsampler": "pixelshuffledirect"}

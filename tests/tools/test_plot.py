@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib")
 
 from tiny_networks import TINY_NETWORK
 
+from qmambair_basicsr.archs.images import image_channels
 from qmambair_basicsr.data.image_files import read_image, write_image
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale
 from qmambair_basicsr.layers import calibrate
@@ -26,7 +27,6 @@ from qmambair_basicsr.layers.convert import parameter_sites
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, RFA
 from qmambair_basicsr.tools import plot
 from qmambair_basicsr.tools.benchmark_table import Entry, csv_table
-from qmambair_basicsr.tools.complexity_count import image_channels
 from qmambair_basicsr.tools.plot_data import PlotError, activation_sites, choose, parameter_samples
 from qmambair_basicsr.tools.plot_results import Restored, busiest_box, crop_figure, read_benchmark, tradeoff_figure
 from qmambair_basicsr.tools.plot_sites import histogram_pages, range_figure, threshold_map
