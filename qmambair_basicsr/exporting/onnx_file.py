@@ -83,6 +83,8 @@ def export_onnx(
     """
     if getattr(net, "eval_routing", "argmax") != "argmax":
         raise ExportError(f"{type(net).__name__} routes tokens with random noise: set eval_routing: argmax")
+    if settings.precision == "fp64" and settings.scan == "plugin":
+        raise ExportError("the TensorRT plugin has no FP64: export FP64 with standard operators (scan: onnx)")
     multiple = getattr(net, "size_multiple", 1)
     if settings.height % multiple or settings.width % multiple:
         raise ExportError(f"height and width must be multiples of {multiple} for {type(net).__name__}")

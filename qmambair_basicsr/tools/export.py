@@ -3,7 +3,7 @@
 python -m qmambair_basicsr.tools.export -opt options/test_QMambaIR_lightSRx2_w4a4.yml --checkpoint net_g_latest.pth \\
     --packed light_w4a4.safetensors
 python -m qmambair_basicsr.tools.export -opt FILE --checkpoint FILE --onnx light_w4a4.onnx --dls frozen \\
-    --calibration datasets/Set5/LR_bicubic/X2 --height 256 --width 256
+    --calibration datasets/BSDS400T91/LR_bicubic/X2 --height 256 --width 256 --onnx-fp64 light_w4a4_fp64.onnx
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from torch import nn
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
@@ -44,21 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--scan", choices=("onnx", "plugin"), default="onnx", help="standard operators, or TensorRT plugin"
     )
     parser.add_argument("--scan-chunk", type=int, default=16, help="pixels per iteration: 16 onnxruntime, 64 TensorRT")
-    precision = parser.add_mutually_exclusive_group()
-    precision.add_argument(
-        "--fp16",
-        dest="precision",
-        action="store_const",
-        const="fp16",
-        default="fp32",
-        help="compute in FP16 what is not quantized; for TensorRT 11 (scan stays FP32)",
+    parser.add_argument(
+        "--fp16", action="store_true", help="compute in FP16 what is not quantized; for TensorRT 11 (scan stays FP32)"
     )
-    precision.add_argument(
-        "--fp64",
-        dest="precision",
-        action="store_const",
-        const="fp64",
-        help="the same graph in FP64, for tools.verify: shows that it is the network, without rounding",
+    parser.add_argument(
+        "--onnx-fp64",
+        metavar="FILE",
+        help="write the same graph in FP64: tools.verify proves by it what rounding hides",
     )
     return parser
 
@@ -69,8 +62,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     Raises:
         ValueError: arguments that do not fit together.
     """
-    if not (args.packed or args.onnx):
-        raise ValueError("nothing to write: give --packed FILE, --onnx FILE, or both")
+    if not (args.packed or args.onnx or args.onnx_fp64):
+        raise ValueError("nothing to write: give --packed FILE, --onnx FILE, --onnx-fp64 FILE, or several of them")
     if is_packed(args.checkpoint):
         if args.packed:
             raise ValueError("--checkpoint is a packed checkpoint already; --packed needs a BasicSR .pth")
@@ -89,20 +82,33 @@ def run(args: argparse.Namespace, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    if args.onnx:
-        from ..exporting.onnx_file import ExportSettings, export_onnx
-        from ..layers.convert import freeze_dls
+    if args.onnx or args.onnx_fp64:
+        write_onnx(net, args, console)
 
-        if args.dls == "frozen" and quantizers_of(net):
-            if not args.calibration:
-                raise ValueError("--dls frozen needs --calibration FOLDER (images the constants are taken from)")
-            size = args.height, args.width, args.images
-            replaced = freeze_dls(net, middles(args.calibration, image_channels(net), *size))
-            console.print(f"{len(replaced)} DLS quantizers frozen", highlight=False)
-        settings = ExportSettings(args.height, args.width, args.dynamic, args.scan, args.scan_chunk, args.precision)
-        model = export_onnx(net, args.onnx, settings)
-        facts = ", ".join(f"{p.key} {p.value}" for p in model.metadata_props if p.key != "grids")
-        console.print(f"{args.onnx}: {len(model.graph.node)} nodes; {facts}", highlight=False, soft_wrap=True)
+
+def write_onnx(net: nn.Module, args: argparse.Namespace, console: Console) -> None:
+    """Write the ONNX files that the command line asks for; freezes DLS in ``net`` for ``--dls frozen``.
+
+    Raises:
+        ValueError: no calibration images where they are needed.
+    """
+    from ..exporting.onnx_file import ExportSettings, export_onnx
+    from ..layers.convert import freeze_dls
+
+    if args.dls == "frozen" and quantizers_of(net):
+        if not args.calibration:
+            raise ValueError("--dls frozen needs --calibration FOLDER (images the constants are taken from)")
+        size = args.height, args.width, args.images
+        replaced = freeze_dls(net, middles(args.calibration, image_channels(net), *size))
+        console.print(f"{len(replaced)} DLS quantizers frozen", highlight=False)
+    # onnxruntime, which alone runs the FP64 file, has no plugin
+    wanted = (args.onnx, args.scan, "fp16" if args.fp16 else "fp32"), (args.onnx_fp64, "onnx", "fp64")
+    for path, scan, precision in wanted:
+        if path:
+            settings = ExportSettings(args.height, args.width, args.dynamic, scan, args.scan_chunk, precision)
+            model = export_onnx(net, path, settings)
+            facts = ", ".join(f"{p.key} {p.value}" for p in model.metadata_props if p.key != "grids")
+            console.print(f"{path}: {len(model.graph.node)} nodes; {facts}", highlight=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

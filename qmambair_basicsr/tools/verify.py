@@ -10,7 +10,7 @@ PSNR against ground truth of each, and of the full-precision network when --fp-c
 mean in detail is in exporting/codes.py.
 
 A deep network of few bits magnifies the last bit of a float32: one code that falls the other way turns others behind it,
-and --min-psnr is out of reach of any float32 arithmetic but its own. Give the FP64 file (tools.export --fp64) as well:
+and --min-psnr is out of reach of any float32 arithmetic but its own. Give the FP64 file (tools.export --onnx-fp64) as well:
 there all codes of the whole network must be equal. When they are, the FP32 file is held to what the network itself makes
 of an input moved by 1e-7. Exit status: 0 verified, 1 not, 2 wrong arguments or files.
 """
@@ -248,7 +248,10 @@ def judge(row: dict, least: float, proven: bool) -> tuple[str, str | None]:
         return NOT_VERIFIED, reason
     reason += f" (the network itself, its input moved by {ROUNDING:g}: {own:.2f} dB)"
     if not proven:
-        return NOT_VERIFIED, f"{reason}; add the file of `export --fp64` as --artifact to see whether that is rounding"
+        return (
+            NOT_VERIFIED,
+            f"{reason}; add the file of `export --onnx-fp64` as --artifact to see whether that is rounding",
+        )
     if psnr < own - MARGIN:
         return NOT_VERIFIED, f"{reason}, and more than {MARGIN:g} dB worse than rounding explains"
     return UP_TO_ROUNDING, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ pytest.importorskip("onnxruntime", reason="extra: export")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from qmambair_basicsr.exporting.modules import StaticGrid  # noqa: E402
+from qmambair_basicsr.exporting.modules import ExportError, StaticGrid  # noqa: E402
 from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx, session, settle_scans  # noqa: E402
 from qmambair_basicsr.exporting.scan_graph import SCAN_NODE, expand_scan  # noqa: E402
 from qmambair_basicsr.exporting.stand_ins import DOMAIN  # noqa: E402
@@ -195,3 +196,28 @@ def test_command_writes_a_packed_checkpoint(tmp_path, capsys):
     assert "nothing to write" in capsys.readouterr().err
     assert tool.main([*command, "--onnx", str(tmp_path / "net.onnx")]) == 2
     assert "--calibration FOLDER" in capsys.readouterr().err
+
+
+def test_command_writes_the_plugin_graph_and_its_fp64_form(tmp_path):
+    torch.save({"params": calibrated(network(4)).state_dict()}, tmp_path / "net.pth")
+    (tmp_path / "net.yml").write_text(json.dumps({"network_g": network(4)}))
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), data.astronaut()[:20, :20])
+    files = [str(tmp_path / name) for name in ("net.yml", "net.pth", "images", "plugin.onnx", "exact.onnx")]
+    names = "-opt", "--checkpoint", "--calibration", "--onnx", "--onnx-fp64"
+    command = [word for pair in zip(names, files, strict=True) for word in pair]
+    assert tool.main([*command, "--scan", "plugin", "--height", "8", "--width", "16"]) == 0
+    models = [onnx.load(file) for file in files[3:]]
+    facts = [{p.key: p.value for p in model.metadata_props} for model in models]
+    assert [(f["precision"], f["scan"]) for f in facts] == [("fp32", "plugin"), ("fp64", "onnx, chunk 16")]
+    assert facts[0]["grids"] == facts[1]["grids"], "the constants of DLS are the same"
+    assert {t.data_type for t in models[1].graph.initializer} <= {
+        TensorProto.DOUBLE,
+        TensorProto.INT8,
+        TensorProto.INT64,
+    }
+
+
+def test_the_plugin_has_no_fp64(tmp_path):
+    with pytest.raises(ExportError, match="plugin has no FP64"):
+        export_onnx(calibrated(network(4)), tmp_path / "n.onnx", ExportSettings(8, 8, scan="plugin", precision="fp64"))

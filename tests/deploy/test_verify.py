@@ -90,7 +90,7 @@ def test_threshold(exported, capsys):
     strict = ["--min-psnr", "150", "--count", "1"]
     assert tool.main([*arguments(exported, exported["frozen.onnx"]), *strict]) == 1
     said = capsys.readouterr().out
-    assert "below 150 dB" in said and "`export --fp64`" in said
+    assert "below 150 dB" in said and "`export --onnx-fp64`" in said
     both = arguments(exported, exported["frozen.onnx"], exported["exact.onnx"])
     assert tool.main([*both, *strict]) == 0, "what is left is the rounding of float32"
     assert "Verified up to rounding (frozen.onnx)" in capsys.readouterr().out
