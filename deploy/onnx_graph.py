@@ -31,7 +31,7 @@ def read_graph(path: Path) -> Graph:
     """Read the facts of an ONNX file (weights kept in external files are not loaded).
 
     Raises:
-        BuildRefused: the file is missing, or not an ONNX model.
+        BuildRefused: the file is missing, not an ONNX model, or the FP64 form of one.
     """
     if not path.is_file():
         raise BuildRefused(f"no such file: --onnx {path}. Export one with python -m qmambair_basicsr.tools.export")
@@ -53,6 +53,8 @@ def read_graph(path: Path) -> Graph:
     }
     nodes = list(_walk(model.graph))
     facts = {entry.key: entry.value for entry in model.metadata_props}
+    if facts.get("precision") == "fp64":
+        raise BuildRefused(f"{path} is in FP64, for tools.verify only: build from the file that export wrote with --onnx")
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     kinds = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1]
     return Graph(

@@ -152,6 +152,7 @@ REFUSALS = {
     "int8 without Q/DQ": ({"qdq": False}, ["--precision", "int8"], "10.3", "dummy ranges"),
     "fp16 of a Q/DQ graph": ({}, ["--precision", "fp16"], "10.3", "Q/DQ nodes, which force INT8"),
     "fp32 of an FP16 graph": ({"qdq": False, "half": True}, ["--precision", "fp32"], "11.4", "computes in FP16"),
+    "FP64 graph": ({"precision": "fp64"}, [], "10.3", "is in FP64, for tools.verify only"),
     "shapes on a static graph": ({"dynamic": False}, ["--opt-shapes", "input:1x3x64x48"], "10.3", "static shapes"),
     "unknown input": ({}, ["--opt-shapes", "lq:1x3x64x48"], "10.3", "input 'lq'"),
     "wrong rank": ({}, ["--opt-shapes", "input:3x64x48"], "10.3", "does not fit"),
