@@ -54,7 +54,9 @@ def read_graph(path: Path) -> Graph:
     nodes = list(_walk(model.graph))
     facts = {entry.key: entry.value for entry in model.metadata_props}
     if facts.get("precision") == "fp64":
-        raise BuildRefused(f"{path} is in FP64, for tools.verify only: build from the file that export wrote with --onnx")
+        raise BuildRefused(
+            f"{path} is in FP64, for tools.verify only: build from the file that export wrote with --onnx"
+        )
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     kinds = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1]
     return Graph(

@@ -18,6 +18,7 @@ as written. Two comparisons:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,9 @@ from ..layers.calibrate import quantizers_of
 from ..layers.convert import FrozenCodes, ParameterSite, frozen, parameter_sites
 from .runtime import session
 
+RUN_BYTES = 1 << 30
+"""What the tensors compared in one run of a graph may take, about."""
+_BYTES_PER_CODE = 9  # an int8 code, and its input in float64 at most
 _WITHOUT_SUFFIX = re.compile(r"^(?P<scope>.*)/(?P<op>[A-Za-z]+)(_\d+)?$")
 
 
@@ -179,12 +183,12 @@ def _site_input(scope: str, tensor: str, producers: dict[str, onnx.NodeProto], c
 
 
 def captured_codes(net: nn.Module, image: Tensor) -> dict[str, list[np.ndarray]]:
-    """Codes of every activation quantizer of a network run on an image, one array per call, by name."""
+    """Codes of every activation quantizer of a network run on an image, one int16 array per call, by name."""
     seen: dict[str, list[np.ndarray]] = {}
 
     def watch(name: str, quantizer):
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.setdefault(name, []).append(quantizer.to_int(inputs[0])[0].numpy())
+            seen.setdefault(name, []).append(quantizer.to_int(inputs[0])[0].to(torch.int16).numpy())
 
         return hook
 
@@ -199,61 +203,106 @@ def captured_codes(net: nn.Module, image: Tensor) -> dict[str, list[np.ndarray]]
     return seen
 
 
-def compare_activations(path: str | Path, net: nn.Module, image: Tensor) -> list[ActivationCheck]:
-    """Compare the codes of every quantized activation on one image; see the module docstring.
+@dataclass(frozen=True)
+class _Site:
+    """Where a graph quantizes: the quantizer, its direction and call, and the tensors that go in and come out."""
 
-    Args:
-        path: exported file whose nodes are standard operators.
-        net: the network with the same DLS mode, constants included.
-        image: (1, C, H, W) of a size that the file takes.
+    name: str
+    direction: int | None
+    call: int
+    codes: str
+    source: str | None  # None for DLS computed in the graph
+
+    def label(self) -> str:
+        return self.name if self.direction is None else f"{self.name} direction {self.direction}"
+
+    def expected(self, reference: dict[str, list[np.ndarray]]) -> np.ndarray:
+        codes = reference[self.name][self.call]
+        return codes if self.direction is None else codes[..., self.direction, :]
+
+
+def _sites(model: onnx.ModelProto, path: str | Path, quantizers: dict) -> list[_Site]:
+    """Every place where a graph quantizes, in its order.
 
     Raises:
-        ValueError: the file quantizes at a place where the network does not, or another number of times.
+        ValueError: one belongs to no quantizer.
     """
-    model = onnx.load(str(path))
     constants = _initializers(model)
     producers = {name: node for node in model.graph.node for name in node.output}
-    quantizers = quantizers_of(net)
-    sites: list[tuple[str, int | None, str, str | None]] = []  # quantizer, direction, codes, input
+    calls: dict[tuple[str, int | None], int] = {}
+    sites = []
     for node in model.graph.node:
         scope = _WITHOUT_SUFFIX.match(node.name)["scope"] if _WITHOUT_SUFFIX.match(node.name) else ""
         found = _quantizer_of(scope, set(quantizers)) if node.op_type in ("QuantizeLinear", "Round") else None
         if found:
             static = node.op_type == "QuantizeLinear"
             source = _site_input(scope, node.input[0], producers, constants) if static else None
-            sites.append((*found, node.output[0], source))
+            call = calls[found] = calls.get(found, -1) + 1
+            sites.append(_Site(*found, call, node.output[0], source))
         elif node.op_type == "QuantizeLinear":
-            raise ValueError(f"{path}: {node.name} belongs to no quantizer of {type(net).__name__}")
-    outputs = _run_with(model, image, sites)
+            raise ValueError(f"{path}: {node.name} belongs to no quantizer")
+    return sites
+
+
+def compare_activations(
+    path: str | Path, net: nn.Module, image: Tensor, track: Callable[[list], Iterable] = iter
+) -> list[ActivationCheck]:
+    """Compare the codes of every quantized activation on one image; see the module docstring.
+
+    The graph runs several times where its tensors would not fit into ``RUN_BYTES`` together.
+
+    Args:
+        path: exported file whose nodes are standard operators.
+        net: the network with the same DLS mode, constants included.
+        image: (1, C, H, W) of a size that the file takes.
+        track: wraps the list of runs, to show progress.
+
+    Raises:
+        ValueError: the file quantizes at a place where the network does not, or another number of times.
+    """
+    model, quantizers = onnx.shape_inference.infer_shapes(onnx.load(str(path))), quantizers_of(net)
+    sites = _sites(model, path, quantizers)
     reference = captured_codes(net, image)
-    calls: dict[tuple[str, int | None], int] = {}
+    for site in sites:
+        if site.call >= len(reference.get(site.name, ())):
+            raise ValueError(f"{path} quantizes at {site.name} more often than {type(net).__name__} does")
     checks = []
-    for name, direction, codes, source in sites:
-        call = calls[name, direction] = calls.get((name, direction), -1) + 1
-        if call >= len(reference.get(name, ())):
-            raise ValueError(f"{path} quantizes at {name} more often than {type(net).__name__} does")
-        got = outputs[codes].astype(np.int64).reshape(-1)
-        whole = reference[name][call] if direction is None else reference[name][call][..., direction, :]
-        own = None
-        if source is not None:
-            given = torch.from_numpy(outputs[source])
-            given = given.to(torch.promote_types(given.dtype, torch.float32))
-            own = quantizers[name].to_int(given)[0].numpy().reshape(-1)
-            own = int((own == got).sum())
-        label = name if direction is None else f"{name} direction {direction}"
-        checks.append(ActivationCheck(label, got.size, own, int((whole.reshape(-1) == got).sum())))
+    for group in track(_groups(sites, reference)):
+        outputs = _run_with(model, image, group)
+        for site in group:
+            got = outputs[site.codes].reshape(-1)
+            own = None
+            if site.source is not None:
+                given = torch.from_numpy(outputs[site.source])
+                given = given.to(torch.promote_types(given.dtype, torch.float32))
+                own = int((quantizers[site.name].to_int(given)[0].numpy().reshape(-1) == got).sum())
+            whole = int((site.expected(reference).reshape(-1) == got).sum())
+            checks.append(ActivationCheck(site.label(), got.size, own, whole))
     return checks
 
 
-def _run_with(model: onnx.ModelProto, image: Tensor, sites: list) -> dict[str, np.ndarray]:
-    """Run a graph as written and return the tensors that ``sites`` name."""
-    inferred = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
-    kinds = {name: inferred.get(name, TensorProto.FLOAT) for _, _, *pair in sites for name in pair if name is not None}
-    kinds.pop("input", None)
+def _groups(sites: list[_Site], reference: dict[str, list[np.ndarray]]) -> list[list[_Site]]:
+    """Sites in their order, cut where the tensors of a run would take more than ``RUN_BYTES``."""
+    groups, filled = [[]], 0
+    for site in sites:
+        size = site.expected(reference).size * _BYTES_PER_CODE
+        if groups[-1] and filled + size > RUN_BYTES:
+            groups.append([])
+            filled = 0
+        groups[-1].append(site)
+        filled += size
+    return groups
+
+
+def _run_with(model: onnx.ModelProto, image: Tensor, sites: list[_Site]) -> dict[str, np.ndarray]:
+    """Run a graph, whose types are inferred, as written and return the tensors of ``sites``."""
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    wanted = {name for site in sites for name in (site.codes, site.source) if name not in (None, "input")}
+    extended = onnx.ModelProto()
+    extended.CopyFrom(model)
     known = {value.name for value in model.graph.output}
-    for name, kind in kinds.items():
-        if name not in known:
-            model.graph.output.append(helper.make_tensor_value_info(name, kind, None))
-    names = list(kinds)
-    values = session(model, exact=True).run(names, {"input": image.numpy()})
+    for name in sorted(wanted - known):
+        extended.graph.output.append(helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), None))
+    names = sorted(wanted)
+    values = session(extended, exact=True).run(names, {"input": image.numpy()})
     return dict(zip(names, values, strict=True)) | {"input": image.numpy()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,8 @@ class Artifact:
         grids: constants of DLS in the file, as text.
         size: (height, width) of its tiles, or None.
         weights: comparison of the parameters.
-        activations: compares the activation codes on one image of a fitting size.
+        activations: compares the activation codes on one image of a fitting size; the second argument wraps the list
+            of runs that this takes, to show progress.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Artifact:
     grids: str
     size: tuple[int, int] | None
     weights: list[WeightCheck]
-    activations: Callable[[Tensor], list[ActivationCheck]]
+    activations: Callable[[Tensor, Callable[[list], Iterable]], list[ActivationCheck]]
 
 
 def open_artifact(path: str | Path, net: nn.Module) -> Artifact:
@@ -77,10 +78,10 @@ def _packed(path: Path, net: nn.Module) -> Artifact:
             equal &= pair[0] is None or same_scale(*(t.numpy() for t in pair))
         checks.append(WeightCheck(site.parameter, "codes", equal, wanted.codes.numel()))
 
-    def activations(image: Tensor) -> list[ActivationCheck]:
+    def activations(image: Tensor, track: Callable[[list], Iterable]) -> list[ActivationCheck]:
         ours, theirs = captured_codes(net, image), captured_codes(loaded, image)
         found = []
-        for name, calls in ours.items():
+        for name, calls in track(list(ours.items())):
             pairs = list(zip(calls, theirs.get(name, ()), strict=False))
             count, equal = sum(c.size for c in calls), sum(int((a == b).sum()) for a, b in pairs)
             found.append(ActivationCheck(name, count, equal, equal))
@@ -102,8 +103,8 @@ def _onnx(path: Path, net: nn.Module) -> Artifact:
             raise ExportError(f"{path} was exported from another network: {err}") from err
     checks = compare_weights(read_model(path), net)
 
-    def activations(image: Tensor) -> list[ActivationCheck]:
-        return compare_activations(path, reference, image)
+    def activations(image: Tensor, track: Callable[[list], Iterable]) -> list[ActivationCheck]:
+        return compare_activations(path, reference, image, track)
 
     return Artifact(
         path.name, network, reference, network.facts["dls"], precision, grids, network.size, checks, activations

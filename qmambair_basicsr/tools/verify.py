@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -72,11 +72,11 @@ class Outputs:
         samples: the images.
         multiple: sides of whole images are padded to multiples of this.
         overlap: pixels that tiles share.
-        advance: called after every image, with the network's name.
+        progress: shows which network is at work, and how far.
     """
 
-    def __init__(self, samples: list[Sample], multiple: int, overlap: int, advance: Callable[[str], None]):
-        self.samples, self.multiple, self.overlap, self.advance = samples, multiple, overlap, advance
+    def __init__(self, samples: list[Sample], multiple: int, overlap: int, progress: Progress):
+        self.samples, self.multiple, self.overlap, self.progress = samples, multiple, overlap, progress
         self.kept: dict[tuple[str, tuple[int, int] | None], list[Tensor]] = {}
 
     def of(self, key: str, network: Callable[[Tensor], Tensor], size: tuple[int, int] | None) -> list[Tensor]:
@@ -85,12 +85,15 @@ class Outputs:
 
         if (key, size) not in self.kept:
             found = []
-            for sample in self.samples:
+            for sample in self.progress.track(self.samples, description=key):
                 with torch.no_grad():
                     found.append(restore(network, sample.image, size, self.multiple, self.overlap))
-                self.advance(key)
             self.kept[key, size] = found
         return self.kept[key, size]
+
+    def track(self, runs: list) -> Iterable:
+        """Show how many of the runs that codes are compared in are done."""
+        return self.progress.track(runs, description="codes of activations")
 
 
 def verify(args: argparse.Namespace, console: Console) -> dict:
@@ -115,12 +118,7 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("verify", total=(3 * len(artifacts) + 1 + (full is not None)) * len(samples))
-
-        def advance(name: str) -> None:
-            progress.update(task, advance=1, description=name)
-
-        outputs = Outputs(samples, multiple, args.overlap, advance)
+        outputs = Outputs(samples, multiple, args.overlap, progress)
 
         def scored(results: list[Tensor]) -> float | None:
             pairs = [(y, s.truth) for y, s in zip(results, samples, strict=True) if s.truth is not None]
@@ -175,7 +173,7 @@ def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outp
     if artifact.precision == "fp32":
         moved = outputs.of(f"{reference_name}, input moved", _moved(artifact.reference), artifact.size)
         own = _spread([psnr_between(y, r) for y, r in zip(moved, reference, strict=True)])
-    checks = artifact.activations(probe(samples[0].image, artifact.size, multiple))
+    checks = artifact.activations(probe(samples[0].image, artifact.size, multiple), outputs.track)
     stored = {kind: [c for c in artifact.weights if c.stored == kind] for kind in ("codes", "values", "folded")}
     wrong = [c.name for c in artifact.weights if c.equal is False]
     turned = [c.name for c in checks if c.own_input is not None and c.own_input != c.count]

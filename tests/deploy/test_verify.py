@@ -10,9 +10,12 @@ import torch
 from test_export_onnx import CASES, calibrated
 
 from qmambair_basicsr.tools import verify as tool
+from qmambair_basicsr.tools.image_sets import load_samples
 
 onnx = pytest.importorskip("onnx", reason="extra: export")
 from onnx import numpy_helper  # noqa: E402
+
+from qmambair_basicsr.exporting.verification import open_artifact  # noqa: E402
 
 
 def arguments(exported, *artifacts, checkpoint="net.pth"):
@@ -159,3 +162,18 @@ def test_nodes_are_named_after_modules_and_carry_no_notes(exported):
     assert "layers.0.conv.act/QuantizeLinear" in names and len(set(names)) == len(names)
     assert f"{BLOCK}.projections.dt_projs.3.weight/DequantizeLinear" in names
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+
+
+def test_codes_are_compared_in_as_many_runs_as_memory_asks_for(exported, monkeypatch):
+    image = load_samples(exported["inputs"], None, 3, 2, 1)[0].image[..., :16, :24].contiguous()
+    artifact = open_artifact(exported["frozen.onnx"], exported.net)
+    runs = []
+
+    def track(groups):
+        runs.append(len(groups))
+        return groups
+
+    together = artifact.activations(image, track)
+    monkeypatch.setattr("qmambair_basicsr.exporting.codes.RUN_BYTES", 400_000)
+    assert artifact.activations(image, track) == together
+    assert runs[0] == 1 and runs[1] > 3
