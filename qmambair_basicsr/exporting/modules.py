@@ -33,6 +33,11 @@ class ExportError(ValueError):
     """A network cannot be exported as asked; the message says which part and what to do."""
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``; where there is nothing to do, nothing is traced either: a cast costs two operations each."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def _symbolic(op: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, shape, attributes: dict | None = None) -> Tensor:
     return torch.onnx.ops.symbolic(op, inputs, attributes or {}, dtype=dtype, shape=shape, version=OPSET)
 
@@ -67,7 +72,7 @@ class StaticGrid(nn.Module):
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.step.dtype)
+        x = cast(x, self.step.dtype)
         shifted = x + self.offset if self.offset else x
         if self.bounds is not None:
             shifted = shifted.clamp(*self.bounds)
@@ -90,7 +95,7 @@ class DynamicGrid(nn.Module):
         self.register_buffer("v", quantizer.v.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.to(self.w.dtype).reshape(x.shape[0] if self.per_sample else 1, -1)
+        rows = cast(x, self.w.dtype).reshape(x.shape[0] if self.per_sample else 1, -1)
         low, high = rows.amin(1), rows.amax(1)
         mean = rows.mean(1)
         count = rows.shape[1]
@@ -201,7 +206,7 @@ class IntegerLinear(nn.Module):
         self.register_buffer("bias", total - act.offset * value.sum(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(self.act(x)).to(x.dtype)
+        return cast(self.multiply(self.act(x)), x.dtype)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The layer without the quantizer of its input."""
@@ -261,7 +266,7 @@ class IntegerConv2d(nn.Module):
             y = (y[:, :, :-1] - y[:, :, -1:] * factor).flatten(1, 2) + self.bias.view(1, -1, 1, 1)
         if self.border is not None:
             y = y - self.border(x)
-        return y.to(x.dtype)
+        return cast(y, x.dtype)
 
 
 class IntegerProjections(nn.Module):
@@ -369,11 +374,11 @@ class FloatWeight(nn.Module):
         layer.act_quantizer = WithoutOffset(activation(layer.act_quantizer))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x).to(x.dtype)
+        return cast(self.layer(x), x.dtype)
 
 
 class Product(QuantMatMul):
     """Product of two activations on their grids."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return super().forward(a, b).to(a.dtype)
+        return cast(super().forward(a, b), a.dtype)

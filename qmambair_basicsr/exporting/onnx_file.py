@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from .node_names import name_nodes
 from .precision import in_double, make_half
 from .runtime import facts_of, session
 from .scan_graph import SCAN_NODE, expand_scan
+from .simplify import simplify
 from .stand_ins import DOMAIN
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
@@ -62,7 +63,11 @@ class ExportSettings:
 
 
 def export_onnx(
-    net: nn.Module, path: str | os.PathLike, settings: ExportSettings, facts: dict[str, str] | None = None
+    net: nn.Module,
+    path: str | os.PathLike,
+    settings: ExportSettings,
+    facts: dict[str, str] | None = None,
+    progress: Callable[[str], None] = lambda step: None,
 ) -> onnx.ModelProto:
     """Write a full-precision or calibrated quantized network as ONNX (opset 18), and check the file.
 
@@ -74,6 +79,7 @@ def export_onnx(
         path: destination.
         settings: see :class:`ExportSettings`.
         facts: more metadata entries.
+        progress: told, in words, each step that takes its time.
 
     Returns:
         The model written.
@@ -97,6 +103,7 @@ def export_onnx(
     if settings.dynamic:
         height, width = torch.export.Dim("h", min=2, max=4096), torch.export.Dim("w", min=2, max=4096)
         shapes = ({2: multiple * height if multiple > 1 else height, 3: multiple * width if multiple > 1 else width},)
+    progress("tracing the network")
     with (
         _exportable_functions(net, settings),
         _quiet_exporter(),
@@ -111,8 +118,10 @@ def export_onnx(
             output_names=["output"],
             dynamic_shapes=shapes,
             verbose=False,
-            optimize=True,
+            optimize=False,
         )
+    progress("simplifying the graph")
+    simplify(program.model)
     model = program.model_proto
     name_nodes(model, {name for name, _ in net.named_modules()})
     settle_scans(model, settings)
@@ -132,6 +141,7 @@ def export_onnx(
     if constants:
         metadata["grids"] = json.dumps(constants)
     helper.set_model_props(model, metadata | (facts or {}))
+    progress("checking the graph")
     check_model(model, settings)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

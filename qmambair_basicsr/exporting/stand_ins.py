@@ -13,6 +13,7 @@ from torch import Tensor
 from ..archs import windows
 from ..archs.windows import MASKED, WindowPlan
 from ..ops.ss2d_scan import DIRECTIONS
+from .modules import cast
 from .scan_graph import SCAN_NODE
 
 DOMAIN = "qmambair"
@@ -33,9 +34,9 @@ def scan_node(kind: torch.dtype, plugin: bool) -> Callable[..., Tensor]:
         attributes = {"directions": [DIRECTIONS.index(d) for d in directions], "delta_softplus": int(delta_softplus)}
         kinds = (maps, maps, state, maps, maps, state, state)
         given = (x, delta, A, B, C, D, delta_bias)
-        inputs = tuple(value.to(wanted) for value, wanted in zip(given, kinds, strict=True))
+        inputs = tuple(cast(value, wanted) for value, wanted in zip(given, kinds, strict=True))
         y = torch.onnx.ops.symbolic(f"{DOMAIN}::{SCAN_NODE}", inputs, attributes, dtype=maps, shape=x.shape, version=1)
-        return y.to(kind)
+        return cast(y, kind)
 
     return scan
 

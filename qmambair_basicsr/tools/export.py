@@ -99,14 +99,16 @@ def write_onnx(net: nn.Module, args: argparse.Namespace, console: Console) -> No
         if not args.calibration:
             raise ValueError("--dls frozen needs --calibration FOLDER (images the constants are taken from)")
         size = args.height, args.width, args.images
-        replaced = freeze_dls(net, middles(args.calibration, image_channels(net), *size))
+        with console.status("freezing DLS grids"):
+            replaced = freeze_dls(net, middles(args.calibration, image_channels(net), *size))
         console.print(f"{len(replaced)} DLS quantizers frozen", highlight=False)
     # onnxruntime, which alone runs the FP64 file, has no plugin
     wanted = (args.onnx, args.scan, "fp16" if args.fp16 else "fp32"), (args.onnx_fp64, "onnx", "fp64")
     for path, scan, precision in wanted:
         if path:
             settings = ExportSettings(args.height, args.width, args.dynamic, scan, args.scan_chunk, precision)
-            model = export_onnx(net, path, settings)
+            with console.status("") as status:
+                model = export_onnx(net, path, settings, progress=status.update)
             facts = ", ".join(f"{p.key} {p.value}" for p in model.metadata_props if p.key != "grids")
             console.print(f"{path}: {len(model.graph.node)} nodes; {facts}", highlight=False, soft_wrap=True)
 
