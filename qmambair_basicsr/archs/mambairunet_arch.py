@@ -9,16 +9,14 @@ no test compares outputs), and the quantizer placement, which was never publishe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from ..layers import prepare
-from ..quantizers import QuantSpec
 from .blocks import BlockSequence, ResidualStateSpaceBlock, conv_channels_last
+from .quantized import quantized_init
 from .strict import strict_options
 
 
@@ -172,9 +170,4 @@ class QMambaIRUNet(MambaIRUNet):
         SpecError: Unknown or impossible settings under ``quant``.
     """
 
-    def __init__(self, quant: Mapping[str, Any], **options: Any):
-        spec = QuantSpec.from_dict(quant)
-        super().__init__(**options)
-        prepare(self, spec)
-
-    __init__ = strict_options(__init__, base=MambaIRUNet.__init__)
+    __init__ = quantized_init(MambaIRUNet)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from ..layers import prepare
-from ..quantizers import QuantSpec
 from .mambair_arch import MambaIR
-from .strict import strict_options
+from .quantized import quantized_init
 
 
 @ARCH_REGISTRY.register()
@@ -26,9 +21,4 @@ class QMambaIR(MambaIR):
         SpecError: Unknown or impossible settings under ``quant``.
     """
 
-    def __init__(self, quant: Mapping[str, Any], **options: Any):
-        spec = QuantSpec.from_dict(quant)
-        super().__init__(**options)
-        prepare(self, spec)
-
-    __init__ = strict_options(__init__, base=MambaIR.__init__)
+    __init__ = quantized_init(MambaIR)

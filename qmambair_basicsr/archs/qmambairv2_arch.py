@@ -8,15 +8,11 @@ precision unless ``quant: attention`` and ``quant: routing`` say otherwise (SPR2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from ..layers import prepare
-from ..quantizers import Quantizer, QuantSpec
+from ..quantizers import Quantizer
 from .mambairv2_arch import MambaIRv2, MambaIRv2Light
-from .strict import strict_options
+from .quantized import quantized_init
 
 
 class _CalibratesOnBatches(MambaIRv2):
@@ -41,21 +37,11 @@ class QMambaIRv2(_CalibratesOnBatches):
         SpecError: Unknown or impossible settings under ``quant``.
     """
 
-    def __init__(self, quant: Mapping[str, Any], **options: Any):
-        spec = QuantSpec.from_dict(quant)
-        super().__init__(**options)
-        prepare(self, spec)
-
-    __init__ = strict_options(__init__, base=MambaIRv2.__init__)
+    __init__ = quantized_init(MambaIRv2)
 
 
 @ARCH_REGISTRY.register()
 class QMambaIRv2Light(_CalibratesOnBatches, MambaIRv2Light):
     """The graph of :class:`MambaIRv2Light`, then ``prepare``. Arguments and errors as :class:`QMambaIRv2`."""
 
-    def __init__(self, quant: Mapping[str, Any], **options: Any):
-        spec = QuantSpec.from_dict(quant)
-        super().__init__(**options)
-        prepare(self, spec)
-
-    __init__ = strict_options(__init__, base=MambaIRv2.__init__)
+    __init__ = quantized_init(MambaIRv2Light)
