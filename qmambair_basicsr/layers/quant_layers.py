@@ -15,7 +15,19 @@ from ..quantizers.base import Quantizer
 from .weight_cache import WeightCache
 
 
-class QuantLinear(nn.Linear):
+class _WithWeight:
+    """What the layers below share: a weight whose fake-quantized value is kept in evaluation."""
+
+    def quantized_weight(self) -> torch.Tensor:
+        """The fake-quantized weight, shaped as ``weight``."""
+        return self.weight_cache(self.weight_quantizer, self.weight)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.weight_cache.clear()
+        return super().train(mode)
+
+
+class QuantLinear(_WithWeight, nn.Linear):
     """y = act_quantizer(x) @ weight_quantizer(W)^T + b.
 
     Args:
@@ -58,20 +70,12 @@ class QuantLinear(nn.Linear):
         quantized.weight, quantized.bias = layer.weight, layer.bias
         return quantized.train(layer.training)
 
-    def quantized_weight(self) -> torch.Tensor:
-        """The fake-quantized weight, (out_features, in_features)."""
-        return self.weight_cache(self.weight_quantizer, self.weight)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)."""
         return F.linear(self.act_quantizer(x), self.quantized_weight(), self.bias)
 
-    def train(self, mode: bool = True) -> QuantLinear:
-        self.weight_cache.clear()
-        return super().train(mode)
 
-
-class QuantConv2d(nn.Conv2d):
+class QuantConv2d(_WithWeight, nn.Conv2d):
     """Convolution of act_quantizer(x) with weight_quantizer(W), plus a full-precision bias.
 
     Zero padding is applied after quantization: padded pixels are exactly 0 whatever the grid, as in the release.
@@ -107,10 +111,6 @@ class QuantConv2d(nn.Conv2d):
         quantized = cls(layer, weight_quantizer=weight_quantizer, act_quantizer=act_quantizer)
         return quantized.train(layer.training)
 
-    def quantized_weight(self) -> torch.Tensor:
-        """The fake-quantized weight, (C_out, C_in / groups, kH, kW)."""
-        return self.weight_cache(self.weight_quantizer, self.weight)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
         quantized = self.act_quantizer(x)
@@ -118,12 +118,8 @@ class QuantConv2d(nn.Conv2d):
             quantized = quantized.contiguous(memory_format=torch.channels_last)
         return self._conv_forward(quantized, self.quantized_weight(), self.bias)
 
-    def train(self, mode: bool = True) -> QuantConv2d:
-        self.weight_cache.clear()
-        return super().train(mode)
 
-
-class QuantEmbedding(nn.Embedding):
+class QuantEmbedding(_WithWeight, nn.Embedding):
     """Rows of weight_quantizer(W). Use :meth:`from_float`.
 
     Args:
@@ -142,14 +138,6 @@ class QuantEmbedding(nn.Embedding):
         """Take over an embedding; its Parameter object is shared, not copied."""
         return cls(layer, weight_quantizer=weight_quantizer).train(layer.training)
 
-    def quantized_weight(self) -> torch.Tensor:
-        """The fake-quantized weight, (num_embeddings, embedding_dim)."""
-        return self.weight_cache(self.weight_quantizer, self.weight)
-
     def forward(self, index: torch.Tensor) -> torch.Tensor:
         """Indices (...) -> (..., embedding_dim)."""
         return F.embedding(index, self.quantized_weight())
-
-    def train(self, mode: bool = True) -> QuantEmbedding:
-        self.weight_cache.clear()
-        return super().train(mode)
