@@ -29,6 +29,7 @@ from ..cli import run_tool
 from ..data.image_files import list_images, match_channels, read_image
 from ..data.matlab_resize import bicubic_downscale
 from ..layers.calibrate import calibrate
+from .image_sets import to_tensor
 from .networks import load_full_precision
 from .option_files import read_options
 
@@ -63,12 +64,12 @@ def load_pairs(folder: Path, size: int, scale: int, limit: int) -> tuple[torch.T
         if min(image.shape[:2]) < size or len(high) == limit:
             continue
         top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-        cut = image[top : top + size, left : left + size, ::-1]
+        cut = image[top : top + size, left : left + size]
         for images, array in ((high, cut), (low, bicubic_downscale(np.ascontiguousarray(cut), scale))):
-            images.append(torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).float() / 255)
+            images.append(to_tensor(array))
     if not high:
         raise ValueError(f"{folder}: no image with both sides of at least {size} pixels; give another folder or --crop")
-    return torch.stack(low), torch.stack(high)
+    return torch.cat(low), torch.cat(high)
 
 
 def mean_psnr(outputs: torch.Tensor, targets: torch.Tensor, border: int) -> float:
