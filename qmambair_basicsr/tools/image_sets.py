@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from basicsr.metrics import calculate_psnr
 from torch import Tensor
 
+from ..data.base import image_tensor
 from ..data.image_files import list_images, match_channels, read_image
 from ..models.tiling import middle
 
@@ -33,7 +33,7 @@ class Sample:
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 (H, W, C), BGR or grey -> (1, C, H, W) in [0, 1], RGB or grey."""
-    return torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).permute(2, 0, 1).float().div(255).unsqueeze(0)
+    return image_tensor(image).unsqueeze(0)
 
 
 def to_image(tensor: Tensor) -> np.ndarray:
