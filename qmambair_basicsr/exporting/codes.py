@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ..layers.calibrate import quantizers_of
-from ..layers.convert import FrozenCodes, ParameterSite, frozen, parameter_sites
+from ..layers.convert import FrozenCodes, ParameterSite, frozen, meets_activations, parameter_sites
 from .runtime import session
 
 RUN_BYTES = 1 << 30
@@ -62,7 +62,8 @@ class ActivationCheck:
     Attributes:
         name: its quantizer.
         count: number of codes.
-        own_input: codes equal when both quantize the graph's tensor; None for DLS computed in the graph.
+        own_input: codes equal when both quantize the graph's tensor; None for DLS computed in the graph, and for
+            what the graph holds as a constant.
         whole_network: codes equal when each computes the whole network.
     """
 
@@ -192,8 +193,8 @@ def captured_codes(net: nn.Module, image: Tensor) -> dict[str, list[np.ndarray]]
 
         return hook
 
-    active = {n: q for n, q in quantizers_of(net).items() if q.bits != 32 and not isinstance(q, FrozenCodes)}
-    handles = [q.register_forward_pre_hook(watch(n, q)) for n, q in active.items() if q.role == "act"]
+    active = {n: q for n, q in meets_activations(net).items() if q.bits != 32}
+    handles = [q.register_forward_pre_hook(watch(n, q)) for n, q in active.items()]
     try:
         with torch.no_grad():
             net.eval()(image)
@@ -211,7 +212,7 @@ class _Site:
     direction: int | None
     call: int
     codes: str
-    source: str | None  # None for DLS computed in the graph
+    source: str | None  # None for DLS computed in the graph, and for a constant
 
     def label(self) -> str:
         return self.name if self.direction is None else f"{self.name} direction {self.direction}"
@@ -236,7 +237,8 @@ def _sites(model: onnx.ModelProto, path: str | Path, quantizers: dict) -> list[_
         found = _quantizer_of(scope, set(quantizers)) if node.op_type in ("QuantizeLinear", "Round") else None
         if found:
             static = node.op_type == "QuantizeLinear"
-            source = _site_input(scope, node.input[0], producers, constants) if static else None
+            computed = static and node.input[0] not in constants
+            source = _site_input(scope, node.input[0], producers, constants) if computed else None
             call = calls[found] = calls.get(found, -1) + 1
             sites.append(_Site(*found, call, node.output[0], source))
         elif node.op_type == "QuantizeLinear":

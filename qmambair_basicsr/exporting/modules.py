@@ -352,9 +352,7 @@ def make_exportable(net: nn.Module) -> nn.Module:
 
 def _layer(layer: nn.Module) -> nn.Module:
     if isinstance(layer, QuantMatMul):
-        return Product(
-            WithoutOffset(activation(layer.left_quantizer)), WithoutOffset(activation(layer.right_quantizer))
-        )
+        return Product(activation(layer.left_quantizer), activation(layer.right_quantizer))
     if isinstance(layer, QuantEmbedding):
         return nn.Embedding.from_pretrained(layer.quantized_weight().detach())
     if not isinstance(layer.weight_quantizer, FrozenCodes):  # full-precision weight: what is left is the activation
@@ -378,7 +376,17 @@ class FloatWeight(nn.Module):
 
 
 class Product(QuantMatMul):
-    """Product of two activations on their grids."""
+    """Product of two activations on their grids, with the offsets o_a, o_b moved out of it.
+
+    (a - o_a)(b - o_b) = a b - o_b (sums of the rows of a) - o_a (sums of the columns of b) + K o_a o_b, K terms each.
+    """
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return cast(super().forward(a, b), a.dtype)
+        kind, left, right = a.dtype, self.left_quantizer.offset, self.right_quantizer.offset
+        a, b = self.left_quantizer(a), self.right_quantizer(b)
+        y = a @ b
+        if right:
+            y = y - right * a.sum(-1, keepdim=True)
+        if left:
+            y = y - (left * b.sum(-2, keepdim=True) - left * right * b.shape[-2])
+        return cast(y, kind)

@@ -20,6 +20,7 @@ from ..archs.ss2d import ScanParameters
 from ..quantizers import DLS, Quantizer, UncalibratedError
 from .calibrate import quantizers_of, uncalibrated
 from .quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
+from .quant_matmul import QuantMatMul
 from .quant_scan import PARAMETER_SITES
 
 SCAN_SOURCES = {
@@ -209,6 +210,16 @@ def require_quantized(net: nn.Module) -> None:
 
 
 @torch.no_grad()
+def meets_activations(net: nn.Module) -> dict[str, Quantizer]:
+    """Quantizers of activations, and of operands of products, which MambaIRv2 computes from parameters in part."""
+    operands = {q for module in net.modules() if isinstance(module, QuantMatMul) for q in module.children()}
+    return {name: q for name, q in quantizers_of(net).items() if q.role == "act" or q in operands}
+
+
+def _dynamic(net: nn.Module) -> dict[str, DLS]:
+    return {name: q for name, q in meets_activations(net).items() if isinstance(q, DLS)}
+
+
 def freeze_dls(
     net: nn.Module, batches: Iterable[Tensor], forward: Callable[[nn.Module, Tensor], object] | None = None
 ) -> list[str]:
@@ -228,7 +239,7 @@ def freeze_dls(
     Raises:
         ValueError: there was no batch, or a quantizer was not reached.
     """
-    dynamic = {name: q for name, q in quantizers_of(net).items() if isinstance(q, DLS) and q.role == "act"}
+    dynamic = _dynamic(net)
     seen: dict[str, list[Tensor]] = {name: [] for name in dynamic}
 
     def watch(name: str, quantizer: DLS):
@@ -271,10 +282,10 @@ def set_constant_grids(net: nn.Module, constants: Mapping[str, Sequence[float]])
     Raises:
         ValueError: the network has no dynamic activation quantizer of a name.
     """
-    quantizers = quantizers_of(net)
+    quantizers = _dynamic(net)
     for name, constant in constants.items():
         quantizer = quantizers.get(name)
-        if not isinstance(quantizer, DLS) or quantizer.role != "act":
+        if quantizer is None:
             raise ValueError(f"{type(net).__name__} has no DLS quantizer {name} whose grid could be a constant.")
         fixed = FixedGrid(quantizer.bits, quantizer.quantizer_name)
         fixed.set_grid(*constant)

@@ -79,6 +79,10 @@ def test_every_registered_network_exports(name, tmp_path):
                 assert_same(onnx_net(x).numpy(), net(x).numpy())
     assert int(onnx_net.facts["scale"]) == output_scale(net) and onnx_net.facts["arch"] == name
     assert all(check.equal is not False for check in compare_weights(model, net))
+    if name.startswith("Q"):
+        checks = compare_activations(tmp_path / "net.onnx", net, x)
+        assert all(check.own_input in (None, check.count) for check in checks)
+        assert sum(check.whole_network for check in checks) >= 0.97 * sum(check.count for check in checks)
     assert (onnx_net.size is None) == open_sides
 
 
