@@ -146,10 +146,11 @@ def select_params(content: object, path: str | os.PathLike, param_key: str | Non
         state = content[param_key]
     else:
         bare = bool(content) and all(isinstance(v, Tensor) for v in content.values())
+        held = ", ".join(map(str, list(content)[:_LISTED])) or "nothing"
         advice = (
             "the file is a bare state_dict: set `path: param_key_g: ~`"
             if bare
-            else f"it holds: {', '.join(map(str, list(content)[:_LISTED])) or 'nothing'}; set `path: param_key_g`"
+            else f"it holds: {held}; set `path: param_key_g` (tools: --param-key)"
         )
         raise CheckpointError(f"checkpoint {path} has no {param_key!r}; {advice}")
     if not isinstance(state, Mapping) or not state:
