@@ -11,8 +11,8 @@ mean in detail is in exporting/codes.py.
 
 A deep network of few bits magnifies the last bit of a float32: one code that falls the other way turns others behind it,
 and --min-psnr is out of reach of any float32 arithmetic but its own. Give the FP64 file (tools.export --onnx-fp64) as well:
-there all codes of the whole network must be equal. When they are, the FP32 file is held to what the network itself makes
-of an input moved by 1e-7. Exit status: 0 verified, 1 not, 2 wrong arguments or files.
+there all codes of the whole network must be equal. When they are, an FP32 (FP16) file is held to what the network itself
+makes of an input moved by one rounding, 1e-7 (5e-4). Exit status: 0 verified, 1 not, 2 wrong arguments or files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .reports import write_report
 from .verify_report import markdown
 
 SCHEMA_VERSION = 2
-ROUNDING = 1e-7  # of a pixel value in [0, 1]: the last bits of float32
+ROUNDING = {"fp32": 1e-7, "fp16": 5e-4}  # of a pixel value in [0, 1]: the last bit
 MARGIN = 6.0  # dB: twice the error, for one draw of the noise that ROUNDING adds
 VERIFIED, UP_TO_ROUNDING, NOT_VERIFIED = "verified", "verified up to rounding", "not verified"
 
@@ -152,12 +152,12 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
     }
 
 
-def _moved(net: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network with the last bits of its input changed: what float32 rounding alone does to its output."""
+def _moved(net: nn.Module, size: float) -> Callable[[Tensor], Tensor]:
+    """The network with the last bits of its input changed: what rounding alone does to its output."""
 
     def network(x: Tensor) -> Tensor:
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-        return net(x + ROUNDING * noise)
+        return net(x + size * noise)
 
     return network
 
@@ -169,9 +169,10 @@ def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outp
     reference = outputs.of(reference_name, artifact.reference, artifact.size)
     got = outputs.of(artifact.name, artifact.network, artifact.size)
     psnr = [psnr_between(y, r) for y, r in zip(got, reference, strict=True)]
-    own = None
-    if artifact.precision == "fp32":
-        moved = outputs.of(f"{reference_name}, input moved", _moved(artifact.reference), artifact.size)
+    own, size = None, ROUNDING.get(artifact.precision)
+    if size is not None:
+        name = f"{reference_name}, input moved by {size:g}"
+        moved = outputs.of(name, _moved(artifact.reference, size), artifact.size)
         own = _spread([psnr_between(y, r) for y, r in zip(moved, reference, strict=True)])
     checks = artifact.activations(probe(samples[0].image, artifact.size, multiple), outputs.track)
     stored = {kind: [c for c in artifact.weights if c.stored == kind] for kind in ("codes", "values", "folded")}
@@ -244,7 +245,7 @@ def judge(row: dict, least: float, proven: bool) -> tuple[str, str | None]:
     own = row["rounding_psnr"] and row["rounding_psnr"]["min"]
     if own is None or own >= least:
         return NOT_VERIFIED, reason
-    reason += f" (the network itself, its input moved by {ROUNDING:g}: {own:.2f} dB)"
+    reason += f" (the network itself, its input moved by {ROUNDING[row['precision']]:g}: {own:.2f} dB)"
     if not proven:
         return (
             NOT_VERIFIED,

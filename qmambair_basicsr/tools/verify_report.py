@@ -12,7 +12,7 @@ HEADER = (
     "codes equal, whole network",
     "PSNR to network, min",
     "mean",
-    "the network itself, input moved by 1e-7, min",
+    "the network itself, input moved by one rounding, min",
     "mean",
     "PSNR to truth",
     "difference",
@@ -81,8 +81,9 @@ def markdown(document: dict) -> str:
     rounded = [row["name"] for row in document["rows"] if row.get("verdict") == "verified up to rounding"]
     if rounded:
         lines += [
-            f"Verified up to rounding ({', '.join(rounded)}): in FP64 the graph has every code of the network, and in FP32 "
-            "its output is as near to the network's as the network's own output is when its input moves by 1e-7.",
+            f"Verified up to rounding ({', '.join(rounded)}): in FP64 the graph has every code of the network, and as it is "
+            "its output is as near to the network's as the network's own output is when its input moves by one rounding "
+            "(1e-7, of FP16 5e-4).",
             "",
         ]
     lines += ["Not verified:" if failures else "Verified.", *failures]

@@ -124,7 +124,8 @@ def row(psnr=40.0, own=41.0, precision="fp32", codes=(10, 10), failures=()):
         (row(failures=["1 parameters differ"]), True, tool.NOT_VERIFIED),
         (row(psnr=200.0, own=None, precision="fp64"), True, tool.VERIFIED),
         (row(psnr=200.0, own=None, precision="fp64", codes=(10, 9)), True, tool.NOT_VERIFIED),
-        (row(own=None, precision="fp16"), True, tool.NOT_VERIFIED),
+        (row(precision="fp16"), True, tool.UP_TO_ROUNDING),
+        (row(psnr=34.9, precision="fp16"), True, tool.NOT_VERIFIED),
     ],
 )
 def test_verdicts(given, proven, verdict):
