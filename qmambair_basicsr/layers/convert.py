@@ -209,7 +209,6 @@ def require_quantized(net: nn.Module) -> None:
         )
 
 
-@torch.no_grad()
 def meets_activations(net: nn.Module) -> dict[str, Quantizer]:
     """Quantizers of activations, and of operands of products, which MambaIRv2 computes from parameters in part."""
     operands = {q for module in net.modules() if isinstance(module, QuantMatMul) for q in module.children()}
@@ -220,6 +219,7 @@ def _dynamic(net: nn.Module) -> dict[str, DLS]:
     return {name: q for name, q in meets_activations(net).items() if isinstance(q, DLS)}
 
 
+@torch.no_grad()
 def freeze_dls(
     net: nn.Module, batches: Iterable[Tensor], forward: Callable[[nn.Module, Tensor], object] | None = None
 ) -> list[str]:

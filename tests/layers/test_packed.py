@@ -128,6 +128,17 @@ def test_frozen_dls_uses_the_mean_grid_of_the_calibration_images():
     assert torch.equal((codes - zero) * scale, fixed(x))
 
 
+def test_freezing_dls_records_no_gradients():
+    """A deep network's intermediate tensors of a whole image would fill the memory."""
+    modes = []
+    freeze_dls(
+        calibrated(description(4)),
+        [0],
+        lambda net, _: modes.append((torch.is_grad_enabled(), net(torch.rand(1, 3, 8, 8)))),
+    )
+    assert [mode for mode, _ in modes] == [False]
+
+
 def test_uncalibrated_network_is_refused():
     with pytest.raises(UncalibratedError, match="never calibrated"):
         freeze_parameters(build_network(description(2)))
