@@ -21,7 +21,7 @@ def read_network(opt: str | os.PathLike) -> dict:
     return read_options(opt, ("network_g",))["network_g"]
 
 
-def load_network(network: dict, checkpoint: str, param_key: str | None = "params") -> nn.Module:
+def load_network(network: dict, checkpoint: str | os.PathLike, param_key: str | None = "params") -> nn.Module:
     """Build a network and load a BasicSR checkpoint of it, in eval mode."""
     net = build_network(dict(network))
     load_state(net, select_params(read_file(checkpoint), checkpoint, param_key), checkpoint)

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from basicsr.archs import build_network
 from torch import Tensor, nn
 
 from ..data.image_files import list_images
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import parameter_sites, require_quantized
-from ..models.checkpoint_io import CheckpointError, load_state, read_file, select_params
+from ..models.checkpoint_io import CheckpointError
 from ..quantizers import Quantizer
 from .image_sets import middles
+from .networks import load_network
 from .option_files import TEST_KEYS, read_options
 
 SAMPLES = 100_000
@@ -149,12 +149,11 @@ def open_network(opt_file: Path, checkpoint: Path | None, param_key: str = "para
     if given is None:
         raise PlotError(f"{opt_file}: path has no pretrain_network_g; give --checkpoint FILE")
     try:
-        net = build_network(dict(opt["network_g"]))
-        load_state(net, select_params(read_file(given), given, param_key), given)
+        net = load_network(opt["network_g"], given, param_key)
     except CheckpointError as err:
         hint = "" if checkpoint else f" (path: pretrain_network_g of {opt_file}; --checkpoint FILE takes another)"
         raise PlotError(f"{err}{hint}") from err
-    return net.eval(), opt
+    return net, opt
 
 
 def image_batches(folder: Path, channels: int, count: int, side: int) -> Iterator[Tensor]:
