@@ -23,6 +23,9 @@ from bench_report import SCHEMA_VERSION, markdown, psnr, summarize, write_json
 from board import board_state, monitor, throttle_alerts
 from trt_runtime import EngineRunner, RuntimeUnavailable
 
+MODEL_FACTS = ("onnx_sha256", "engine_sha256", "opset", "arch", "bits_w", "bits_a", "scan_impl", "dls", "params")
+"""What the report takes over from the manifest of an engine."""
+
 
 class BenchmarkError(Exception):
     """A wrong argument or input file; the message names it and says what to do."""
@@ -59,9 +62,7 @@ def engine_facts(engine: Path) -> dict:
     return {
         "model": {
             "name": engine.name.removesuffix(".plan"),
-            "onnx_sha256": model.get("onnx_sha256"),
-            "engine_sha256": model.get("engine_sha256"),
-            "opset": model.get("opset"),
+            **{key: model.get(key) for key in MODEL_FACTS},
         },
         "build": {
             k: build.get(k)

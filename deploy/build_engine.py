@@ -188,6 +188,7 @@ def build(request: Request, trtexec: Path, version: tuple[int, int, int], out: P
             "engine_sha256": sha256(plan),
             "engine_bytes": plan.stat().st_size,
             "opset": graph.opset,
+            **graph.model_facts(),
             "inputs": graph.inputs,
             "qdq_nodes": graph.qdq_nodes,
             "custom_ops": graph.custom_ops,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,20 @@ class Graph:
     qdq_nodes: int
     float16: bool  # the graph computes in FP16 by itself (exported with --fp16, or FP16 weights)
     custom_ops: list[str]  # op types outside the standard ONNX domains: they need a plugin
+    facts: dict[str, str]  # what tools.export notes of the network
+
+    def model_facts(self) -> dict[str, str | int | None]:
+        """Architecture, bit-widths, kind of scan, DLS and number of parameters; None where the file does not say."""
+        bits = re.fullmatch(r"w(\d+)a(\d+)", self.facts.get("bits", ""))
+        params = self.facts.get("params", "")
+        return {
+            "arch": self.facts.get("arch"),
+            "bits_w": int(bits[1]) if bits else None,
+            "bits_a": int(bits[2]) if bits else None,
+            "scan_impl": self.facts.get("scan"),
+            "dls": self.facts.get("dls"),
+            "params": int(params) if params.isdigit() else None,
+        }
 
     @property
     def dynamic(self) -> bool:
@@ -66,6 +81,7 @@ def read_graph(path: Path) -> Graph:
         qdq_nodes=sum(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes),
         float16=facts["precision"] == "fp16" if "precision" in facts else kinds.count(half) > kinds.count(single),
         custom_ops=sorted({node.op_type for node in nodes if node.domain not in ("", "ai.onnx", "ai.onnx.ml")}),
+        facts=facts,
     )
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from ..archs.images import image_channels, output_scale
 from ..archs.mambairv2_blocks import ASSM
 from ..layers.calibrate import quantizers_of
+from ..layers.checkpoint import quantizer_keys
 from ..layers.convert import constant_grids, freeze_parameters
 from ..quantizers import DLS
 from . import float64, stand_ins
@@ -133,6 +134,7 @@ def export_onnx(
         "size_multiple": str(multiple),
         "in_chans": str(channels),
         "bits": _bits(original),
+        "params": str(_parameters(original)),
         "precision": settings.precision,
         "dls": "dynamic" if dynamic_dls else "frozen",
         "scan": settings.scan if settings.scan == "plugin" else f"onnx, chunk {settings.scan_chunk}",
@@ -209,6 +211,12 @@ def _bits(net: nn.Module) -> str:
         if quantizer.role in widths:
             widths[quantizer.role] = min(widths[quantizer.role], quantizer.bits)
     return f"w{widths['weight']}a{widths['act']}"
+
+
+def _parameters(net: nn.Module) -> int:
+    """Number of parameters, those of quantizers left out."""
+    ours = quantizer_keys(net)
+    return sum(parameter.numel() for name, parameter in net.named_parameters() if name not in ours)
 
 
 def settle_scans(model: onnx.ModelProto, settings: ExportSettings) -> None:

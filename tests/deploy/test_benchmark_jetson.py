@@ -79,7 +79,9 @@ def engines(tmp_path):
         file.write_text(ms)
         files.append(file)
     (tmp_path / "exact.int8.json").write_text(
-        json.dumps({"model": {"onnx_sha256": "abc", "opset": 18}, "build": {"int8_layers": 7}})
+        json.dumps(
+            {"model": {"onnx_sha256": "abc", "opset": 18, "bits_w": 4, "dls": "frozen"}, "build": {"int8_layers": 7}}
+        )
     )
     refs = tmp_path / "refs"
     refs.mkdir()
@@ -113,6 +115,9 @@ def test_report_follows_the_schema(tmp_path, engines, capsys):
         4.456 * 10.5, rel=1e-4
     )
     assert row["accuracy"] == {"psnr_vs_onnx": None, "equal": True, "max_abs_err": 0.0, "images": ["baby"]}
+    assert row["model"]["bits_w"] == 4 and row["model"]["bits_a"] is None, (
+        "what the manifest says, None where it does not"
+    )
     assert row["model"]["onnx_sha256"] == "abc" and row["build"]["int8_layers"] == 7
     assert rows["near.fp16", True]["accuracy"]["psnr_vs_onnx"] == pytest.approx(60, abs=0.1)
     table = (tmp_path / "out.md").read_text()

@@ -23,9 +23,9 @@ SCRIPT = ROOT / "deploy" / "build_engine.sh"
 
 
 def write_graph(
-    path: Path, *, qdq: bool = True, dynamic: bool = True, half: bool = False, custom: bool = False, precision: str = ""
+    path: Path, *, qdq: bool = True, dynamic: bool = True, half: bool = False, custom: bool = False, **facts: str
 ) -> Path:
-    """A small conv network; ``precision`` is what tools.export notes in the metadata."""
+    """A small conv network; ``facts`` are what tools.export notes in the metadata."""
     size = ["h", "w"] if dynamic else [64, 48]
     kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     weight = np.ones((3, 3, 3, 3), np.float16 if half else np.float32)
@@ -54,8 +54,8 @@ def write_graph(
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("qmambair", 1)])
-    if precision:
-        helper.set_model_props(model, {"precision": precision})
+    if facts:
+        helper.set_model_props(model, facts)
     onnx.save(model, path)
     return path
 
@@ -83,7 +83,8 @@ def run(*args, fake=None, version="10.3", mode="ok"):
 
 @pytest.mark.parametrize("version", ["10.3", "11.4"])
 def test_int8_build_writes_plan_log_and_manifest(tmp_path, fake, version):
-    graph = write_graph(tmp_path / "net.onnx")
+    facts = {"arch": "QMambaIR", "bits": "w4a2", "scan": "onnx, chunk 64", "dls": "frozen", "params": "905012"}
+    graph = write_graph(tmp_path / "net.onnx", precision="fp32", **facts)
     done = run("--onnx", graph, "--timing-cache", tmp_path / "cache", fake=fake, version=version)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "net.int8"
@@ -91,6 +92,15 @@ def test_int8_build_writes_plan_log_and_manifest(tmp_path, fake, version):
     plan = out.with_name("net.int8.plan")
     assert manifest["model"]["engine_sha256"] == hashlib.sha256(plan.read_bytes()).hexdigest()
     assert manifest["model"]["onnx_sha256"] == hashlib.sha256(graph.read_bytes()).hexdigest()
+    noted = {
+        "arch": "QMambaIR",
+        "bits_w": 4,
+        "bits_a": 2,
+        "scan_impl": "onnx, chunk 64",
+        "dls": "frozen",
+        "params": 905012,
+    }
+    assert noted.items() <= manifest["model"].items()
     assert manifest["build"]["tensorrt"].startswith(version)
     assert (manifest["build"]["int8_layers"], manifest["build"]["float_layers"]) == (1, 1)
     command = manifest["build"]["cmd"]

@@ -210,6 +210,8 @@ def test_command_writes_the_plugin_graph_and_its_fp64_form(tmp_path):
     models = [onnx.load(file) for file in files[3:]]
     facts = [{p.key: p.value for p in model.metadata_props} for model in models]
     assert [(f["precision"], f["scan"]) for f in facts] == [("fp32", "plugin"), ("fp64", "onnx, chunk 16")]
+    full = build_network({k: v for k, v in network(4).items() if k != "quant"} | {"type": "MambaIR"})
+    assert facts[0]["params"] == facts[1]["params"] == str(sum(p.numel() for p in full.parameters()))
     assert facts[0]["grids"] == facts[1]["grids"], "the constants of DLS are the same"
     assert {t.data_type for t in models[1].graph.initializer} <= {
         TensorProto.DOUBLE,
