@@ -14,12 +14,7 @@ const Kernels* choose() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  if (avx512 && (!forced || !std::strcmp(forced, "avx512"))) {
-    // the backward scan lives on its scratch memory, and that of narrower vectors stays nearer: measured on Zen 4
-    static Kernels mixed = kernels_avx512;
-    mixed.scan.backward = scan_avx512vl.backward;
-    return &mixed;
-  }
+  if (avx512 && (!forced || !std::strcmp(forced, "avx512"))) return &kernels_avx512;
   if (avx2 && (!forced || std::strcmp(forced, "portable"))) return &kernels_avx2;
 #endif
   (void)forced;

@@ -15,4 +15,4 @@ struct Kernels {
 extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
-extern const ScanKernels scan_avx512vl;
+ScanBackward scan_backward_avx512vl;

@@ -1,8 +1,10 @@
-// The scan for x86-64 with AVX-512 on vectors of 256 bits: 32 registers and scalef; compiled with -mavx512f -mavx512dq
-// -mavx512vl -mfma.
+// The scan's backward for x86-64 with AVX-512 on vectors of 256 bits: 32 registers and scalef; compiled with -mavx512f
+// -mavx512dq -mavx512vl -mfma.
 #define QM_WIDTH 8
 #define QM_ISA avx512vl
 #include "kernels.h"
-#include "scan_kernels.h"
+#include "scan_backward.h"
 
-extern const ScanKernels scan_avx512vl = {QM_WIDTH, avx512vl::forward, avx512vl::backward};
+bool scan_backward_avx512vl(const ScanArgs& args, int64_t image, int64_t direction, int64_t group) {
+  return avx512vl::backward(args, image, direction, group);
+}

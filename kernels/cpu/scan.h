@@ -36,13 +36,15 @@ struct ScanArgs {
   float* dbias;       // (B, K, D)
 };
 
+// Backward of channel group `group` of one image in one direction.
+typedef bool ScanBackward(const ScanArgs& args, int64_t image, int64_t direction, int64_t group);
+
 // One set of kernels per instruction set; api.cpp picks one at run time and spreads the tasks over threads.
 struct ScanKernels {
   int width;  // channels of a block
   // forward of channels [first, last) of one image in one direction; whole blocks, but for the end of the channels
   void (*forward)(const ScanArgs& args, int64_t image, int64_t direction, int64_t first, int64_t last);
-  // backward of channel group `group` of one image in one direction
-  bool (*backward)(const ScanArgs& args, int64_t image, int64_t direction, int64_t group);
+  ScanBackward* backward;
 };
 
 // Channels of backward group g are [group_begin(g), group_begin(g + 1)): the split depends on the shape alone, never on

@@ -1,16 +1,16 @@
-// The functions of one instruction set as a table; included by the kernels_*.cpp.
+// The functions of one instruction set as a table, for kernels_*.cpp; the backward scan may be that of another set.
 #pragma once
 
 #include "attention_kernels.h"
 #include "kernels.h"
 #include "quant_kernels.h"
-#include "scan_kernels.h"
+#include "scan_forward.h"
 
 namespace {
 
-constexpr Kernels make_table(const char* name) {
+constexpr Kernels make_table(const char* name, ScanBackward* backward) {
   return {name,
-          {QM_WIDTH, QM_ISA::forward, QM_ISA::backward},
+          {QM_WIDTH, QM_ISA::forward, backward},
           {QM_ISA::moments, QM_ISA::quantize, QM_ISA::grid_sums, QM_ISA::grid_input, QM_ISA::rfa_forward,
            QM_ISA::rfa_backward},
           {QM_ISA::attention_forward, QM_ISA::attention_backward}};
