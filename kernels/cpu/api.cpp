@@ -34,6 +34,16 @@ int64_t forward_groups(int64_t sequences, int64_t blocks, int64_t threads) {
   return best;
 }
 
+// Runs task(i) for i below `count`; 0 when one of them says that memory ran out.
+template <typename Task>
+int64_t all_done(int64_t count, int64_t threads, const Task& task) {
+  int64_t failed = 0;
+  parallel(count, threads, [&](int64_t i) {
+    if (!task(i)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+  });
+  return !failed;
+}
+
 }  // namespace
 
 const Kernels& kernels() {
@@ -76,31 +86,24 @@ QM_API void qm_scan_forward(const ScanArgs* args) {
 QM_API int64_t qm_scan_backward(const ScanArgs* args) {
   const ScanArgs& a = *args;
   const int64_t K = a.directions, outer = a.merge ? 1 : K;
-  int64_t failed = 0;
-  parallel(a.batch * outer * a.groups, a.threads, [&](int64_t i) {
+  return all_done(a.batch * outer * a.groups, a.threads, [&](int64_t i) {
     const int64_t group = i % a.groups, k = i / a.groups % outer, image = i / a.groups / outer;
-    for (int64_t d = a.merge ? 0 : k; d < (a.merge ? K : k + 1); d++)
-      if (!kernels().scan.backward(a, image, d, group)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+    bool done = true;
+    for (int64_t d = a.merge ? 0 : k; d < (a.merge ? K : k + 1); d++) done &= kernels().scan.backward(a, image, d, group);
+    return done;
   });
-  return !failed;
 }
 
 // Window attention; returns 0 when memory ran out.
 QM_API int64_t qm_attention_forward(const AttentionArgs* args) {
   const AttentionArgs& a = *args;
-  int64_t failed = 0;
-  parallel(a.groups * a.heads, a.threads, [&](int64_t i) {
-    if (!kernels().attention.forward(a, i / a.heads, i % a.heads)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-  });
-  return !failed;
+  return all_done(a.groups * a.heads, a.threads,
+                  [&](int64_t i) { return kernels().attention.forward(a, i / a.heads, i % a.heads); });
 }
 
 // Its gradients; returns 0 when memory ran out.
 QM_API int64_t qm_attention_backward(const AttentionArgs* args) {
   const AttentionArgs& a = *args;
-  int64_t failed = 0;
-  parallel(a.groups * a.heads, a.threads, [&](int64_t i) {
-    if (!kernels().attention.backward(a, i / a.heads, i % a.heads)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-  });
-  return !failed;
+  return all_done(a.groups * a.heads, a.threads,
+                  [&](int64_t i) { return kernels().attention.backward(a, i / a.heads, i % a.heads); });
 }
