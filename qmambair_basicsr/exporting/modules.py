@@ -25,36 +25,11 @@ from ..layers.quant_matmul import QuantMatMul
 from ..ops.dls.reference import grid as dls_grid
 from ..quantizers import DLS, Identity, Quantizer
 from ..quantizers.affine import AffineQuantizer
-from . import float64
-from .float64 import OPSET
+from .operators import cast, dequantize, quantize, symbolic
 
 
 class ExportError(ValueError):
     """A network cannot be exported as asked; the message says which part and what to do."""
-
-
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.to(dtype)``; where there is nothing to do, nothing is traced either: a cast costs two operations each."""
-    return x if x.dtype == dtype else x.to(dtype)
-
-
-def _symbolic(op: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, shape, attributes: dict | None = None) -> Tensor:
-    return torch.onnx.ops.symbolic(op, inputs, attributes or {}, dtype=dtype, shape=shape, version=OPSET)
-
-
-def _operator(op: str, scale: Tensor) -> str:
-    """Q/DQ of the standard, or in FP64, which the standard has not, of ``float64``."""
-    return op if scale.dtype == torch.float32 else f"{float64.DOMAIN}::{op}"
-
-
-def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    return _symbolic(_operator("QuantizeLinear", scale), (x, scale, zero_point), torch.int8, x.shape)
-
-
-def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
-    attributes = {} if axis is None else {"axis": axis}
-    operator = _operator("DequantizeLinear", scale)
-    return _symbolic(operator, (codes, scale, zero_point), scale.dtype, codes.shape, attributes)
 
 
 class StaticGrid(nn.Module):
@@ -67,23 +42,33 @@ class StaticGrid(nn.Module):
 
     def __init__(self, step: float, offset: float, lowest: float, highest: float):
         super().__init__()
-        self.offset, self.bounds = offset, None if (lowest, highest) == (-128, 127) else (lowest * step, highest * step)
         self.register_buffer("step", torch.tensor(step))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8))
+        # tensors, not numbers: blocks whose tensors alone differ are traced once (``units``)
+        self.register_buffer("shift", torch.tensor(offset) if offset else None)
+        clips = (lowest, highest) != (-128, 127)  # int8 itself
+        self.register_buffer("low", torch.tensor(lowest * step) if clips else None)
+        self.register_buffer("high", torch.tensor(highest * step) if clips else None)
+
+    @property
+    def offset(self) -> float:
+        """What is added, in units of the activation."""
+        return 0.0 if self.shift is None else self.shift.item()
 
     def forward(self, x: Tensor) -> Tensor:
         x = cast(x, self.step.dtype)
-        shifted = x + self.offset if self.offset else x
-        if self.bounds is not None:
-            shifted = shifted.clamp(*self.bounds)
-        codes = _quantize(shifted, self.step, self.zero_point)
-        return _dequantize(codes, self.step, self.zero_point)
+        if self.shift is not None:
+            x = x + self.shift
+        if self.low is not None:
+            x = symbolic("Clip", (x, self.low, self.high), x.dtype, x.shape)
+        codes = quantize(x, self.step, self.zero_point)
+        return dequantize(codes, self.step, self.zero_point)
 
 
 class DynamicGrid(nn.Module):
     """DLS with statistics computed in the graph, in floating point."""
 
-    offset = 0.0
+    offset, shift = 0.0, None
 
     def __init__(self, quantizer: DLS):
         super().__init__()
@@ -111,7 +96,7 @@ class DynamicGrid(nn.Module):
 class Unquantized(nn.Module):
     """A site kept in full precision."""
 
-    offset = 0.0
+    offset, shift = 0.0, None
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -125,7 +110,7 @@ class WithoutOffset(nn.Module):
         self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.grid(x) - self.grid.offset if self.grid.offset else self.grid(x)
+        return self.grid(x) if self.grid.shift is None else self.grid(x) - self.grid.shift
 
 
 class Constant(nn.Module):
@@ -177,7 +162,6 @@ class IntegerWeight(nn.Module):
         per_channel = frozen.scale.numel() > 1
         scale = frozen.scale.reshape(-1).expand(groups * codes.shape[1]).view(shape)
         zero = frozen.zero.reshape(-1).expand(groups * codes.shape[1]).view(shape)
-        self.value = (codes - zero) * scale  # exact weight, used for constants only
         self.shifted = bool(zero.any())
         if self.shifted:
             codes = torch.cat((codes, torch.ones_like(codes[:, :1])), 1)
@@ -191,7 +175,14 @@ class IntegerWeight(nn.Module):
         self.register_buffer("zero_point", zero_points)
 
     def forward(self) -> Tensor:
-        return _dequantize(self.codes, self.scale, self.zero_point, self.axis)
+        return dequantize(self.codes, self.scale, self.zero_point, self.axis)
+
+
+def _exact(frozen: FrozenCodes, groups: int) -> Tensor:
+    """A weight (G, O, ...) as its codes stand for."""
+    shape = (-1, *[1] * (frozen.codes.ndim - 1))
+    value = (frozen.codes - frozen.zero.reshape(shape)) * frozen.scale.reshape(shape)
+    return value.unflatten(0, (groups, -1))
 
 
 class IntegerLinear(nn.Module):
@@ -200,7 +191,7 @@ class IntegerLinear(nn.Module):
     def __init__(self, frozen: FrozenCodes, act: nn.Module, bias: Tensor | None):
         super().__init__()
         self.act, self.weight = act, IntegerWeight(frozen, 1)
-        value = self.weight.value[0]
+        value = _exact(frozen, 1)[0]
         total = torch.zeros(value.shape[0]) if bias is None else bias.detach().clone()
         self.has_bias = bias is not None or bool(act.offset)
         self.register_buffer("bias", total - act.offset * value.sum(1))
@@ -249,7 +240,9 @@ class IntegerConv2d(nn.Module):
         self.geometry = (layer.stride, layer.padding, layer.dilation)
         self.groups = layer.groups
         self.act, self.weight = act, IntegerWeight(layer.weight_quantizer, layer.groups)
-        sums = self.weight.value.sum(2).flatten(0, 1).unsqueeze(1) * act.offset  # (C_out, 1, kH, kW)
+        sums = (
+            _exact(layer.weight_quantizer, layer.groups).sum(2).flatten(0, 1).unsqueeze(1) * act.offset
+        )  # (C_out, 1, kH, kW)
         bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().clone()
         self.border = BorderSums(sums, self.geometry) if act.offset and any(layer.padding) else None
         if self.border is None:
@@ -382,11 +375,12 @@ class Product(QuantMatMul):
     """
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        kind, left, right = a.dtype, self.left_quantizer.offset, self.right_quantizer.offset
+        kind, left, right = a.dtype, self.left_quantizer.shift, self.right_quantizer.shift
         a, b = self.left_quantizer(a), self.right_quantizer(b)
         y = a @ b
-        if right:
+        if right is not None:
             y = y - right * a.sum(-1, keepdim=True)
-        if left:
-            y = y - (left * b.sum(-2, keepdim=True) - left * right * b.shape[-2])
+        if left is not None:
+            sums = b.sum(-2, keepdim=True)
+            y = y - left * (sums if right is None else sums - right * b.shape[-2])
         return cast(y, kind)

@@ -12,7 +12,8 @@ from collections.abc import Collection
 
 import onnx
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the exporter notes the modules of a node."""
 
 
 def name_nodes(model: onnx.ModelProto, modules: Collection[str]) -> None:
@@ -43,7 +44,7 @@ def _scope(node: onnx.NodeProto, modules: Collection[str]) -> str:
     through a plain attribute the names are relative to that module.
     """
     for entry in node.metadata_props:
-        if entry.key == _SCOPES:
+        if entry.key == SCOPES:
             base = scope = ""
             for name in ast.literal_eval(entry.value)[:-1]:
                 if name in modules:

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
+from onnxscript import ir
 from torch import nn
 
 from ..archs.images import image_channels, output_scale
@@ -26,7 +27,6 @@ from ..layers.checkpoint import quantizer_keys
 from ..layers.convert import constant_grids, freeze_parameters
 from ..quantizers import DLS
 from . import float64, stand_ins
-from .float64 import OPSET
 from .modules import ExportError, make_exportable
 from .node_names import name_nodes
 from .precision import in_double, make_half
@@ -34,6 +34,7 @@ from .runtime import facts_of, session
 from .scan_graph import SCAN_NODE, expand_scan
 from .simplify import simplify
 from .stand_ins import DOMAIN
+from .units import trace
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
 """What feature maps are computed in."""
@@ -104,27 +105,13 @@ def export_onnx(
     if settings.dynamic:
         height, width = torch.export.Dim("h", min=2, max=4096), torch.export.Dim("w", min=2, max=4096)
         shapes = ({2: multiple * height if multiple > 1 else height, 3: multiple * width if multiple > 1 else width},)
-    progress("tracing the network")
-    with (
-        _exportable_functions(net, settings),
-        _quiet_exporter(),
-        torch.no_grad(),
-    ):
-        program = torch.onnx.export(
-            net,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["input"],
-            output_names=["output"],
-            dynamic_shapes=shapes,
-            verbose=False,
-            optimize=False,
-        )
+    modules = {name for name, _ in net.named_modules()}
+    with _exportable_functions(net, settings), _quiet_exporter(), torch.no_grad():
+        graph = trace(net, example, shapes, progress)
     progress("simplifying the graph")
-    simplify(program.model)
-    model = program.model_proto
-    name_nodes(model, {name for name, _ in net.named_modules()})
+    simplify(graph)
+    model = ir.to_proto(graph)
+    name_nodes(model, modules)
     settle_scans(model, settings)
     if settings.precision == "fp64":
         float64.lower(model)

@@ -36,7 +36,6 @@ def simplify(model: ir.Model) -> None:
     """Inline functions, fold constants, drop what computes nothing, and make constants initializers, in place."""
     passes = ir.passes.common
     rewrite = RewritePass(_RULES)
-    passes.NameFixPass()(model)  # a node and a buffer of the network may both be called "mean"
     passes.InlinePass()(model)
     for _ in range(_ROUNDS):
         fold_constants_ir(model, onnx_shape_inference=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..archs import windows
 from ..archs.windows import MASKED, WindowPlan
 from ..ops.ss2d_scan import DIRECTIONS
-from .modules import cast
+from .operators import cast
 from .scan_graph import SCAN_NODE
 
 DOMAIN = "qmambair"

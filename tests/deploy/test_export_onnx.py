@@ -100,8 +100,8 @@ def test_integer_codes_of_an_activation_are_equal(bits):
     nodes = [helper.make_node("Add", ["x", "offset"], ["shifted"])]
     constants = {"offset": offset, "step": step}
     last = "shifted"
-    if grid.bounds is not None:
-        constants |= {"low": grid.bounds[0], "high": grid.bounds[1]}
+    if grid.low is not None:
+        constants |= {"low": grid.low.item(), "high": grid.high.item()}
         nodes.append(helper.make_node("Clip", ["shifted", "low", "high"], ["clipped"]))
         last = "clipped"
     nodes.append(helper.make_node("QuantizeLinear", [last, "step", "zero"], ["codes"]))

@@ -22,7 +22,6 @@ def test_graph_is_that_of_the_full_optimizer(name, tmp_path, monkeypatch):
     simplify = onnx_file.simplify
 
     def both(model):
-        ir.passes.common.NameFixPass()(model)
         copy = ir.from_proto(ir.to_proto(model))
         optimizer.optimize(copy)
         wanted.append(Counter(node.op_type for node in copy.graph))
