@@ -38,11 +38,12 @@ class StaticGrid(nn.Module):
     Args:
         step, offset: units of the activation.
         lowest, highest: codes.
+        dtype: of the step.
     """
 
-    def __init__(self, step: float, offset: float, lowest: float, highest: float):
+    def __init__(self, step: float, offset: float, lowest: float, highest: float, dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.register_buffer("step", torch.tensor(step))
+        self.register_buffer("step", torch.tensor(step, dtype=dtype))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8))
         # tensors, not numbers: blocks whose tensors alone differ are traced once (``units``)
         self.register_buffer("shift", torch.tensor(offset) if offset else None)
@@ -133,14 +134,14 @@ def activation(quantizer: Quantizer) -> nn.Module:
     if isinstance(quantizer, Identity):
         return Unquantized()
     if isinstance(quantizer, FixedGrid):
-        return StaticGrid(*quantizer.grid.tolist())
+        return StaticGrid(*quantizer.grid.tolist(), quantizer.grid.dtype)
     if isinstance(quantizer, DLS):
         return DynamicGrid(quantizer)
     if isinstance(quantizer, AffineQuantizer) and quantizer.groups == 1 and not quantizer.dynamic:
         with torch.no_grad():
             step, offset = quantizer.step_and_offset(torch.zeros(1))
         shift = 0.0 if offset is None else offset.item()
-        return StaticGrid(step.item(), shift, quantizer.qmin, quantizer.qmax)
+        return StaticGrid(step.item(), shift, quantizer.qmin, quantizer.qmax, step.dtype)
     raise ExportError(
         f"{quantizer.quantizer_name}: {type(quantizer).__name__} activations have no symmetric Q/DQ form. "
         "Exportable: DLS, LSQ, LSQOffset and other per-tensor affine quantizers"
@@ -299,7 +300,8 @@ def _flattened(frozen: FrozenCodes, part: int | slice) -> FrozenCodes:
 
     codes = frozen.codes[part]
     codes = codes.flatten(0, 1) if isinstance(part, slice) else codes
-    return FrozenCodes(frozen.bits, codes, cut(frozen.scale), cut(frozen.zero), None, frozen.quantizer_name)
+    part = FrozenCodes(frozen.bits, codes, cut(frozen.scale), cut(frozen.zero), None, frozen.quantizer_name)
+    return part.to(frozen.scale.dtype)
 
 
 class ScanSites(nn.Module):

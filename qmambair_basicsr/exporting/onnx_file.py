@@ -177,6 +177,9 @@ def _exportable_functions(net: nn.Module, settings: ExportSettings) -> Iterator[
         if routers:
             # ONNX knows no such node
             stack.enter_context(mock.patch(f"{archs}.mambairv2_blocks.is_fused", lambda *_: False))
+            stack.enter_context(
+                mock.patch(f"{archs}.mambairv2_blocks.F.scaled_dot_product_attention", stand_ins.attention)
+            )
             prompts = max(module.embeddingB.num_embeddings for module in routers)
             order = stand_ins.semantic_order(prompts, net.window_size**2)
             stack.enter_context(mock.patch(f"{archs}.mambairv2_blocks.semantic_order", order))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from ..archs.ss2d import ScanParameters
@@ -61,6 +62,9 @@ def in_double(net: nn.Module) -> nn.Module:
     if quantizers_of(net):
         freeze_parameters(net)
     net.double().requires_grad_(False)
+    for module in net.modules():
+        if isinstance(module, nn.LayerNorm):  # ONNX stores this number in FP32
+            module.eps = torch.tensor(module.eps).item()
     net.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(), *inputs[1:]))
     net.register_forward_hook(lambda _, inputs, output: output.float())
     return net

@@ -41,6 +41,11 @@ def scan_node(kind: torch.dtype, plugin: bool) -> Callable[..., Tensor]:
     return scan
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, scale: float) -> Tensor:
+    """``scaled_dot_product_attention``; the exporter rounds a scale that is no tensor to FP32, in FP64 as well."""
+    return ((q * torch.tensor(scale, dtype=q.dtype)) @ k.transpose(-2, -1) + attn_mask).softmax(dim=-1) @ v
+
+
 def semantic_order(prompts: int, block: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """``routing.semantic_order`` as a counting sort.
 

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_export_onnx import CASES, photo
+from test_export_onnx import CASES, calibrated, photo
 
 onnx = pytest.importorskip("onnx", reason="extra: export")
 pytest.importorskip("onnxruntime", reason="extra: export")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from qmambair_basicsr.exporting import float64  # noqa: E402
+from qmambair_basicsr.exporting import codes, float64  # noqa: E402
 from qmambair_basicsr.exporting.codes import compare_activations, compare_weights  # noqa: E402
-from qmambair_basicsr.exporting.precision import in_double  # noqa: E402
 from qmambair_basicsr.exporting.runtime import OnnxNetwork, session  # noqa: E402
+from qmambair_basicsr.exporting.verification import open_artifact  # noqa: E402
+from qmambair_basicsr.layers.calibrate import quantizers_of  # noqa: E402
 
 
 def lowered(op, feeds, constants, kind=TensorProto.DOUBLE, **attributes):
@@ -93,15 +94,42 @@ def test_quantize_and_dequantize():
         assert np.array_equal(session(model).run(None, add)[0], wanted)
 
 
+def largest_difference(path, net, image):
+    """Between what the network's activation quantizers are given and the same tensors of the graph."""
+    given, quantizers = {}, quantizers_of(net)
+    hooks = [
+        quantizer.register_forward_pre_hook(lambda _, x, name=name: given.setdefault(name, []).append(x[0]))
+        for name, quantizer in quantizers.items()
+    ]
+    with torch.no_grad():
+        net(image)
+    for hook in hooks:
+        hook.remove()
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    sites = [site for site in codes._sites(model, path, quantizers) if site.source is not None]
+    tensors = codes._run_with(model, image, sites)
+    differences = []
+    for site in sites:
+        wanted = (
+            given[site.name][site.call]
+            if site.direction is None
+            else given[site.name][site.call][..., site.direction, :]
+        )
+        differences.append(np.abs(tensors[site.source].reshape(-1) - wanted.numpy().reshape(-1)).max())
+    assert len(differences) >= 8
+    return max(differences)
+
+
 @pytest.mark.parametrize(("case", "dls"), [(c, "frozen") for c in CASES] + [("light x2 w4a4", "dynamic")])
 def test_the_graph_is_the_network(case, dls, exported_case):
     """Without rounding every code of the whole network is equal, also where DLS is computed in the graph."""
     net, path = exported_case(case, dls, "fp64")
     x = photo(CASES[case].get("in_chans", 3), 16, 24)
     assert all(check.equal for check in compare_weights(onnx.load(path), net))
-    exact = in_double(net)
+    exact = open_artifact(path, calibrated(CASES[case])).reference
     checks = compare_activations(path, exact, x)
     assert len(checks) > 10
+    assert largest_difference(path, exact, x) < 1e-12, "something on the way computes in less than FP64"
     for check in checks:
         assert check.whole_network == check.count
         assert check.own_input in (None, check.count)
