@@ -46,10 +46,10 @@ class StaticGrid(nn.Module):
         self.register_buffer("step", torch.tensor(step, dtype=dtype))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8))
         # tensors, not numbers: blocks whose tensors alone differ are traced once (``units``)
-        self.register_buffer("shift", torch.tensor(offset) if offset else None)
+        self.register_buffer("shift", torch.tensor(offset, dtype=dtype) if offset else None)
         clips = (lowest, highest) != (-128, 127)  # int8 itself
-        self.register_buffer("low", torch.tensor(lowest * step) if clips else None)
-        self.register_buffer("high", torch.tensor(highest * step) if clips else None)
+        self.register_buffer("low", torch.tensor(lowest * step, dtype=dtype) if clips else None)
+        self.register_buffer("high", torch.tensor(highest * step, dtype=dtype) if clips else None)
 
     @property
     def offset(self) -> float:

@@ -62,9 +62,10 @@ def in_double(net: nn.Module) -> nn.Module:
     if quantizers_of(net):
         freeze_parameters(net)
     net.double().requires_grad_(False)
-    for module in net.modules():
-        if isinstance(module, nn.LayerNorm):  # ONNX stores this number in FP32
-            module.eps = torch.tensor(module.eps).item()
+    for module in net.modules():  # numbers that the exporter stores in FP32
+        for name in ("eps", "scale", "negative_slope"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, torch.tensor(getattr(module, name)).item())
     net.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(), *inputs[1:]))
     net.register_forward_hook(lambda _, inputs, output: output.float())
     return net

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_export_networks import OURS, network
 from test_export_onnx import CASES, calibrated, photo
+
+from qmambair_basicsr.archs.images import image_channels
 
 onnx = pytest.importorskip("onnx", reason="extra: export")
 pytest.importorskip("onnxruntime", reason="extra: export")
@@ -16,8 +19,8 @@ pytest.importorskip("onnxruntime", reason="extra: export")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from qmambair_basicsr.exporting import codes, float64  # noqa: E402
-from qmambair_basicsr.exporting.codes import compare_activations, compare_weights  # noqa: E402
-from qmambair_basicsr.exporting.runtime import OnnxNetwork, session  # noqa: E402
+from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx  # noqa: E402
+from qmambair_basicsr.exporting.runtime import session  # noqa: E402
 from qmambair_basicsr.exporting.verification import open_artifact  # noqa: E402
 from qmambair_basicsr.layers.calibrate import quantizers_of  # noqa: E402
 
@@ -120,18 +123,32 @@ def largest_difference(path, net, image):
     return max(differences)
 
 
-@pytest.mark.parametrize(("case", "dls"), [(c, "frozen") for c in CASES] + [("light x2 w4a4", "dynamic")])
-def test_the_graph_is_the_network(case, dls, exported_case):
-    """Without rounding every code of the whole network is equal, also where DLS is computed in the graph."""
-    net, path = exported_case(case, dls, "fp64")
-    x = photo(CASES[case].get("in_chans", 3), 16, 24)
-    assert all(check.equal for check in compare_weights(onnx.load(path), net))
-    exact = open_artifact(path, calibrated(CASES[case])).reference
-    checks = compare_activations(path, exact, x)
+def check_all(path, net, image):
+    """Every code of the whole network is equal, and so is what it is computed from."""
+    artifact = open_artifact(path, net)
+    exact = artifact.reference
+    assert not [check.name for check in artifact.weights if check.equal is False]
+    checks = artifact.activations(image, iter)
     assert len(checks) > 10
-    assert largest_difference(path, exact, x) < 1e-12, "something on the way computes in less than FP64"
+    assert largest_difference(path, exact, image) < 1e-12, "something on the way computes in less than FP64"
     for check in checks:
         assert check.whole_network == check.count
         assert check.own_input in (None, check.count)
     with torch.no_grad():
-        np.testing.assert_allclose(OnnxNetwork(path)(x), exact(x), rtol=2e-7, atol=1e-12)
+        np.testing.assert_allclose(artifact.network(image), exact(image), rtol=2e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("case", "dls"), [("light x2 w4a4", "frozen"), ("light x2 w2a2", "frozen"), ("light x2 w4a4", "dynamic")]
+)
+def test_the_graph_is_the_network(case, dls, exported_case):
+    _, path = exported_case(case, dls, "fp64")
+    check_all(path, calibrated(CASES[case]), photo(3, 16, 24))
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name.startswith("Q")])
+def test_the_graph_of_every_quantized_network_is_the_network(name, tmp_path):
+    """Statistics of DLS are computed in the graph; attention and routing of MambaIRv2 are quantized as well."""
+    net = network(name)
+    export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, scan_chunk=4, precision="fp64"))
+    check_all(tmp_path / "net.onnx", net, photo(image_channels(net), 16, 24))
