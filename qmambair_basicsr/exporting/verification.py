@@ -126,6 +126,36 @@ def _without_gradients(net: nn.Module) -> Callable[[Tensor], Tensor]:
     return network
 
 
+def with_rounding(net: nn.Module, size: float) -> Callable[[Tensor], Tensor]:
+    """A quantized network with noise as large as rounding at its input and at that of every activation quantizer.
+
+    Other arithmetic of the same precision rounds in other places; this is how far its output may be off for that alone.
+
+    Args:
+        net: the network.
+        size: standard deviation of the noise, in units of the largest absolute value of each tensor.
+    """
+
+    def network(x: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+
+        def moved(t: Tensor) -> Tensor:
+            return t + size * t.abs().amax() * torch.randn(t.shape, generator=generator)
+
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple:
+            return (moved(inputs[0]), *inputs[1:])
+
+        handles = [q.register_forward_pre_hook(hook) for q in quantizers_of(net).values() if q.role == "act"]
+        try:
+            with torch.no_grad():
+                return net(moved(x))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return network
+
+
 def probe(image: Tensor, size: tuple[int, int] | None, multiple: int, largest: int = 96) -> Tensor:
     """A part of an image to compare activation codes on: one tile, or the centre, at most ``largest`` pixels a side.
 

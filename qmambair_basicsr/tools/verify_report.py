@@ -12,7 +12,7 @@ HEADER = (
     "codes equal, whole network",
     "PSNR to network, min",
     "mean",
-    "the network itself, input moved by one rounding, min",
+    "the network itself with the noise of rounding, min",
     "mean",
     "PSNR to truth",
     "difference",
@@ -82,8 +82,8 @@ def markdown(document: dict) -> str:
     if rounded:
         lines += [
             f"Verified up to rounding ({', '.join(rounded)}): in FP64 the graph has every code of the network, and as it is "
-            "its output is as near to the network's as the network's own output is when its input moves by one rounding "
-            "(1e-7, of FP16 5e-4).",
+            "its output is as near to the network's as the network's own output with noise of 1e-7 (FP16: 5e-4) of the "
+            "largest value at the image and at every quantizer, the size of rounding.",
             "",
         ]
     lines += ["Not verified:" if failures else "Verified.", *failures]
