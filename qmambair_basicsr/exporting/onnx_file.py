@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxscript import ir
 from torch import nn
 
@@ -216,6 +216,7 @@ def settle_scans(model: onnx.ModelProto, settings: ExportSettings) -> None:
     """
     nodes, kind = [], TensorProto.DOUBLE if settings.precision == "fp64" else TensorProto.FLOAT
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    _fold_reshapes(model, constants)
     for node in model.graph.node:
         if node.op_type == SCAN_NODE:
             for index, name in SCAN_CONSTANTS.items():
@@ -241,6 +242,16 @@ def settle_scans(model: onnx.ModelProto, settings: ExportSettings) -> None:
     kept = [o for o in model.opset_import if o.domain != DOMAIN or settings.scan == "plugin"]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+
+
+def _fold_reshapes(model: onnx.ModelProto, constants: dict[str, TensorProto]) -> None:
+    """Turn reshaped constants, which ``simplify`` leaves where they are large, into constants."""
+    for node in list(model.graph.node):
+        if node.op_type == "Reshape" and all(name in constants for name in node.input):
+            values, shape = (numpy_helper.to_array(constants[name]) for name in node.input)
+            constants[node.output[0]] = numpy_helper.from_array(values.reshape(shape), node.output[0])
+            model.graph.initializer.append(constants[node.output[0]])
+            model.graph.node.remove(node)
 
 
 def check_model(model: onnx.ModelProto, settings: ExportSettings) -> None:

@@ -149,9 +149,11 @@ def test_every_scan_has_constants_of_its_own_name(scan):
     """``codes`` finds A, D and dt_bias by them; the exporter lets scans share equal constants."""
     b, h, w, d, n, k = 1, 2, 3, 4, 2, 1
     inputs = {"x": (b, h, w, d), "delta": (b, h, w, k, d), "B": (b, h, w, k, n), "C": (b, h, w, k, n)}
-    constants = {"A": np.full((k, d, n), -1.0), "D": np.ones((k, d)), "bias": np.zeros((k, d))}
+    constants = {"flat": np.full(k * d * n, -1.0), "D": np.ones((k, d)), "bias": np.zeros((k, d))}
+    constants = {name: value.astype(np.float32) for name, value in constants.items()} | {"shape": np.array([k, d, n])}
     order = ["x", "delta", "A", "B", "C", "D", "bias"]
-    nodes = [
+    nodes = [helper.make_node("Reshape", ["flat", "shape"], ["A"])]  # large constants stay reshaped
+    nodes += [
         helper.make_node(SCAN_NODE, [source, *order[1:]], [y], name=f"{y}/scan", domain=DOMAIN, directions=[0])
         for source, y in (("x", "y1"), ("y1", "y2"), ("y2", "y3"))
     ]
@@ -160,7 +162,7 @@ def test_every_scan_has_constants_of_its_own_name(scan):
         "scans",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(size)) for name, size in inputs.items()],
         [helper.make_tensor_value_info("y3", TensorProto.FLOAT, [b, h, w, d])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
