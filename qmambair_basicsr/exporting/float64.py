@@ -52,8 +52,8 @@ def lower(model: onnx.ModelProto) -> None:
                 functions[node.op_type] = _function(node.op_type, *_conv(geometry, len(node.input) > 2))
         elif node.op_type == "DequantizeLinear" and "axis" in attributes:
             node.op_type = "DequantizeLinear_rows"  # axis is 0: one scale per output channel
-        if node.op_type in _BODIES:
-            functions.setdefault(node.op_type, _function(node.op_type, *_BODIES[node.op_type]()))
+        if node.op_type in _BODIES and node.op_type not in functions:
+            functions[node.op_type] = _function(node.op_type, *_BODIES[node.op_type]())
         if node.op_type in functions:
             node.domain = DOMAIN
             del node.attribute[:]
