@@ -21,26 +21,17 @@ from torch import nn
 from ..archs.ss2d import ScanParameters
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import freeze_parameters
-from .modules import (
-    BorderSums,
-    Constant,
-    DynamicGrid,
-    FloatWeight,
-    IntegerConv2d,
-    IntegerLinear,
-    IntegerWeight,
-    StaticGrid,
-)
+from . import modules
 
 _FLOAT_MODULES = (
-    BorderSums,
-    Constant,
-    DynamicGrid,
-    FloatWeight,
-    IntegerConv2d,
-    IntegerLinear,
-    IntegerWeight,
-    StaticGrid,
+    modules.BorderSums,
+    modules.Constant,
+    modules.DynamicGrid,
+    modules.FloatWeight,
+    modules.IntegerConv2d,
+    modules.IntegerLinear,
+    modules.IntegerWeight,
+    modules.StaticGrid,
 )
 _SCAN_PARAMETERS = ("A_logs", "Ds", "dt_projs_bias")
 
@@ -73,7 +64,7 @@ def in_double(net: nn.Module) -> nn.Module:
 
 def make_half(net: nn.Module) -> nn.Module:
     """Turn a network, after ``make_exportable`` where it is quantized, into its FP16 form, in place."""
-    kept = {child for m in net.modules() if isinstance(m, FloatWeight) for child in m.modules()}
+    kept = {child for m in net.modules() if isinstance(m, modules.FloatWeight) for child in m.modules()}
     routing = getattr(net, "routing_modules", ())
     for name, module in net.named_modules():
         routes = any(fnmatchcase(name, pattern) for pattern in routing)
