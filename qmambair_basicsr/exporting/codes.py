@@ -306,5 +306,5 @@ def _run_with(model: onnx.ModelProto, image: Tensor, sites: list[_Site]) -> dict
     for name in sorted(wanted - known):
         extended.graph.output.append(helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), None))
     names = sorted(wanted)
-    values = session(extended, exact=True).run(names, {"input": image.numpy()})
+    values = session(extended, exact=True, arena=False).run(names, {"input": image.numpy()})
     return dict(zip(names, values, strict=True)) | {"input": image.numpy()}

@@ -91,7 +91,7 @@ def _packed(path: Path, net: nn.Module) -> Artifact:
 
 
 def _onnx(path: Path, net: nn.Module) -> Artifact:
-    network = OnnxNetwork(path)
+    network = OnnxNetwork(path, arena=False)
     _same_network(path, network.facts["arch"], net)
     precision, grids = network.facts["precision"], network.facts.get("grids", "")
     reference = in_double(net) if precision == "fp64" else net
