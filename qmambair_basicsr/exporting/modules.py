@@ -181,9 +181,7 @@ class IntegerWeight(nn.Module):
 
 def _exact(frozen: FrozenCodes, groups: int) -> Tensor:
     """A weight (G, O, ...) as its codes stand for."""
-    shape = (-1, *[1] * (frozen.codes.ndim - 1))
-    value = (frozen.codes - frozen.zero.reshape(shape)) * frozen.scale.reshape(shape)
-    return value.unflatten(0, (groups, -1))
+    return frozen.dequantize(frozen.codes, frozen.scale, frozen.zero).unflatten(0, (groups, -1))
 
 
 class IntegerLinear(nn.Module):
@@ -241,9 +239,8 @@ class IntegerConv2d(nn.Module):
         self.geometry = (layer.stride, layer.padding, layer.dilation)
         self.groups = layer.groups
         self.act, self.weight = act, IntegerWeight(layer.weight_quantizer, layer.groups)
-        sums = (
-            _exact(layer.weight_quantizer, layer.groups).sum(2).flatten(0, 1).unsqueeze(1) * act.offset
-        )  # (C_out, 1, kH, kW)
+        value = _exact(layer.weight_quantizer, layer.groups)
+        sums = value.sum(2).flatten(0, 1).unsqueeze(1) * act.offset  # (C_out, 1, kH, kW)
         bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().clone()
         self.border = BorderSums(sums, self.geometry) if act.offset and any(layer.padding) else None
         if self.border is None:
@@ -300,8 +297,8 @@ def _flattened(frozen: FrozenCodes, part: int | slice) -> FrozenCodes:
 
     codes = frozen.codes[part]
     codes = codes.flatten(0, 1) if isinstance(part, slice) else codes
-    part = FrozenCodes(frozen.bits, codes, cut(frozen.scale), cut(frozen.zero), None, frozen.quantizer_name)
-    return part.to(frozen.scale.dtype)
+    matrix = FrozenCodes(frozen.bits, codes, cut(frozen.scale), cut(frozen.zero), None, frozen.quantizer_name)
+    return matrix.to(frozen.scale.dtype)
 
 
 class ScanSites(nn.Module):

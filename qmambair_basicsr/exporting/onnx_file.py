@@ -246,12 +246,16 @@ def settle_scans(model: onnx.ModelProto, settings: ExportSettings) -> None:
 
 def _fold_reshapes(model: onnx.ModelProto, constants: dict[str, TensorProto]) -> None:
     """Turn reshaped constants, which ``simplify`` leaves where they are large, into constants."""
-    for node in list(model.graph.node):
+    kept = []
+    for node in model.graph.node:
         if node.op_type == "Reshape" and all(name in constants for name in node.input):
             values, shape = (numpy_helper.to_array(constants[name]) for name in node.input)
             constants[node.output[0]] = numpy_helper.from_array(values.reshape(shape), node.output[0])
             model.graph.initializer.append(constants[node.output[0]])
-            model.graph.node.remove(node)
+        else:
+            kept.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def check_model(model: onnx.ModelProto, settings: ExportSettings) -> None:
