@@ -11,7 +11,7 @@ import yaml
 from basicsr.utils.options import ordered_yaml
 
 from qmambair_basicsr import preflight
-from qmambair_basicsr.tools.make_options import OPTIONS
+from qmambair_basicsr.recipes.option_contents import OPTIONS
 
 FILES = sorted(OPTIONS.glob("*.yml"))
 

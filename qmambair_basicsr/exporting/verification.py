@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..artifacts.packed import load_packed
+from ..inference.tiling import middle
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import frozen, parameter_sites, set_constant_grids
-from ..layers.packed import load_packed
-from ..models.tiling import middle
 from .codes import ActivationCheck, WeightCheck, captured_codes, compare_activations, compare_weights, same_scale
 from .modules import ExportError
 from .precision import in_double

@@ -19,9 +19,9 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ..inference.tiling import parse_tile_option, run_tiled
 from . import checkpoint_io, data_order, non_finite
 from .random_stream import seeded
-from .tiling import parse_tile_option, run_tiled
 
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
 _IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}  # options that choose how a step is computed

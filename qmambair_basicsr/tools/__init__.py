@@ -1,1 +1,1 @@
-"""TO BE DESCRIBED by its owner."""
+"""Commands, one a file: ``python -m qmambair_basicsr.tools.NAME --help``. Libraries live in the sibling packages."""

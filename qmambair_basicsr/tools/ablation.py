@@ -28,10 +28,10 @@ import qmambair_basicsr  # noqa: F401  (registers the networks)
 from .. import preflight
 from ..cli import run_tool
 from ..data.image_memory import images_in_memory
-from .ablation_report import collect, write_plot, write_tables
-from .ablation_run import Store, execute, missing_sets
-from .ablation_studies import Run, plan, studies
-from .option_files import read_options
+from ..recipes.option_files import read_options
+from ..studies.ablation_report import collect, write_plot, write_tables
+from ..studies.ablation_run import Store, execute, missing_sets
+from ..studies.ablation_studies import Run, plan, studies
 
 __all__ = ["main", "test_options", "training_options"]
 

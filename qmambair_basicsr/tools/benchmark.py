@@ -23,16 +23,16 @@ from basicsr.archs import build_network
 from basicsr.utils.options import ordered_yaml
 
 from qmambair_basicsr.data.image_files import write_atomically
-from qmambair_basicsr.tools.benchmark_table import (
+from qmambair_basicsr.recipes.option_files import TEST_KEYS, OptionFileError, read_options
+from qmambair_basicsr.studies.benchmark_table import (
     Entry,
     csv_table,
     latex_table,
     markdown_table,
     read_published,
 )
-from qmambair_basicsr.tools.demo_report import stored_kib
-from qmambair_basicsr.tools.option_files import TEST_KEYS, OptionFileError, read_options
-from qmambair_basicsr.tools.result_log import latest_log, read_results
+from qmambair_basicsr.studies.demo_report import stored_kib
+from qmambair_basicsr.studies.result_log import latest_log, read_results
 
 __all__ = ["main"]
 

@@ -22,11 +22,11 @@ import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..archs.images import image_channels
 from ..cli import run_tool
+from ..inference.image_sets import middles
+from ..inference.networks import load_full_precision
 from ..layers.calibrate import calibrate, quantizers_of
 from ..models.checkpoint_io import write_file
-from .image_sets import middles
-from .networks import load_full_precision
-from .option_files import read_options
+from ..recipes.option_files import read_options
 
 
 def build_parser() -> argparse.ArgumentParser:

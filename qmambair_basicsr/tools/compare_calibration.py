@@ -28,10 +28,10 @@ import qmambair_basicsr  # noqa: F401  (registers the networks)
 from ..cli import run_tool
 from ..data.image_files import list_images, match_channels, read_image
 from ..data.matlab_resize import bicubic_downscale
+from ..inference.image_sets import to_tensor
+from ..inference.networks import load_full_precision
 from ..layers.calibrate import calibrate
-from .image_sets import to_tensor
-from .networks import load_full_precision
-from .option_files import read_options
+from ..recipes.option_files import read_options
 
 OFFICIAL = {"mode": "official"}
 SETTINGS: dict[str, tuple[dict, dict, dict]] = {  # name: options of weight (RFA), act (LSQOffset), scan (DLS)

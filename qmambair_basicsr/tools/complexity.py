@@ -29,12 +29,12 @@ from rich.table import Table
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..cli import run_tool
-from .complexity_count import Complexity, LayerCost, collapse, measure
-from .complexity_record import FULL
-from .make_options import network_options
-from .option_files import read_options
-from .option_table import TASKS
-from .paper_accounting import SIDE, WHY_THEY_DIFFER, PaperRow, table4
+from ..recipes.option_contents import network_options
+from ..recipes.option_files import read_options
+from ..recipes.option_table import TASKS
+from ..studies.complexity_count import Complexity, LayerCost, collapse, measure
+from ..studies.complexity_record import FULL
+from ..studies.paper_accounting import SIDE, WHY_THEY_DIFFER, PaperRow, table4
 
 COLUMNS = ("layer", "n", "kind", "W/A bits", "parameters", "times bits/32", "MACs", "bit operations")
 _OUTPUT = (1280, 720)

@@ -23,10 +23,10 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import demo_photos, demo_report
-from .make_options import OPTIONS, stem
-from .option_files import read_options
-from .option_table import TASKS
+from ..recipes.option_contents import OPTIONS, stem
+from ..recipes.option_files import read_options
+from ..recipes.option_table import TASKS
+from ..studies import demo_photos, demo_report
 
 TASK = TASKS["demoSRx2"]
 WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "MambaIR_tinySRx2.pth"

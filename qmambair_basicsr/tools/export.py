@@ -18,11 +18,11 @@ from torch import nn
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..archs.images import image_channels
+from ..artifacts.packed import load_packed, save_packed
 from ..cli import run_tool
+from ..inference.image_sets import middles
+from ..inference.networks import is_packed, load_network, read_network
 from ..layers.calibrate import quantizers_of
-from ..layers.packed import load_packed, save_packed
-from .image_sets import middles
-from .networks import is_packed, load_network, read_network
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..cli import run_tool
 from ..layers.placement import PlacementRow, collapse, placement, quantizer_scalars
-from .option_files import read_options
+from ..recipes.option_files import read_options
 
 COLUMNS = ("module", "count", "weight quantizer", "activation quantizer", "bits W/A", "quantized", "full precision")
 

@@ -28,7 +28,7 @@ import qmambair_basicsr  # noqa: F401  (registers the networks)
 from ..archs.images import image_channels
 from ..cli import run_tool
 from ..data.image_files import match_channels, read_image, write_atomically
-from .plot_data import (
+from ..studies.plot_data import (
     SAMPLES,
     PlotError,
     activation_sites,
@@ -67,7 +67,7 @@ def _save_pages(pages: Sequence[Figure], args: argparse.Namespace, name: str) ->
 
 def histograms(args: argparse.Namespace) -> list[Path]:
     """Figures of activations and weights before and after quantization."""
-    from .plot_sites import histogram_pages
+    from ..studies.plot_sites import histogram_pages
 
     net, opt = open_network(args.opt, args.checkpoint, args.param_key)
     written = []
@@ -84,7 +84,7 @@ def histograms(args: argparse.Namespace) -> list[Path]:
 
 def ranges(args: argparse.Namespace) -> list[Path]:
     """Figure of the ranges that the DLS grids cover."""
-    from .plot_sites import range_figure
+    from ..studies.plot_sites import range_figure
 
     net, opt = open_network(args.opt, args.checkpoint, args.param_key)
     images = image_batches(args.images, image_channels(net), args.count, args.side)
@@ -95,7 +95,7 @@ def ranges(args: argparse.Namespace) -> list[Path]:
 
 def thresholds(args: argparse.Namespace) -> list[Path]:
     """Figures of the thresholds of RFA: all of them as a map, some as input-output curves."""
-    from .plot_sites import staircase_pages, threshold_map
+    from ..studies.plot_sites import staircase_pages, threshold_map
 
     net, opt = open_network(args.opt, args.checkpoint, args.param_key)
     title = f"{opt['name']}: thresholds of RFA"
@@ -105,7 +105,7 @@ def thresholds(args: argparse.Namespace) -> list[Path]:
 
 def tradeoff(args: argparse.Namespace) -> list[Path]:
     """Figure of a metric against bits or size."""
-    from .plot_results import read_benchmark, tradeoff_figure
+    from ..studies.plot_results import read_benchmark, tradeoff_figure
 
     figure = tradeoff_figure(read_benchmark(args.csv), args.metric, args.against, args.dataset)
     return save(figure, args.out, f"{args.metric}_against_{args.against}", args.formats)
@@ -113,7 +113,7 @@ def tradeoff(args: argparse.Namespace) -> list[Path]:
 
 def crops(args: argparse.Namespace) -> list[Path]:
     """Figures of a detail of each chosen image, restored by each network."""
-    from .plot_results import (
+    from ..studies.plot_results import (
         Restored,
         bicubic,
         busiest_box,

@@ -28,13 +28,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qmambair_basicsr.data import prepare_jobs as jobs
+from qmambair_basicsr.data import prepare_sidd as sidd
+from qmambair_basicsr.data.batch import Report, Task, run_tasks
 from qmambair_basicsr.data.benchmarks import check_count, subset_ids
 from qmambair_basicsr.data.image_files import list_images
 from qmambair_basicsr.data.jpeg_codec import SUBSAMPLING
-from qmambair_basicsr.tools import prepare_jobs as jobs
-from qmambair_basicsr.tools import prepare_sidd as sidd
-from qmambair_basicsr.tools.batch import Report, Task, run_tasks
-from qmambair_basicsr.tools.make_lmdb import make_lmdb
+from qmambair_basicsr.data.make_lmdb import make_lmdb
 
 __all__ = ["main"]
 

@@ -29,11 +29,11 @@ from basicsr.utils import tensor2img
 from tqdm import tqdm
 
 from qmambair_basicsr.data.matlab_resize import imresize
-from qmambair_basicsr.tools.make_options import stem, test_options, train_options
-from qmambair_basicsr.tools.option_table import TASKS
+from qmambair_basicsr.recipes.option_contents import stem, test_options, train_options
+from qmambair_basicsr.recipes.option_table import TASKS
+from qmambair_basicsr.studies.reduced_start import interpolate_at_start
+from qmambair_basicsr.studies.result_log import latest_log, read_results
 from qmambair_basicsr.tools.prepare_data import main as prepare_data
-from qmambair_basicsr.tools.reduced_start import interpolate_at_start
-from qmambair_basicsr.tools.result_log import latest_log, read_results
 
 __all__ = ["main"]
 

@@ -28,12 +28,12 @@ from torch import Tensor
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
+from ..artifacts.reports import write_report
 from ..cli import run_tool
 from ..data.image_files import write_image
-from ..models.tiling import middle, pad_to
-from .image_sets import Sample, load_samples, mean, psnr_of, to_image
-from .networks import network_of
-from .reports import write_report
+from ..inference.image_sets import Sample, load_samples, mean, psnr_of, to_image
+from ..inference.networks import network_of
+from ..inference.tiling import middle, pad_to
 
 SCHEMA_VERSION = 1
 

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..archs.images import image_channels, output_scale
+from ..artifacts.reports import write_report
+from ..artifacts.verify_report import markdown
 from ..cli import run_tool
+from ..inference.image_sets import Sample, load_samples, mean, psnr_between, psnr_of
+from ..inference.networks import network_of
 from ..layers.convert import require_quantized
-from .image_sets import Sample, load_samples, mean, psnr_between, psnr_of
-from .networks import network_of
-from .reports import write_report
-from .verify_report import markdown
 
 SCHEMA_VERSION = 2
 ROUNDING = {"fp32": 1e-7, "fp16": 5e-4}  # of the largest value of a tensor: the last bit

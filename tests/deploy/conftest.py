@@ -14,8 +14,8 @@ import pytest
 import torch
 from skimage import data
 
+from qmambair_basicsr.artifacts.packed import save_packed
 from qmambair_basicsr.layers.convert import freeze_dls
-from qmambair_basicsr.layers.packed import save_packed
 
 
 @dataclass(frozen=True)

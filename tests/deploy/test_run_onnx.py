@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from qmambair_basicsr.inference.image_sets import load_samples, psnr_of
 from qmambair_basicsr.tools import run_onnx as tool
-from qmambair_basicsr.tools.image_sets import load_samples, psnr_of
 
 pytest.importorskip("onnxruntime", reason="extra: export")
 

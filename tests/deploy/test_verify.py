@@ -9,8 +9,8 @@ import pytest
 import torch
 from test_export_onnx import CASES, calibrated
 
+from qmambair_basicsr.inference.image_sets import load_samples
 from qmambair_basicsr.tools import verify as tool
-from qmambair_basicsr.tools.image_sets import load_samples
 
 onnx = pytest.importorskip("onnx", reason="extra: export")
 from onnx import numpy_helper  # noqa: E402

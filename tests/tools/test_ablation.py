@@ -22,10 +22,10 @@ from basicsr.utils.options import ordered_yaml
 
 from qmambair_basicsr.models.mambair_model import MambaIRModel
 from qmambair_basicsr.quantizers import LSQ, QUANTIZER_REGISTRY, QuantSpec
+from qmambair_basicsr.recipes.option_contents import OPTIONS
+from qmambair_basicsr.studies.ablation_run import Store
+from qmambair_basicsr.studies.result_log import latest_log, read_results
 from qmambair_basicsr.tools import ablation
-from qmambair_basicsr.tools.ablation_run import Store
-from qmambair_basicsr.tools.make_options import OPTIONS
-from qmambair_basicsr.tools.result_log import latest_log, read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "train_QMambaIR_tinySRx2_w4a4.yml"

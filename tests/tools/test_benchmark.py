@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qmambair_basicsr.recipes.option_contents import OPTIONS
+from qmambair_basicsr.studies.benchmark_table import Entry, csv_table, latex_table, markdown_table, read_published
+from qmambair_basicsr.studies.result_log import latest_log, read_results
 from qmambair_basicsr.tools import benchmark
-from qmambair_basicsr.tools.benchmark_table import Entry, csv_table, latex_table, markdown_table, read_published
-from qmambair_basicsr.tools.make_options import OPTIONS
-from qmambair_basicsr.tools.result_log import latest_log, read_results
 
 SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 FILES = [

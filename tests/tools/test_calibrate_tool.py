@@ -11,9 +11,9 @@ from basicsr.archs import build_network
 from skimage import data
 from tiny_networks import TINY_NETWORK
 
+from qmambair_basicsr.inference.networks import network_of
 from qmambair_basicsr.layers.calibrate import uncalibrated
 from qmambair_basicsr.tools import calibrate as tool
-from qmambair_basicsr.tools.networks import network_of
 
 NETWORK = {k: TINY_NETWORK[k] for k in ("embed_dim", "depths", "d_state", "mlp_ratio", "upscale", "upsampler")}
 QUANT = {kind: {"type": name, "bits": 4} for kind, name in (("weight", "RFA"), ("act", "LSQOffset"), ("scan", "DLS"))}

@@ -16,17 +16,17 @@ from tiny_networks import TINY_NETWORK
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmambair_basicsr.archs.images import image_channels
+from qmambair_basicsr.artifacts.packed import save_packed
 from qmambair_basicsr.layers import calibrate
 from qmambair_basicsr.layers.calibrate import quantizers_of
-from qmambair_basicsr.layers.packed import save_packed
 from qmambair_basicsr.layers.placement import placement
 from qmambair_basicsr.ops.backend import ENV
 from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS
+from qmambair_basicsr.recipes.option_contents import OPTIONS
+from qmambair_basicsr.studies.complexity_count import collapse, measure
+from qmambair_basicsr.studies.complexity_record import scan_products
+from qmambair_basicsr.studies.paper_accounting import table4
 from qmambair_basicsr.tools import complexity
-from qmambair_basicsr.tools.complexity_count import collapse, measure
-from qmambair_basicsr.tools.complexity_record import scan_products
-from qmambair_basicsr.tools.make_options import OPTIONS
-from qmambair_basicsr.tools.paper_accounting import table4
 
 HEIGHT, WIDTH = 16, 24
 QUANT = {

@@ -11,7 +11,8 @@ from basicsr.archs import build_network
 from rich.console import Console
 
 from qmambair_basicsr.data.image_files import read_image
-from qmambair_basicsr.tools import demo, demo_photos, demo_report
+from qmambair_basicsr.studies import demo_photos, demo_report
+from qmambair_basicsr.tools import demo
 
 SMALL = (
     ("PhotosTest", "astronaut", 96, 1),

@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 import qmambair_basicsr
+from qmambair_basicsr.recipes import option_contents
+from qmambair_basicsr.recipes.option_table import ROWS
 from qmambair_basicsr.tools import make_options
-from qmambair_basicsr.tools.option_table import ROWS
 
-FILES = sorted(make_options.OPTIONS.glob("*.yml"))
+FILES = sorted(option_contents.OPTIONS.glob("*.yml"))
 
 
 def read(path):
@@ -29,7 +30,7 @@ def leaves(node, path=()):
 
 def test_every_row_has_its_files_and_none_has_drifted():
     assert len(FILES) == len(ROWS) == len(set(ROWS))
-    assert make_options.drifted() == []
+    assert option_contents.drifted() == []
 
 
 def test_check_notices_a_changed_a_missing_and_an_extra_file(tmp_path, capsys):
@@ -39,7 +40,7 @@ def test_check_notices_a_changed_a_missing_and_an_extra_file(tmp_path, capsys):
     (tmp_path / changed).write_text("name: other\n")
     (tmp_path / missing).unlink()
     (tmp_path / "extra.yml").write_text("name: extra\n")
-    assert make_options.drifted(tmp_path) == sorted([changed, missing, "extra.yml"])
+    assert option_contents.drifted(tmp_path) == sorted([changed, missing, "extra.yml"])
     capsys.readouterr()
     assert make_options.main(["--out", str(tmp_path), "--check"]) == 1
     assert changed in capsys.readouterr().err
@@ -64,16 +65,16 @@ def test_rendering_loses_nothing(path):
     phase, arch, task, width, method = [*path.stem.split("_", 4), "", ""][:5]
     bits = int(width.split("a")[1]) if width else 32
     family = arch if bits == 32 else arch.removeprefix("Q")
-    build = make_options.train_options if phase == "train" else make_options.test_options
+    build = option_contents.train_options if phase == "train" else option_contents.test_options
     opt = read(path)
     opt.pop("plugin")
-    assert opt == build(family, make_options.TASKS[task], bits, method)
+    assert opt == build(family, option_contents.TASKS[task], bits, method)
 
 
 def test_published_main_job_has_the_released_recipe():
     """Batch 16 x 2 GPUs, patches of 192, lr 1e-4 (classic) / 2e-4 (light), halved at four steps of 20 k."""
     for task, lr in (("SRx2", 1e-4), ("lightSRx2", 2e-4)):
-        opt = read(make_options.OPTIONS / f"train_QMambaIR_{task}_w2a2.yml")
+        opt = read(option_contents.OPTIONS / f"train_QMambaIR_{task}_w2a2.yml")
         train = opt["datasets"]["train"]
         assert (train["batch_size_per_gpu"], train["gt_size"]) == (16, 192)
         assert (opt["train"]["optim_g"]["lr"], opt["train"]["total_iter"]) == (lr, 20_000)

@@ -25,11 +25,11 @@ from qmambair_basicsr.layers import calibrate
 from qmambair_basicsr.layers.calibrate import quantizers_of
 from qmambair_basicsr.layers.convert import parameter_sites
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, RFA
+from qmambair_basicsr.studies.benchmark_table import Entry, csv_table
+from qmambair_basicsr.studies.plot_data import PlotError, activation_sites, choose, parameter_samples
+from qmambair_basicsr.studies.plot_results import Restored, busiest_box, crop_figure, read_benchmark, tradeoff_figure
+from qmambair_basicsr.studies.plot_sites import histogram_pages, range_figure, threshold_map
 from qmambair_basicsr.tools import plot
-from qmambair_basicsr.tools.benchmark_table import Entry, csv_table
-from qmambair_basicsr.tools.plot_data import PlotError, activation_sites, choose, parameter_samples
-from qmambair_basicsr.tools.plot_results import Restored, busiest_box, crop_figure, read_benchmark, tradeoff_figure
-from qmambair_basicsr.tools.plot_sites import histogram_pages, range_figure, threshold_map
 
 QUANT = {
     "weight": {"type": "RFA", "bits": 3},

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from skimage import data as photos
 
+from qmambair_basicsr.data.batch import Task, run_tasks
 from qmambair_basicsr.data.benchmarks import IMAGE_COUNTS, check_count, subset_ids
 from qmambair_basicsr.data.image_files import match_channels, read_image, write_image
 from qmambair_basicsr.data.jpeg_codec import jpeg_roundtrip
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale
-from qmambair_basicsr.tools.batch import Task, run_tasks
+from qmambair_basicsr.data.prepare_jobs import windows
 from qmambair_basicsr.tools.prepare_data import main
-from qmambair_basicsr.tools.prepare_jobs import windows
 
 
 @pytest.fixture

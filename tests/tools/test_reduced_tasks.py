@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from basicsr.archs import build_network
 
+from qmambair_basicsr.studies.reduced_start import interpolate_at_start
 from qmambair_basicsr.tools import reduced_tasks
-from qmambair_basicsr.tools.reduced_start import interpolate_at_start
 
 
 @pytest.mark.parametrize(("upsampler", "scale"), [("pixelshuffledirect", s) for s in (2, 3, 4)] + [("pixelshuffle", 2)])
@@ -37,8 +37,8 @@ def test_start_refuses_what_it_cannot_do():
 @pytest.mark.parametrize("bits", [32, 4])
 def test_files_keep_the_protocol(tmp_path, task, bits):
     """Metrics, loss and model are the shipped file's; only size, length and folders change."""
-    from qmambair_basicsr.tools.make_options import test_options, train_options
-    from qmambair_basicsr.tools.option_table import TASKS
+    from qmambair_basicsr.recipes.option_contents import test_options, train_options
+    from qmambair_basicsr.recipes.option_table import TASKS
 
     reduced = reduced_tasks.REDUCED[task]
     train = reduced_tasks.train_file(reduced, bits, 200)

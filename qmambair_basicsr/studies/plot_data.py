@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..data.image_files import list_images
+from ..inference.image_sets import middles
+from ..inference.networks import load_network
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import parameter_sites, require_quantized
 from ..models.checkpoint_io import CheckpointError
 from ..quantizers import Quantizer
-from .image_sets import middles
-from .networks import load_network
-from .option_files import TEST_KEYS, read_options
+from ..recipes.option_files import TEST_KEYS, read_options
 
 SAMPLES = 100_000
 # 'layers.0.' numbers equal blocks, 'cab.0.act' different layers of one

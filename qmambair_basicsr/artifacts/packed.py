@@ -30,10 +30,10 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
+from ..layers.calibrate import quantizers_of
+from ..layers.checkpoint import quantizer_keys
+from ..layers.convert import FrozenCodes, freeze_parameters, parameter_sites, replace_quantizer
 from ..quantizers import Quantizer
-from .calibrate import quantizers_of
-from .checkpoint import quantizer_keys
-from .convert import FrozenCodes, freeze_parameters, parameter_sites, replace_quantizer
 
 FORMAT = "qmambair_basicsr packed checkpoint"
 VERSION = 1

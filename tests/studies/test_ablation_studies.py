@@ -11,9 +11,9 @@ from basicsr.utils.options import ordered_yaml
 
 from qmambair_basicsr.quantizers import LSQ, QUANTIZER_REGISTRY, QuantSpec, build_quantizer
 from qmambair_basicsr.quantizers.dls import initial_weights
+from qmambair_basicsr.recipes.option_contents import OPTIONS
+from qmambair_basicsr.studies.ablation_studies import available, digest, plan, studies, variant_options
 from qmambair_basicsr.tools.ablation import training_options
-from qmambair_basicsr.tools.ablation_studies import available, digest, plan, studies, variant_options
-from qmambair_basicsr.tools.make_options import OPTIONS
 
 SITES = ("weight", "act", "scan")
 

@@ -22,7 +22,7 @@ from basicsr.archs import build_network
 from torch import nn
 
 from ..archs.blocks import ChannelAttention, ResidualStateSpaceBlock
-from .option_table import NETS
+from ..recipes.option_table import NETS
 
 SIDE = 320
 BITS = (32, 4, 2)

@@ -49,7 +49,7 @@ class Entry:
 
 
 def read_published() -> dict[tuple, Published]:
-    """Published figures by :meth:`Entry.key`, from the package's ``tools/data/published.csv``."""
+    """Published figures by :meth:`Entry.key`, from the package's ``studies/data/published.csv``."""
     text = resources.files(__package__).joinpath("data", "published.csv").read_text(encoding="utf-8")
     return {
         (r["model"], r["task"], r["method"], r["w_bits"], r["a_bits"], r["dataset"].lower(), r["metric"].lower()): (

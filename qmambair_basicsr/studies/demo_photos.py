@@ -8,7 +8,7 @@ import numpy as np
 from skimage import data
 
 from ..data.image_files import write_image
-from . import prepare_data
+from ..tools import prepare_data
 
 # (set, loader, side of the squares cut from it, how many at most); training and test photographs are different scenes
 PHOTOS = (

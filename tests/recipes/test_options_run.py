@@ -19,9 +19,9 @@ from qmambair_basicsr.data.image_files import write_image
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale
 from qmambair_basicsr.layers.calibrate import calibrate
 from qmambair_basicsr.preflight import checked
-from qmambair_basicsr.tools import make_options
-from qmambair_basicsr.tools.option_data import DATA
-from qmambair_basicsr.tools.option_table import ROWS, TASKS
+from qmambair_basicsr.recipes import option_contents
+from qmambair_basicsr.recipes.option_data import DATA
+from qmambair_basicsr.recipes.option_table import ROWS, TASKS
 
 SIDE = 48  # of the images
 SMALL = {
@@ -83,13 +83,13 @@ def _provide_weights(opt, phase, bits):
     torch.save({"params": net.state_dict()}, path)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: make_options.stem(*row))
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: option_contents.stem(*row))
 def test_two_iterations(folder, monkeypatch, row):
     phase, family, task_name, bits, method = row
     task = TASKS[task_name]
     monkeypatch.chdir(folder)
     torch.set_num_threads(1)
-    file = make_options.OPTIONS / f"{make_options.stem(*row)}.yml"
+    file = option_contents.OPTIONS / f"{option_contents.stem(*row)}.yml"
     command = ["-opt", str(file), "--force_yml", *_forced(phase, family, task, bits, method)]
     monkeypatch.setattr(sys, "argv", ["run", *command])
     parse = getattr(parse_options, "__wrapped__", parse_options)

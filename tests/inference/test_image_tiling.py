@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from qmambair_basicsr.models.tiling import fixed_spans, pad_to, parse_tile_option, release_spans, run_tiled
+from qmambair_basicsr.inference.tiling import fixed_spans, pad_to, parse_tile_option, release_spans, run_tiled
 
 SIZES = [(1, 1), (1, 7), (199, 200), (200, 201), (401, 30), (5, 613), (400, 400)]
 OPTIONS = ["release", False, {"size": 64, "overlap": 8}, {"size": 1, "overlap": 0}, {"size": 50, "overlap": 49}]

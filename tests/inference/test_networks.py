@@ -6,9 +6,9 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
+from qmambair_basicsr.inference.networks import load_full_precision
 from qmambair_basicsr.layers.checkpoint import quantizer_keys
 from qmambair_basicsr.models import checkpoint_io
-from qmambair_basicsr.tools.networks import load_full_precision
 
 SMALL = {"embed_dim": 30, "depths": [1], "d_state": 3, "mlp_ratio": 1.2}
 QUANT = {"weight": {"type": "LSQ", "bits": 4}, "act": {"type": "LSQOffset", "bits": 4}}

@@ -16,9 +16,9 @@ from torch import nn
 
 from ..data.image_files import match_channels, read_image
 from ..data.matlab_resize import bicubic_downscale, imresize
-from ..models.tiling import release_spans, run_tiled
+from ..inference.image_sets import to_tensor
+from ..inference.tiling import release_spans, run_tiled
 from .benchmark_table import LOWER_IS_BETTER
-from .image_sets import to_tensor
 from .plot_data import PlotError, images_of
 
 _COLOURS = ("#d1495b", "#2a6f97", "#3a7d44", "#e09f3e", "#6d597a", "#1b998b", "#8d5a2b", "#555555")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qmambair_basicsr.tools.make_options import OPTIONS
-from qmambair_basicsr.tools.option_files import TEST_KEYS, OptionFileError, read_options
+from qmambair_basicsr.recipes.option_contents import OPTIONS
+from qmambair_basicsr.recipes.option_files import TEST_KEYS, OptionFileError, read_options
 
 
 def containers(value):

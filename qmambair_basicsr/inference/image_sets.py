@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.base import image_tensor
 from ..data.image_files import list_images, match_channels, read_image
-from ..models.tiling import middle
+from .tiling import middle
 
 
 @dataclass(frozen=True)

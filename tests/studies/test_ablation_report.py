@@ -7,9 +7,9 @@ import io
 
 import pytest
 
-from qmambair_basicsr.tools.ablation_report import collect, markdown, order, summary_csv
-from qmambair_basicsr.tools.ablation_run import Store
-from qmambair_basicsr.tools.ablation_studies import Run
+from qmambair_basicsr.studies.ablation_report import collect, markdown, order, summary_csv
+from qmambair_basicsr.studies.ablation_run import Store
+from qmambair_basicsr.studies.ablation_studies import Run
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What ``prepare_data`` does to one image, and where it puts the results.
 
-Every function takes a :class:`~qmambair_basicsr.tools.batch.Task`, reads its source and writes its outputs
+Every function takes a :class:`~qmambair_basicsr.data.batch.Task`, reads its source and writes its outputs
 atomically; the folder functions are the layout that the option files expect.
 """
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from qmambair_basicsr.data.batch import Task
 from qmambair_basicsr.data.image_files import ImageFileError, match_channels, read_image, write_atomically, write_image
 from qmambair_basicsr.data.jpeg_codec import jpeg_roundtrip
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale, modcrop
 from qmambair_basicsr.data.noise import add_gaussian_noise
-from qmambair_basicsr.tools.batch import Task
 
 # -- layout ----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from qmambair_basicsr.tools.image_sets import load_samples, middles, to_image, to_tensor
+from qmambair_basicsr.inference.image_sets import load_samples, middles, to_image, to_tensor
 
 
 def test_middle_of_an_image_and_of_its_truth(tmp_path):

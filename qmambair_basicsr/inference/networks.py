@@ -7,9 +7,9 @@ import os
 from basicsr.archs import build_network
 from torch import nn
 
-from ..layers.packed import load_packed
+from ..artifacts.packed import load_packed
 from ..models.checkpoint_io import load_full_precision_state, load_state, read_file, select_params
-from .option_files import read_options
+from ..recipes.option_files import read_options
 
 
 def read_network(opt: str | os.PathLike) -> dict:

@@ -31,9 +31,9 @@ from torch import nn
 
 from ..archs.images import image_channels
 from ..archs.ss2d import ScanParameters
+from ..artifacts.packed import SizeReport, save_packed
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import parameter_sites
-from ..layers.packed import SizeReport, save_packed
 from ..layers.placement import quantizer_scalars
 from .complexity_record import FULL, SCAN, Product, Recorder, watch
 
@@ -96,7 +96,7 @@ class Complexity:
         output_shape: Of its result.
         rows: Every layer with parameters or products, in module order.
         quantizer_parameters: Trainable scalars of the quantizers, at 32 bits; not part of the rows.
-        packed: Sizes of the packed file (see ``layers/packed.py``), None for a network without quantizers.
+        packed: Sizes of the packed file (see ``artifacts/packed.py``), None for a network without quantizers.
     """
 
     network: str

@@ -1,0 +1,1 @@
+"""Files a finished network is shipped in, and reports on them."""

@@ -1,0 +1,1 @@
+"""Where option files come from: tables of networks, tasks and recipes, and the files made from them."""
