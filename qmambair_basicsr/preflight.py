@@ -12,7 +12,6 @@ before it imports basicsr.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import os
 import sys
@@ -20,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import yaml
+
+from .strict import did_you_mean
 
 # Keys that our models, or BasicSR on their behalf, read. A new key is added here where it is first read.
 _SET_BY_BASICSR = ("dist", "rank", "world_size", "auto_resume", "is_train", "root_path")
@@ -76,16 +77,12 @@ def _unknown(where: str, keys: Iterable[str], allowed: Iterable[str]) -> Iterato
     allowed = list(allowed)
     for key in keys:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, 1)
-            meant = f" (did you mean {near[0]!r}?)" if near else ""
-            yield f"{where}{key}: unknown key{meant}; allowed: {', '.join(allowed)}"
+            yield f"{where}{key}: unknown key{did_you_mean(key, allowed)}; allowed: {', '.join(allowed)}"
 
 
 def _registered(where: str, name: object, registry) -> Iterator[str]:
     if name not in registry:
-        near = difflib.get_close_matches(str(name), list(registry.keys()), 1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        yield f"{where}: no {registry._name} is called {name!r}{meant}"
+        yield f"{where}: no {registry._name} is called {name!r}{did_you_mean(name, registry.keys())}"
 
 
 def _network(where: str, section: dict) -> Iterator[str]:

@@ -64,7 +64,7 @@ def change(opt, where, value):
         ("train.total_iters", 5, "train.total_iters: unknown key (did you mean 'total_iter'?)"),
         ("val.val_frequency", 5, "val.val_frequency: unknown key"),
         ("model_type", "QATModell", "model_type: no model is called 'QATModell'"),
-        ("network_g.type", "QMambIR", "network_g.type: no arch is called 'QMambIR'; did you mean 'QMambaIR'?"),
+        ("network_g.type", "QMambIR", "network_g.type: no arch is called 'QMambIR' (did you mean 'QMambaIR'?)"),
         ("network_g.embed_dims", 60, "network_g.embed_dims: unknown key (did you mean 'embed_dim'?)"),
         ("network_g.quant.weight.bits", 0, "network_g.quant.weight.bits"),
         ("network_g.quant.weight.type", "RFAA", "network_g.quant.weight.type: unknown quantizer 'RFAA'"),

@@ -14,8 +14,8 @@ from basicsr.archs.arch_util import Upsample
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from ..strict import strict_options
 from .blocks import ResidualStateSpaceBlock, ResidualStateSpaceGroup, conv_channels_last, residual_conv
-from .strict import strict_options
 
 _RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
 _NUM_FEAT = 64  # channels of the 'pixelshuffle' tail

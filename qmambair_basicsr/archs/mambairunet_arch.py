@@ -15,9 +15,9 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from ..strict import strict_options
 from .blocks import BlockSequence, ResidualStateSpaceBlock, conv_channels_last
 from .quantized import quantized_init
-from .strict import strict_options
 
 
 class OverlapPatchEmbed(nn.Module):

@@ -14,11 +14,11 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..strict import strict_options
 from .blocks import conv_channels_last, residual_conv
 from .mambair_arch import PatchEmbed, initialise_weights
 from .mambairv2_blocks import ASSB, AttentiveLayer, AttentiveStack, ConvFFN, GatedMLP, Routes
 from .routing import EVAL_ROUTINGS, RoutingNoise, noise_is_shared
-from .strict import strict_options
 from .windows import mirror_index, relative_position_index, window_plan
 
 _UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv", "")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..layers import prepare
 from ..quantizers import QuantSpec
-from .strict import strict_options
+from ..strict import strict_options
 
 
 def quantized_init(base: type) -> Callable:

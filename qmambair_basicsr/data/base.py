@@ -8,7 +8,6 @@ Subclasses say which files belong together (:meth:`RestorationDataset._list`) an
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from basicsr.data.data_util import paths_from_lmdb
 from basicsr.utils import FileClient, get_root_logger
 from torch.utils.data import Dataset
 
+from ..strict import check_keys
 from .image_files import GREY_MODES, ImageFileError, decode_image, list_images, match_channels
 from .image_memory import ImageMemory
 
@@ -129,12 +129,7 @@ class RestorationDataset(Dataset):
     # -- options -----------------------------------------------------------------------------------------------
 
     def _check_options(self) -> None:
-        allowed = _LOOP_KEYS | _OWN_KEYS | self.keys
-        for key in self.opt:
-            if key not in allowed:
-                near = difflib.get_close_matches(key, allowed, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"{self.title}: unknown key {key!r}.{hint} Allowed: {', '.join(sorted(allowed))}")
+        check_keys(self.title, self.opt, sorted(_LOOP_KEYS | _OWN_KEYS | self.keys))
         for option in self.roots.values():
             if not self.opt.get(option):
                 raise ValueError(f"{self.title}: {option} is required")

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..strict import check_keys
+
 RELEASE_PART = 200  # pixels; an axis shorter than this stays whole
 RELEASE_MARGIN_DIVISOR = 10  # margin = part // 10
 
@@ -105,9 +107,7 @@ def parse_tile_option(tile: object) -> Callable[[int], AxisPlan]:
         return release_spans
     if not isinstance(tile, dict):
         raise ValueError(f"tile: {tile!r} is not understood; use release, false or {{size: 200, overlap: 20}}")
-    unknown = sorted(set(tile) - {"size", "overlap"})
-    if unknown:
-        raise ValueError(f"tile: unknown key {unknown[0]!r}; allowed keys: size, overlap")
+    check_keys("tile", tile, ("size", "overlap"))
     if "size" not in tile:
         raise ValueError("tile: the key 'size' (pixels of the network's input) is missing")
     size = tile["size"]

@@ -14,7 +14,6 @@ projections ``S.x_proj`` and ``S.dt_projs`` (weight, act) and its inputs ``S.u``
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -25,6 +24,7 @@ from ..archs.matmul import MatMul
 from ..archs.ss2d import ScanParameters
 from ..quantizers import Quantizer, QuantizerSpec, QuantSpec, SpecError, build_quantizer
 from ..quantizers.spec import SITES
+from ..strict import nearest
 from .policy import apply_policy
 from .quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
 from .quant_matmul import QuantMatMul
@@ -61,7 +61,7 @@ class _Resolver:
                 candidates = sorted(
                     {re.sub(r"\.\d+(?=\.|$)", ".*", n) for n in names} | {f"*.{_leaf(n)}" for n in names}
                 )
-                near = difflib.get_close_matches(pattern, candidates, n=5, cutoff=0.4) or candidates[:12]
+                near = nearest(pattern, candidates, 5, 0.4) or candidates[:12]
                 raise SpecError(
                     f"quant.overrides[{pattern!r}].{site}: no quantized site of this network matches. "
                     f"Near names: {', '.join(near) or 'none at all'}."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
+
+from ..strict import nearest
 
 
 def match_modules(net: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -30,7 +31,7 @@ def match_modules(net: nn.Module, patterns: Sequence[str]) -> list[str]:
             if len(split := name.split(".")) == len(parts) and all(map(fnmatchcase, split, parts))
         ]
         if not hits:
-            close = difflib.get_close_matches(pattern, names, 3, 0.3)
+            close = nearest(pattern, names, 3, 0.3)
             raise ValueError(
                 f"layers: {pattern!r} matches no module of {type(net).__name__}; similar names: "
                 f"{', '.join(close) or ', '.join(names[:5])}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from ..strict import check_keys
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,7 @@ def _checked(kind: type, section: object, where: str) -> dict[str, Any]:
     """The section as a dict whose keys are fields of ``kind``."""
     if not isinstance(section, Mapping):
         raise ValueError(f"{where}: must be a mapping, got {section!r}")
-    allowed = [f.name for f in fields(kind)]
-    for key in section:
-        if key not in allowed:
-            close = difflib.get_close_matches(str(key), allowed, 1)
-            meant = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"{where}: unknown key {key!r}{meant}; allowed keys: {', '.join(allowed)}")
+    check_keys(where, section, [f.name for f in fields(kind)])
     return dict(section)
 
 

@@ -6,11 +6,12 @@ value or bit-width is refused with the key's path and what is allowed.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
+
+from ..strict import unknown as _unknown
 
 ALL_BITS = (*range(1, 9), 32)
 SITES = ("weight", "act", "scan", "attention", "routing")
@@ -27,10 +28,7 @@ def _listed(values: Iterable[Any]) -> str:
 
 def unknown(where: str, kind: str, value: Any, allowed: Iterable[str]) -> SpecError:
     """An error that names the place, the value, the nearest allowed one and all allowed ones."""
-    allowed = list(allowed)
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return SpecError(f"{where}: unknown {kind} {value!r}.{hint} Allowed: {_listed(allowed)}.")
+    return SpecError(_unknown(where, kind, value, allowed))
 
 
 def check_bits(bits: Any, allowed: Iterable[int], where: str) -> None:

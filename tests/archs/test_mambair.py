@@ -115,7 +115,7 @@ def test_options_without_effect_are_accepted():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"d_sate": 16}, "unknown option 'd_sate'.*Did you mean 'd_state'.*Allowed options: d_state, depths"),
+        ({"d_sate": 16}, "unknown option 'd_sate'.*did you mean 'd_state'.*allowed: d_state, depths"),
         ({"upsampler": "nearest"}, "unknown upsampler 'nearest'"),
         ({"resi_connection": "2conv"}, "resi_connection must be '1conv' or '3conv', got '2conv'"),
         ({"embed_dim": 24}, "24 channels are fewer than the squeeze factor 30"),

@@ -181,7 +181,7 @@ def test_options_without_effect_are_accepted():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"num_token": 16}, "unknown option 'num_token'.*Did you mean 'num_tokens'"),
+        ({"num_token": 16}, "unknown option 'num_token'.*did you mean 'num_tokens'"),
         ({"eval_routing": "gumble"}, "eval_routing: 'gumble' is not supported; choose one of 'gumbel', 'argmax'"),
         ({"upsampler": "nearest"}, "upsampler: 'nearest' is not supported"),
         ({"upsampler": "nearest+conv"}, "needs upscale 4, got 2"),

@@ -207,7 +207,7 @@ def test_registered():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"check_file": True}, ValueError, "unknown key 'check_file'.*'check_files'.*Allowed: .*dataroot_gt"),
+        ({"check_file": True}, ValueError, "unknown key 'check_file'.*'check_files'.*allowed: .*dataroot_gt"),
         ({"dataroot_gt": None}, ValueError, "dataroot_gt is required"),
         ({"dataroot_gt": "no/such"}, FileNotFoundError, r"no/such.*prepare_data"),
         ({"gt_size": None}, ValueError, "gt_size"),

@@ -156,7 +156,7 @@ def test_wrong_quant_blocks_are_named(quant, message):
 
 
 def test_unknown_constructor_option_is_named():
-    with pytest.raises(ValueError, match=r"unknown option 'upscal'.*Did you mean 'upscale'.*quant"):
+    with pytest.raises(ValueError, match=r"unknown option 'upscal'.*did you mean 'upscale'.*quant"):
         build_network({"type": "QMambaIR", "quant": {}, "upscal": 2})
 
 
