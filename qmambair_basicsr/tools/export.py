@@ -92,7 +92,7 @@ def write_onnx(net: nn.Module, args: argparse.Namespace, console: Console) -> No
     Raises:
         ValueError: no calibration images where they are needed.
     """
-    from ..exporting.onnx_file import ExportSettings, export_onnx
+    from ..artifacts.onnx.file import ExportSettings, export_onnx
     from ..layers.convert import freeze_dls
 
     if args.dls == "frozen" and quantizers_of(net):

@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def restore_all(network, samples: Sequence[Sample], args: argparse.Namespace, console: Console) -> dict:
     """Restore the images with a progress bar; returns PSNR and seconds of each, and the mean PSNR."""
-    from ..exporting.runtime import restore
+    from ..artifacts.onnx.runtime import restore
 
     scale = int(network.facts["scale"])
     crop = args.crop if args.crop is not None else (scale if scale > 1 else 0)
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace, console: Console) -> dict:
     Raises:
         ValueError: arguments or files that do not fit together.
     """
-    from ..exporting.runtime import OnnxNetwork
+    from ..artifacts.onnx.runtime import OnnxNetwork
 
     for name in ("count", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:

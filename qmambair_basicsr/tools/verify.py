@@ -7,7 +7,7 @@ python -m qmambair_basicsr.tools.verify -opt options/test_QMambaIR_lightSRx2_w4a
 Compared are: the integer codes of every quantized parameter; the codes of every quantized activation on one image; the
 outputs (PSNR before rounding, against the network with the same DLS mode, on the same tiles). With --truth also the
 PSNR against ground truth of each, and of the full-precision network when --fp-checkpoint is given. What equal codes
-mean in detail is in exporting/codes.py.
+mean in detail is in artifacts/onnx/codes.py.
 
 A deep network of few bits magnifies the last bit of a float32: one code that falls the other way turns others behind it,
 and --min-psnr is out of reach of any float32 arithmetic but its own. Give the FP64 file (tools.export --onnx-fp64) as well:
@@ -82,7 +82,7 @@ class Outputs:
 
     def of(self, key: str, network: Callable[[Tensor], Tensor], size: tuple[int, int] | None) -> list[Tensor]:
         """Outputs of a network, known by ``key``."""
-        from ..exporting.runtime import restore
+        from ..artifacts.onnx.runtime import restore
 
         if (key, size) not in self.kept:
             found = []
@@ -103,7 +103,7 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
     Raises:
         ValueError: arguments or files that do not fit together.
     """
-    from ..exporting.verification import open_artifact
+    from ..artifacts.verification import open_artifact
 
     for name, least in (("count", 1), ("overlap", 0), ("middle", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
@@ -154,7 +154,7 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
 
 
 def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outputs, scored, multiple: int) -> dict:
-    from ..exporting.verification import probe, summary_of, with_rounding
+    from ..artifacts.verification import probe, summary_of, with_rounding
 
     reference_name = "fake quantization" if artifact.reference is net else f"reference of {artifact.name}"
     reference = outputs.of(reference_name, artifact.reference, artifact.size)

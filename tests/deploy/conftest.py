@@ -35,7 +35,7 @@ def exported_case(tmp_path_factory) -> Callable[..., tuple[torch.nn.Module, Path
     pytest.importorskip("onnxruntime", reason="extra: export")
     from test_export_onnx import CASES, calibrated, photo
 
-    from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx
+    from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx
 
     folder = tmp_path_factory.mktemp("cases")
 

@@ -19,11 +19,11 @@ from qmambair_basicsr.layers.convert import freeze_dls
 
 pytest.importorskip("onnxruntime", reason="extra: export")
 
-from qmambair_basicsr.exporting import stand_ins
-from qmambair_basicsr.exporting.codes import compare_activations, compare_weights
-from qmambair_basicsr.exporting.modules import ExportError
-from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx
-from qmambair_basicsr.exporting.runtime import OnnxNetwork
+from qmambair_basicsr.artifacts.onnx import stand_ins
+from qmambair_basicsr.artifacts.onnx.codes import compare_activations, compare_weights
+from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx
+from qmambair_basicsr.artifacts.onnx.modules import ExportError
+from qmambair_basicsr.artifacts.onnx.runtime import OnnxNetwork
 
 LIGHT = {"depths": [1], "d_state": 2, "mlp_ratio": 1.0, "upscale": 2, "upsampler": "pixelshuffledirect"}
 V2 = {"embed_dim": 12, "num_heads": [2], "window_size": 8, "inner_rank": 3, "num_tokens": 5, "eval_routing": "argmax"}

@@ -23,10 +23,10 @@ pytest.importorskip("onnxruntime", reason="extra: export")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from qmambair_basicsr.exporting.modules import ExportError, StaticGrid  # noqa: E402
-from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx, session, settle_scans  # noqa: E402
-from qmambair_basicsr.exporting.scan_graph import SCAN_NODE, expand_scan  # noqa: E402
-from qmambair_basicsr.exporting.stand_ins import DOMAIN  # noqa: E402
+from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx, session, settle_scans  # noqa: E402
+from qmambair_basicsr.artifacts.onnx.modules import ExportError, StaticGrid  # noqa: E402
+from qmambair_basicsr.artifacts.onnx.scan_graph import SCAN_NODE, expand_scan  # noqa: E402
+from qmambair_basicsr.artifacts.onnx.stand_ins import DOMAIN  # noqa: E402
 
 
 def network(bits, **changes):

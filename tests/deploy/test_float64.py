@@ -18,10 +18,10 @@ pytest.importorskip("onnxruntime", reason="extra: export")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from qmambair_basicsr.exporting import codes, float64  # noqa: E402
-from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx  # noqa: E402
-from qmambair_basicsr.exporting.runtime import session  # noqa: E402
-from qmambair_basicsr.exporting.verification import open_artifact  # noqa: E402
+from qmambair_basicsr.artifacts.onnx import codes, float64  # noqa: E402
+from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx  # noqa: E402
+from qmambair_basicsr.artifacts.onnx.runtime import session  # noqa: E402
+from qmambair_basicsr.artifacts.verification import open_artifact  # noqa: E402
 from qmambair_basicsr.layers.calibrate import quantizers_of  # noqa: E402
 
 

@@ -12,8 +12,8 @@ pytest.importorskip("onnxscript", reason="extra: export")
 
 from onnxscript import ir, optimizer
 
-from qmambair_basicsr.exporting import onnx_file
-from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx
+from qmambair_basicsr.artifacts.onnx import file as onnx_file
+from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx
 
 
 @pytest.mark.parametrize("name", ["QMambaIR", "MambaIRv2Light"])

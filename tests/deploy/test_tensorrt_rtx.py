@@ -14,7 +14,7 @@ pytest.importorskip("onnx", reason="extra: export")
 
 from test_export_onnx import CASES, calibrated, photo  # noqa: E402
 
-from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx  # noqa: E402
+from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx  # noqa: E402
 from qmambair_basicsr.layers import QuantConv2d, QuantLinear, QuantMatMul  # noqa: E402
 from qmambair_basicsr.layers.convert import freeze_dls, parameter_sites  # noqa: E402
 from qmambair_basicsr.layers.quant_layers import QuantEmbedding  # noqa: E402

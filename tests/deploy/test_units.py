@@ -18,8 +18,8 @@ pytest.importorskip("onnxruntime", reason="extra: export")
 
 from onnx import numpy_helper
 
-from qmambair_basicsr.exporting import units
-from qmambair_basicsr.exporting.onnx_file import ExportSettings, export_onnx, session
+from qmambair_basicsr.artifacts.onnx import units
+from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx, session
 
 
 def network(name, quant, depth):

@@ -15,7 +15,7 @@ from qmambair_basicsr.tools import verify as tool
 onnx = pytest.importorskip("onnx", reason="extra: export")
 from onnx import numpy_helper  # noqa: E402
 
-from qmambair_basicsr.exporting.verification import open_artifact  # noqa: E402
+from qmambair_basicsr.artifacts.verification import open_artifact  # noqa: E402
 
 
 def arguments(exported, *artifacts, checkpoint="net.pth"):
@@ -176,6 +176,6 @@ def test_codes_are_compared_in_as_many_runs_as_memory_asks_for(exported, monkeyp
         return groups
 
     together = artifact.activations(image, track)
-    monkeypatch.setattr("qmambair_basicsr.exporting.codes.RUN_BYTES", 400_000)
+    monkeypatch.setattr("qmambair_basicsr.artifacts.onnx.codes.RUN_BYTES", 400_000)
     assert artifact.activations(image, track) == together
     assert runs[0] == 1 and runs[1] > 3

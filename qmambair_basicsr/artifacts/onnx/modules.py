@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..archs.ss2d import ScanParameters
-from ..layers.convert import FixedGrid, FrozenCodes
-from ..layers.quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
-from ..layers.quant_matmul import QuantMatMul
-from ..ops.dls.reference import grid as dls_grid
-from ..quantizers import DLS, Identity, Quantizer
-from ..quantizers.affine import AffineQuantizer
+from ...archs.ss2d import ScanParameters
+from ...layers.convert import FixedGrid, FrozenCodes
+from ...layers.quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
+from ...layers.quant_matmul import QuantMatMul
+from ...ops.dls.reference import grid as dls_grid
+from ...quantizers import DLS, Identity, Quantizer
+from ...quantizers.affine import AffineQuantizer
 from .operators import cast, dequantize, quantize, symbolic
 
 

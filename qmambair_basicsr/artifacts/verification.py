@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..artifacts.packed import load_packed
 from ..inference.tiling import middle
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import frozen, parameter_sites, set_constant_grids
-from .codes import ActivationCheck, WeightCheck, captured_codes, compare_activations, compare_weights, same_scale
-from .modules import ExportError
-from .precision import in_double
-from .runtime import OnnxNetwork, read_model
+from .onnx.codes import ActivationCheck, WeightCheck, captured_codes, compare_activations, compare_weights, same_scale
+from .onnx.modules import ExportError
+from .onnx.precision import in_double
+from .onnx.runtime import OnnxNetwork, read_model
+from .packed import load_packed
 
 
 @dataclass(frozen=True)

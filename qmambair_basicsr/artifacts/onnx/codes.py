@@ -28,8 +28,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from ..layers.calibrate import quantizers_of
-from ..layers.convert import FrozenCodes, ParameterSite, frozen, meets_activations, parameter_sites
+from ...layers.calibrate import quantizers_of
+from ...layers.convert import FrozenCodes, ParameterSite, frozen, meets_activations, parameter_sites
 from .runtime import session
 
 RUN_BYTES = 1 << 30

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..archs import windows
-from ..archs.windows import MASKED, WindowPlan
-from ..ops.ss2d_scan import DIRECTIONS
+from ...archs import windows
+from ...archs.windows import MASKED, WindowPlan
+from ...ops.ss2d_scan import DIRECTIONS
 from .operators import cast
 from .scan_graph import SCAN_NODE
 

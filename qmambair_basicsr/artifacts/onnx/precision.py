@@ -18,9 +18,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from ..archs.ss2d import ScanParameters
-from ..layers.calibrate import quantizers_of
-from ..layers.convert import freeze_parameters
+from ...archs.ss2d import ScanParameters
+from ...layers.calibrate import quantizers_of
+from ...layers.convert import freeze_parameters
 from . import modules
 
 _FLOAT_MODULES = (

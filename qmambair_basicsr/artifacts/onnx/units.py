@@ -18,8 +18,8 @@ from onnx import helper, numpy_helper
 from onnxscript import ir
 from torch import Tensor, nn
 
-from ..archs.blocks import DropPath, ResidualStateSpaceBlock
-from ..archs.mambairv2_blocks import ConvFFN, GatedMLP
+from ...archs.blocks import DropPath, ResidualStateSpaceBlock
+from ...archs.mambairv2_blocks import ConvFFN, GatedMLP
 from .float64 import OPSET
 from .node_names import SCOPES
 from .stand_ins import DOMAIN

@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from ..inference.tiling import fixed_spans, pad_to, run_padded, run_tiled
+from ...inference.tiling import fixed_spans, pad_to, run_padded, run_tiled
 from .modules import ExportError
 
 

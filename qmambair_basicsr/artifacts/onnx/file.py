@@ -20,12 +20,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxscript import ir
 from torch import nn
 
-from ..archs.images import image_channels, output_scale
-from ..archs.mambairv2_blocks import ASSM
-from ..layers.calibrate import quantizers_of
-from ..layers.checkpoint import quantizer_keys
-from ..layers.convert import constant_grids, freeze_parameters
-from ..quantizers import DLS
+from ...archs.images import image_channels, output_scale
+from ...archs.mambairv2_blocks import ASSM
+from ...layers.calibrate import quantizers_of
+from ...layers.checkpoint import quantizer_keys
+from ...layers.convert import constant_grids, freeze_parameters
+from ...quantizers import DLS
 from . import float64, stand_ins
 from .modules import ExportError, make_exportable
 from .node_names import name_nodes

@@ -1,0 +1,1 @@
+"""ONNX files: writing, running with onnxruntime, and the integer codes inside."""
