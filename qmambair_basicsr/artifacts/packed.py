@@ -30,6 +30,7 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
+from ..files import write_bytes
 from ..layers.calibrate import quantizers_of
 from ..layers.checkpoint import quantizer_keys
 from ..layers.convert import FrozenCodes, freeze_parameters, parameter_sites, replace_quantizer
@@ -186,13 +187,9 @@ def _shapes(net: nn.Module) -> Iterator[tuple[str, torch.Size]]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
+        write_bytes(path, content)
     except OSError as err:
-        part.unlink(missing_ok=True)
         raise PackedCheckpointError(f"cannot write {path} ({len(content):,} bytes): {err.strerror or err}") from err
 
 

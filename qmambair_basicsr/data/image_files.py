@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from ..files import write_bytes
 
 __all__ = [
     "GREY_MODES",
@@ -24,7 +25,6 @@ __all__ = [
     "match_channels",
     "read_image",
     "to_grey",
-    "write_atomically",
     "write_image",
 ]
 
@@ -193,23 +193,6 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     return files
 
 
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file so that an interruption never leaves half of it: temporary neighbour, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def write_image(path: str | os.PathLike, img: np.ndarray) -> None:
     """Write an image losslessly as PNG, atomically.
 
@@ -223,4 +206,4 @@ def write_image(path: str | os.PathLike, img: np.ndarray) -> None:
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: images are written as .png")
     _, content = cv2.imencode(".png", img)
-    write_atomically(path, content.tobytes())
+    write_bytes(path, content.tobytes())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
 from qmambair_basicsr.data.image_files import ImageFileError, read_image
+
+from ..files import replaced_folder
 
 __all__ = ["make_lmdb"]
 
@@ -40,10 +41,7 @@ def make_lmdb(folder: Path, stems: Sequence[str], template: str, *, overwrite: b
         if not file.is_file():
             raise ImageFileError(file, "missing", "make it with prepare_data sr")
         read_image(file)
-    unfinished = folder.with_name(f".{folder.name}.unfinished.lmdb")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    make_lmdb_from_imgs(str(folder), str(unfinished), [file.name for file in files], list(stems))
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
+    with replaced_folder(target) as unfinished:
+        make_lmdb_from_imgs(str(folder), str(unfinished), [file.name for file in files], list(stems))
     logger.info("%s: %d records", target, len(files))
     return target

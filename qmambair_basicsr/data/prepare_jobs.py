@@ -15,10 +15,12 @@ import numpy as np
 from PIL import Image
 
 from qmambair_basicsr.data.batch import Task
-from qmambair_basicsr.data.image_files import ImageFileError, match_channels, read_image, write_atomically, write_image
+from qmambair_basicsr.data.image_files import ImageFileError, match_channels, read_image, write_image
 from qmambair_basicsr.data.jpeg_codec import jpeg_roundtrip
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale, modcrop
 from qmambair_basicsr.data.noise import add_gaussian_noise
+
+from ..files import write_bytes
 
 # -- layout ----------------------------------------------------------------------------------------------------
 
@@ -62,7 +64,7 @@ def import_image(task: Task) -> None:
         except ValueError as err:  # smaller than the multiple
             raise ImageFileError(task.source, str(err)) from err
     elif task.source.suffix.lower() == ".png":
-        write_atomically(task.outputs[0], task.source.read_bytes())
+        write_bytes(task.outputs[0], task.source.read_bytes())
     else:
         write_image(task.outputs[0], img)
 
@@ -101,7 +103,7 @@ def make_noise(task: Task) -> None:
         else:
             content = io.BytesIO()
             np.save(content, noisy)
-            write_atomically(path, content.getvalue())
+            write_bytes(path, content.getvalue())
 
 
 # -- sub-images ------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files import write_bytes
 from ..layers.checkpoint import load_fp_state
 
 _LISTED = 20  # keys shown per kind of mismatch
@@ -247,7 +248,7 @@ def write_file(content: object, path: str | os.PathLike) -> None:
 
     Args:
         content: tensors and plain containers.
-        path: destination; its folder must exist.
+        path: destination; missing folders are made.
 
     Raises:
         CheckpointError: the file cannot be written (full disk, no permission); what was at ``path`` is untouched.
@@ -256,16 +257,9 @@ def write_file(content: object, path: str | os.PathLike) -> None:
     # serialised in memory first: torch's own file writer hides the operating system's reason
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    # hidden and with a foreign suffix, so that BasicSR's search for *.state never sees a half-written file
-    part = path.with_name(f".{path.name}.part")
     try:
-        with open(part, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_bytes(path, buffer.getbuffer(), durable=True)
     except OSError as err:
-        part.unlink(missing_ok=True)
         raise CheckpointError(
             f"cannot write {path} ({buffer.getbuffer().nbytes:,} bytes): {err.strerror or err}. Files saved earlier "
             "are intact; free space or permit writing, then continue with --auto_resume"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.image_files import write_atomically
+from ..files import write_bytes, write_text
 from .ablation_run import Store
 from .ablation_studies import Run, studies
 
@@ -162,9 +162,9 @@ def write_tables(rows: Sequence[Row], store: Store, runs: Sequence[Run]) -> None
             f"seed {names[name].seed} ({name}): {message}\n"
             for name, message in failures.items()
         )
-    write_atomically(store.root / "ablation.md", text.encode())
-    write_atomically(store.root / "summary.csv", summary_csv(rows).encode())
-    write_atomically(store.root / "runs.csv", runs_csv(runs, store).encode())
+    write_text(store.root / "ablation.md", text)
+    write_text(store.root / "summary.csv", summary_csv(rows))
+    write_text(store.root / "runs.csv", runs_csv(runs, store))
 
 
 def write_plot(rows: Sequence[Row], folder: Path, metric: str = "psnr") -> None:
@@ -215,7 +215,7 @@ def write_plot(rows: Sequence[Row], folder: Path, metric: str = "psnr") -> None:
     for suffix, options in (("png", {"dpi": 90}), ("pdf", {"metadata": {"CreationDate": None}})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix, **options)
-        write_atomically(folder / f"ablation.{suffix}", buffer.getvalue())
+        write_bytes(folder / f"ablation.{suffix}", buffer.getvalue())
 
 
 def _short(variant: str) -> str:

@@ -21,7 +21,7 @@ from basicsr.train import train_pipeline
 from basicsr.utils import logger as basicsr_logger
 from basicsr.utils.options import ordered_yaml
 
-from ..data.image_files import write_atomically
+from ..files import write_text
 from .ablation_studies import Run
 from .result_log import latest_log, read_results
 
@@ -68,13 +68,13 @@ class Store:
     def write(self, run: Run, record: Mapping) -> None:
         """Keep a run's record and forget an earlier failure."""
         text = json.dumps({"name": run.name, "bits": run.bits, "seed": run.seed, **record}, indent=1)
-        write_atomically(self.finished / f"{run.name}.json", text.encode())
+        write_text(self.finished / f"{run.name}.json", text)
         (self.failed / f"{run.name}.txt").unlink(missing_ok=True)
 
     def fail(self, run: Run, error: BaseException) -> None:
         """Keep the message and the traceback of a run that failed."""
         text = "".join(traceback.format_exception(error))
-        write_atomically(self.failed / f"{run.name}.txt", f"{type(error).__name__}: {error}\n\n{text}".encode())
+        write_text(self.failed / f"{run.name}.txt", f"{type(error).__name__}: {error}\n\n{text}")
 
     def failures(self) -> dict[str, str]:
         """First line of the message by run name."""
@@ -148,7 +148,7 @@ def _pipeline(pipeline, opt: Mapping, store: Store, *flags: str) -> None:
     """Run a stock pipeline on options, as its command would; everything it writes lands below ``store.root``."""
     file = store.root / "options" / f"{opt['name']}.yml"
     text = yaml.dump(dict(opt), Dumper=ordered_yaml()[1], sort_keys=False)
-    write_atomically(file, text.encode())
+    write_text(file, text)
     try:
         with _command_line("-opt", str(file), *flags), _own_log():
             pipeline(str(store.root))

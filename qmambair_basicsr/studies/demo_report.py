@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..data.image_files import list_images, read_image
 from ..data.matlab_resize import imresize
+from ..files import replaced
 from ..layers.placement import placement, quantizer_scalars
 
 SCALE = 2
@@ -112,4 +113,5 @@ def picture(results: list[Result], reference: dict, path: Path, stem: str = "ast
         x = i * (side * zoom + gap)
         sheet.paste(Image.fromarray(detail).resize((side * zoom, side * zoom), Image.Resampling.NEAREST), (x, caption))
         draw.text((x + 2, 3), text, fill="black")
-    sheet.save(path)
+    with replaced(path) as part:
+        sheet.save(part, format="PNG")

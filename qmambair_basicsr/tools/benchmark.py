@@ -22,7 +22,6 @@ import yaml
 from basicsr.archs import build_network
 from basicsr.utils.options import ordered_yaml
 
-from qmambair_basicsr.data.image_files import write_atomically
 from qmambair_basicsr.recipes.option_files import TEST_KEYS, OptionFileError, read_options
 from qmambair_basicsr.studies.benchmark_table import (
     Entry,
@@ -33,6 +32,8 @@ from qmambair_basicsr.studies.benchmark_table import (
 )
 from qmambair_basicsr.studies.demo_report import stored_kib
 from qmambair_basicsr.studies.result_log import latest_log, read_results
+
+from ..files import write_text
 
 __all__ = ["main"]
 
@@ -94,7 +95,7 @@ def run_test(file: Path, opt: dict, args: argparse.Namespace) -> None:
         opt = opt | {"val": opt["val"] | {"metrics": opt["val"]["metrics"] | added}}
         command[-1] = str(args.out / f"{opt['name']}.yml")
         plain = yaml.dump(opt, Dumper=ordered_yaml()[1], sort_keys=False)
-        write_atomically(command[-1], plain.encode())
+        write_text(command[-1], plain)
     command += ["--force_yml", *args.force_yml] if args.force_yml else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -139,8 +140,8 @@ def write_tables(entries: Sequence[Entry], failures: Sequence[str], out: Path) -
         # full precision first, then from many bits to few
         rows = sorted((e for e in entries if e.task == task), key=lambda e: (e.model, -e.bits[0], -e.bits[1], e.method))
         for suffix, render in (("md", markdown_table), ("csv", csv_table), ("tex", latex_table)):
-            write_atomically(out / f"{task}.{suffix}", render(task, rows, published).encode())
-    write_atomically(out / "failures.txt", "".join(f"{line}\n" for line in failures).encode())
+            write_text(out / f"{task}.{suffix}", render(task, rows, published))
+    write_text(out / "failures.txt", "".join(f"{line}\n" for line in failures))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

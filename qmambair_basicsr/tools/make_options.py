@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..files import write_text
 from ..recipes import option_contents
 
 
@@ -26,12 +27,11 @@ def main(argv: list[str] | None = None) -> int:
         for name in names:
             sys.stderr.write(f"{name}: differs from option_table.py\n")
         return 1 if names else 0
-    args.out.mkdir(parents=True, exist_ok=True)
     wanted = option_contents.files()
     for name in option_contents.drifted(args.out):
         target = args.out / name
         if name in wanted:
-            target.write_text(wanted[name], encoding="utf-8")
+            write_text(target, wanted[name])
         else:
             target.unlink()
         sys.stderr.write(f"{'wrote' if target.exists() else 'removed'} {target}\n")

@@ -27,7 +27,8 @@ import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..archs.images import image_channels
 from ..cli import run_tool
-from ..data.image_files import match_channels, read_image, write_atomically
+from ..data.image_files import match_channels, read_image
+from ..files import write_bytes
 from ..studies.plot_data import (
     SAMPLES,
     PlotError,
@@ -52,7 +53,7 @@ def save(figure: Figure, out: Path, name: str, formats: Sequence[str]) -> list[P
         content = io.BytesIO()
         figure.savefig(content, format=suffix, dpi=DPI, metadata=_CLEAN[suffix])
         written.append(out / f"{name}.{suffix}")
-        write_atomically(written[-1], content.getvalue())
+        write_bytes(written[-1], content.getvalue())
     return written
 
 

@@ -35,6 +35,9 @@ from qmambair_basicsr.studies.reduced_start import interpolate_at_start
 from qmambair_basicsr.studies.result_log import latest_log, read_results
 from qmambair_basicsr.tools.prepare_data import main as prepare_data
 
+from ..files import write_text
+from ..models.checkpoint_io import write_file
+
 __all__ = ["main"]
 
 logger = logging.getLogger("reduced_tasks")
@@ -171,7 +174,7 @@ def input_quality(section: dict, opt: dict) -> dict[str, float]:
 
 def _write(work: Path, opt: dict) -> Path:
     file = work / f"{opt['name']}.yml"
-    file.write_text(yaml.safe_dump(opt, sort_keys=False), encoding="utf-8")
+    write_text(file, yaml.safe_dump(opt, sort_keys=False))
     return file
 
 
@@ -193,9 +196,9 @@ def run_task(
     if not (work / test["path"]["pretrain_network_g"]).is_file():
         start = train["path"]["pretrain_network_g"]
         if start is not None and bits == 32:
-            (work / start).parent.mkdir(parents=True, exist_ok=True)
             torch.manual_seed(0)
-            torch.save({"params": interpolate_at_start(build_network(train["network_g"])).state_dict()}, work / start)
+            net = interpolate_at_start(build_network(train["network_g"]))
+            write_file({"params": net.state_dict()}, work / start)
         _run(work, "train", "-opt", str(_write(work, train)), "--auto_resume")
     _run(work, "test", "-opt", str(_write(work, test)))
     return read_results(latest_log(work / "results", test["name"]))[0]
@@ -236,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 roots = {k: str(work / v) for k, v in section.items() if k.startswith("dataroot")}  # absolute stay so
                 before = input_quality(section | roots, opt)
                 rows.append((reduced.task, section["name"], bits, before["psnr"], results[section["name"]]["psnr"]))
-            (work / "results.md").write_text(table(rows) + "\n", encoding="utf-8")
+            write_text(work / "results.md", table(rows) + "\n")
     sys.stdout.write(table(rows) + "\n")
     return 0 if all(after > before for *_, before, after in rows) else 1
 

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import nn
 
 from ...archs.images import image_channels, output_scale
 from ...archs.mambairv2_blocks import ASSM
+from ...files import write_bytes
 from ...layers.calibrate import quantizers_of
 from ...layers.checkpoint import quantizer_keys
 from ...layers.convert import constant_grids, freeze_parameters
@@ -132,11 +132,7 @@ def export_onnx(
     helper.set_model_props(model, metadata | (facts or {}))
     progress("checking the graph")
     check_model(model, settings)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(model.SerializeToString())
-    os.replace(part, path)
+    write_bytes(path, model.SerializeToString())
     return model
 
 

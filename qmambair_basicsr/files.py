@@ -1,0 +1,124 @@
+"""Files and folders that are written whole or not at all, and the hashes by which a result remembers its inputs.
+
+The content goes to a hidden neighbour of the destination, which is renamed over it in one step. Whatever happens
+before that (a full disk, an exception, Ctrl-C), the neighbour is removed and what was at the destination is untouched.
+Imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["hash_file", "replaced", "replaced_folder", "write_bytes", "write_text"]
+
+_BLOCK = 1 << 20  # bytes read at once
+
+
+def _neighbour(path: Path, name: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{secrets.token_hex(6)}.{name}")  # two processes may write the same destination
+
+
+@contextlib.contextmanager
+def _named(path: Path, *parts: Path) -> Iterator[None]:
+    """Errors of the operating system about the neighbours, or about no file at all, name the destination."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno is not None and (err.filename is None or str(err.filename) in map(str, parts)):
+            raise OSError(err.errno, err.strerror, str(path)) from err
+        raise
+
+
+@contextlib.contextmanager
+def replaced(path: str | os.PathLike, durable: bool = False) -> Iterator[Path]:
+    """A path to write to that becomes ``path`` when the block ends without an exception.
+
+    A destination that is no regular file (``/dev/stdout``, a pipe) is written to as it is.
+
+    Args:
+        path: destination; missing folders are made.
+        durable: wait until the content is on the disk, so that a loss of power cannot leave an empty file.
+
+    Yields:
+        Path of a file that does not exist yet, in the same folder, hidden and ending in ``.part``.
+
+    Raises:
+        OSError: it cannot be written; the message names ``path``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    part = _neighbour(path, f"{path.name[:40]}.part")
+    with _named(path, part):
+        try:
+            yield part
+            if durable:
+                with open(part, "rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def replaced_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """The same for a folder: the block makes the folder it is given, which then takes the place of an older one.
+
+    Yields:
+        Path that does not exist yet, in the same folder, hidden, with the ending of ``path``.
+
+    Raises:
+        OSError: it cannot be written; the message names ``path``.
+    """
+    path = Path(path)
+    part, old = _neighbour(path, path.name), _neighbour(path, path.name)
+    with _named(path, part, old):
+        try:
+            yield part
+            if path.is_dir():
+                os.replace(path, old)  # a folder cannot be renamed over one that has content
+            try:
+                os.replace(part, path)
+            except BaseException:
+                if old.is_dir():
+                    os.replace(old, path)
+                raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes | memoryview, durable: bool = False) -> None:
+    """Write a file whole or not at all; arguments and errors as :func:`replaced`."""
+    with replaced(path, durable) as part, open(part, "wb") as file:
+        file.write(content)
+
+
+def write_text(path: str | os.PathLike, text: str, durable: bool = False) -> None:
+    """Write a text file, UTF-8 with the line ends of ``text``, whole or not at all; see :func:`replaced`."""
+    write_bytes(path, text.encode("utf-8"), durable)
+
+
+def hash_file(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content as 64 hexadecimal digits, read in pieces.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
