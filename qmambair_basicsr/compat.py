@@ -219,11 +219,11 @@ def load_resume_state(opt: dict) -> dict | None:
         The state, or None when there is nothing to resume from.
 
     Raises:
-        qmambair_basicsr.models.checkpoint_io.CheckpointError: the file cannot be read or could run code.
+        qmambair_basicsr.checkpoints.CheckpointError: the file cannot be read or could run code.
     """
     from basicsr.utils import check_resume
 
-    from .models.checkpoint_io import load_training_state
+    from .checkpoints import load_training_state
 
     path = opt["path"].get("resume_state")
     if opt["auto_resume"]:

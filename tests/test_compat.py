@@ -16,7 +16,7 @@ import torch
 
 import qmambair_basicsr
 from qmambair_basicsr import compat
-from qmambair_basicsr.models.checkpoint_io import CheckpointError, UnsafeCheckpointError
+from qmambair_basicsr.checkpoints import CheckpointError, UnsafeCheckpointError
 
 COMPAT = Path(compat.__file__)
 

@@ -31,8 +31,7 @@ from basicsr.archs import build_network
 from torch import Tensor, nn
 
 from ..files import write_bytes
-from ..layers.calibrate import quantizers_of
-from ..layers.checkpoint import quantizer_keys
+from ..layers.calibrate import quantizer_keys, quantizers_of
 from ..layers.convert import FrozenCodes, freeze_parameters, parameter_sites, replace_quantizer
 from ..quantizers import Quantizer
 

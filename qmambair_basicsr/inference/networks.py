@@ -8,7 +8,7 @@ from basicsr.archs import build_network
 from torch import nn
 
 from ..artifacts.packed import load_packed
-from ..models.checkpoint_io import load_full_precision_state, load_state, read_file, select_params
+from ..checkpoints import load_fp_state, load_state, read_file, select_params
 from ..recipes.option_files import read_options
 
 
@@ -43,7 +43,7 @@ def load_full_precision(net: nn.Module, checkpoint: str | os.PathLike, param_key
         CheckpointError: the file cannot be read, has no such weights, or holds other keys or shapes than the network
             without its quantizers. The message names the file; nothing is loaded then.
     """
-    load_full_precision_state(net, select_params(read_file(checkpoint), checkpoint, param_key), checkpoint)
+    load_fp_state(net, select_params(read_file(checkpoint), checkpoint, param_key), checkpoint)
     return net
 
 

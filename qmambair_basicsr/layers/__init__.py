@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .calibrate import calibrate, uncalibrated
-from .checkpoint import CheckpointMismatchError, load_fp_state
 from .placement import placement
 from .prepare import prepare
 from .quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
@@ -11,14 +10,12 @@ from .quant_matmul import QuantMatMul
 from .quant_scan import QuantSelectiveScan
 
 __all__ = [
-    "CheckpointMismatchError",
     "QuantConv2d",
     "QuantEmbedding",
     "QuantLinear",
     "QuantMatMul",
     "QuantSelectiveScan",
     "calibrate",
-    "load_fp_state",
     "placement",
     "prepare",
     "uncalibrated",

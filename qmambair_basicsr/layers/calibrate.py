@@ -16,6 +16,12 @@ def quantizers_of(net: nn.Module) -> dict[str, Quantizer]:
     return {name: module for name, module in net.named_modules() if isinstance(module, Quantizer)}
 
 
+def quantizer_keys(net: nn.Module) -> set[str]:
+    """Keys of the state_dict that belong to quantizers."""
+    prefixes = tuple(f"{name}." for name in quantizers_of(net))
+    return {key for key in net.state_dict() if key.startswith(prefixes)}
+
+
 def uncalibrated(net: nn.Module) -> list[str]:
     """Names of the quantizers whose parameters mean nothing yet."""
     return [name for name, quantizer in quantizers_of(net).items() if not quantizer.is_initialized()]

@@ -19,8 +19,9 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from .. import checkpoints
 from ..inference.tiling import parse_tile_option, run_tiled
-from . import checkpoint_io, data_order, non_finite
+from . import data_order, non_finite
 from .random_stream import seeded
 
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
@@ -32,7 +33,7 @@ class MambaIRModel(SRModel):
     """Trains and tests one restoration network (super-resolution, denoising, JPEG) in the stock BasicSR loop.
 
     Beyond ``SRModel``: tests tile by tile (``tiling``), loads files without running code from them
-    (``checkpoint_io``), saves atomically and never a NaN, stops at a non-finite loss with its place, resumes
+    (``checkpoints``), saves atomically and never a NaN, stops at a non-finite loss with its place, resumes
     bit-exactly (``data_order``, ``random_stream``), keeps buffers in the EMA, and trains with gloo on CPUs.
     Options: the table in this folder's README.
 
@@ -41,7 +42,7 @@ class MambaIRModel(SRModel):
 
     Raises:
         ValueError: an option value that makes no sense, named.
-        checkpoint_io.CheckpointError: weights that cannot be loaded.
+        checkpoints.CheckpointError: weights that cannot be loaded.
     """
 
     def __init__(self, opt: dict) -> None:
@@ -112,11 +113,11 @@ class MambaIRModel(SRModel):
         get_root_logger().info(f"Exponential moving average of the weights, decay {self.ema_decay}")
         if self.resumes():
             path = self.opt["path"]["pretrain_network_g"]
-            content = checkpoint_io.read_file(path)
+            content = checkpoints.read_file(path)
             if isinstance(content, dict) and "params_ema" not in content:
                 get_root_logger().warning(f"{path} has no params_ema: the average starts from its params")
                 return
-            checkpoint_io.load_state(self.net_g_ema, checkpoint_io.select_params(content, path, "params_ema"), path)
+            checkpoints.load_state(self.net_g_ema, checkpoints.select_params(content, path, "params_ema"), path)
 
     def build_losses(self) -> None:
         """Build the losses named in ``opt['train']``.
@@ -253,14 +254,14 @@ class MambaIRModel(SRModel):
     # -- files ----------------------------------------------------------------------------------------------------
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"):
-        """Load weights (``checkpoint_io``); with ``strict`` False skipped keys are listed, wrong shapes refused."""
+        """Load weights (``checkpoints``); with ``strict`` False skipped keys are listed, wrong shapes refused."""
         net = self.get_bare_model(net)
         logger = get_root_logger()
         logger.info(f"Loading {type(net).__name__} from {load_path}, key {param_key}")
-        state = checkpoint_io.select_params(checkpoint_io.read_file(load_path), load_path, param_key)
+        state = checkpoints.select_params(checkpoints.read_file(load_path), load_path, param_key)
         if net is self.get_bare_model(self.net_g):
             state = self._without_skipped(state, load_path)
-        for line in checkpoint_io.load_state(net, state, load_path, strict):
+        for line in checkpoints.load_state(net, state, load_path, strict):
             logger.warning(f"strict_load_g is false, skipped: {line}")
 
     def _without_skipped(self, state: Mapping[str, Tensor], load_path: str) -> dict[str, Tensor]:
@@ -277,14 +278,14 @@ class MambaIRModel(SRModel):
 
         Raises:
             non_finite.NonFiniteError: a weight is NaN or infinite; nothing is written.
-            checkpoint_io.CheckpointError: the file cannot be written; earlier files are intact.
+            checkpoints.CheckpointError: the file cannot be written; earlier files are intact.
         """
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
         content = {}
         for one, key in zip(nets, keys, strict=True):
             state = {k: v.detach().cpu() for k, v in self.get_bare_model(one).state_dict().items()}
-            bad = checkpoint_io.first_non_finite(state)
+            bad = checkpoints.first_non_finite(state)
             if bad is not None:
                 raise non_finite.NonFiniteError(
                     f"nothing is saved at iteration {self._iteration}: {key} {bad} is not finite. "
@@ -292,7 +293,7 @@ class MambaIRModel(SRModel):
                 )
             content[key] = state
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
-        checkpoint_io.write_file(content, osp.join(self.opt["path"]["models"], name))
+        checkpoints.write_file(content, osp.join(self.opt["path"]["models"], name))
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
@@ -312,7 +313,7 @@ class MambaIRModel(SRModel):
                 for dataset, metrics in getattr(self, "best_metric_results", {}).items()
             },
         }
-        checkpoint_io.write_file(state, osp.join(self.opt["path"]["training_states"], f"{current_iter}.state"))
+        checkpoints.write_file(state, osp.join(self.opt["path"]["training_states"], f"{current_iter}.state"))
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Write the network (and average) and, within training, the state to resume from."""
@@ -328,12 +329,12 @@ class MambaIRModel(SRModel):
         """Continue optimizers, schedulers and the order of the data from a training state.
 
         Raises:
-            checkpoint_io.CheckpointError: the state belongs to another set of parameters.
+            checkpoints.CheckpointError: the state belongs to another set of parameters.
         """
         try:
             super().resume_training(resume_state)
         except (ValueError, KeyError, AssertionError) as err:
-            raise checkpoint_io.CheckpointError(
+            raise checkpoints.CheckpointError(
                 f"the training state of iteration {resume_state.get('iter')} does not fit this option file's network "
                 f"or optimizer ({err}); resume with the option file it was written by"
             ) from err

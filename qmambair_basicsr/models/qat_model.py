@@ -13,12 +13,11 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 
+from .. import checkpoints
 from ..archs.routing import shared_routing_noise
-from ..layers.calibrate import calibrate, quantizers_of, uncalibrated
-from ..layers.checkpoint import quantizer_keys
+from ..layers.calibrate import calibrate, quantizer_keys, quantizers_of, uncalibrated
 from ..losses.feature_capture import FeatureCapture
 from ..quantizers import UncalibratedError
-from . import checkpoint_io
 from .calibration_data import calibration_batches
 from .mambair_model import MambaIRModel
 from .quant_options import QuantTrainOptions, TeacherOptions
@@ -39,7 +38,7 @@ class QATModel(MambaIRModel):
 
     Raises:
         ValueError: an unknown or impossible option, named.
-        checkpoint_io.CheckpointError: weights that cannot be loaded.
+        checkpoints.CheckpointError: weights that cannot be loaded.
         UncalibratedError: a network is to be tested whose quantizers were never calibrated.
     """
 
@@ -75,10 +74,10 @@ class QATModel(MambaIRModel):
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"):
         """As ``MambaIRModel``; all quantizer keys together may be missing, which a full-precision file shows."""
         net = self.get_bare_model(net)
-        state = checkpoint_io.select_params(checkpoint_io.read_file(load_path), load_path, param_key)
+        state = checkpoints.select_params(checkpoints.read_file(load_path), load_path, param_key)
         if quantizer_keys(net).isdisjoint(state):
             get_root_logger().info(f"Loading full-precision weights from {load_path}, key {param_key}")
-            checkpoint_io.load_full_precision_state(net, state, load_path)
+            checkpoints.load_fp_state(net, state, load_path)
         else:
             super().load_network(net, load_path, strict, param_key)
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import CheckpointError
 from ..data.image_files import list_images
 from ..inference.image_sets import middles
 from ..inference.networks import load_network
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import parameter_sites, require_quantized
-from ..models.checkpoint_io import CheckpointError
 from ..quantizers import Quantizer
 from ..recipes.option_files import TEST_KEYS, read_options
 

@@ -21,11 +21,11 @@ from rich.progress import track
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..archs.images import image_channels
+from ..checkpoints import write_file
 from ..cli import run_tool
 from ..inference.image_sets import middles
 from ..inference.networks import load_full_precision
 from ..layers.calibrate import calibrate, quantizers_of
-from ..models.checkpoint_io import write_file
 from ..recipes.option_files import read_options
 
 

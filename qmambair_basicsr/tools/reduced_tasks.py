@@ -35,8 +35,8 @@ from qmambair_basicsr.studies.reduced_start import interpolate_at_start
 from qmambair_basicsr.studies.result_log import latest_log, read_results
 from qmambair_basicsr.tools.prepare_data import main as prepare_data
 
+from ..checkpoints import write_file
 from ..files import write_text
-from ..models.checkpoint_io import write_file
 
 __all__ = ["main"]
 

@@ -12,15 +12,8 @@ from torch import nn
 from qmambair_basicsr.archs.matmul import MatMul
 from qmambair_basicsr.archs.routing import pick_policy
 from qmambair_basicsr.archs.ss2d import ScanParameters
-from qmambair_basicsr.layers import (
-    QuantConv2d,
-    QuantEmbedding,
-    QuantLinear,
-    QuantMatMul,
-    calibrate,
-    load_fp_state,
-    placement,
-)
+from qmambair_basicsr.checkpoints import load_fp_state
+from qmambair_basicsr.layers import QuantConv2d, QuantEmbedding, QuantLinear, QuantMatMul, calibrate, placement
 from qmambair_basicsr.layers.calibrate import quantizers_of
 from qmambair_basicsr.quantizers import SpecError
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
+from qmambair_basicsr import checkpoints
 from qmambair_basicsr.inference.networks import load_full_precision
-from qmambair_basicsr.layers.checkpoint import quantizer_keys
-from qmambair_basicsr.models import checkpoint_io
+from qmambair_basicsr.layers.calibrate import quantizer_keys
 
 SMALL = {"embed_dim": 30, "depths": [1], "d_state": 3, "mlp_ratio": 1.2}
 QUANT = {"weight": {"type": "LSQ", "bits": 4}, "act": {"type": "LSQOffset", "bits": 4}}
@@ -27,7 +27,7 @@ def net():
 @pytest.mark.parametrize("key", ["params", "params_ema", None])
 def test_full_precision_weights_leave_the_quantizers_alone(tmp_path, full, net, key):
     file, state = tmp_path / "full.pth", full.state_dict()
-    checkpoint_io.write_file(state if key is None else {key: state}, file)
+    checkpoints.write_file(state if key is None else {key: state}, file)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert load_full_precision(net, file, key) is net
     after, quantizers = net.state_dict(), quantizer_keys(net)
@@ -37,14 +37,16 @@ def test_full_precision_weights_leave_the_quantizers_alone(tmp_path, full, net, 
 
 def test_what_is_wrong_with_full_precision_weights_names_the_file(tmp_path, full, net):
     file = tmp_path / "wrong.pth"
-    with pytest.raises(checkpoint_io.CheckpointError, match=r"wrong\.pth does not exist"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"wrong\.pth does not exist"):
         load_full_precision(net, file)
-    checkpoint_io.write_file({"params": full.state_dict()}, file)
-    with pytest.raises(checkpoint_io.CheckpointError, match=r"wrong\.pth has no 'params_ema'"):
+    checkpoints.write_file({"params": full.state_dict()}, file)
+    with pytest.raises(checkpoints.CheckpointError, match=r"wrong\.pth has no 'params_ema'"):
         load_full_precision(net, file, "params_ema")
-    checkpoint_io.write_file({"params": net.state_dict()}, file)
-    with pytest.raises(checkpoint_io.CheckpointMismatchError, match=r"(?s)wrong\.pth.*not a full-precision checkpoint"):
+    checkpoints.write_file({"params": net.state_dict()}, file)
+    with pytest.raises(checkpoints.CheckpointMismatchError, match=r"(?s)wrong\.pth.*not a full-precision checkpoint"):
         load_full_precision(net, file)
-    checkpoint_io.write_file({"params": {**full.state_dict(), "norm.bias": torch.ones(3)}}, file)
-    with pytest.raises(checkpoint_io.CheckpointMismatchError, match=r"(?s)wrong\.pth.*norm\.bias is \(3,\)"):
+    checkpoints.write_file({"params": {**full.state_dict(), "norm.bias": torch.ones(3)}}, file)
+    with pytest.raises(
+        checkpoints.CheckpointMismatchError, match=r"(?s)wrong\.pth.*norm\.bias: network \(\d+,\), file \(3,\)"
+    ):
         load_full_precision(net, file)

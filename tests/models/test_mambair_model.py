@@ -13,7 +13,8 @@ from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from qmambair_basicsr.models import checkpoint_io, mambair_model
+from qmambair_basicsr import checkpoints
+from qmambair_basicsr.models import mambair_model
 from qmambair_basicsr.models.non_finite import NonFiniteError, gradient_norm
 
 
@@ -119,23 +120,23 @@ def test_validation_alone_does_not_wait_for_other_ranks(parsed, options, monkeyp
 def test_choice_of_weights(parsed, options, tmp_path):
     nets = {key: build_network({"type": "ProbeNet"}).state_dict() for key in ("params", "params_ema")}
     path = tmp_path / "net.pth"
-    checkpoint_io.write_file(nets, path)
+    checkpoints.write_file(nets, path)
     options["path"]["pretrain_network_g"] = str(path)
     for key in nets:
         options["path"]["param_key_g"] = key
         model = build_model(parsed(options, is_train=False))
         assert torch.equal(model.net_g.first.weight, nets[key]["first.weight"])
     options["path"]["param_key_g"] = "weights"
-    with pytest.raises(checkpoint_io.CheckpointError, match="it holds: params, params_ema"):
+    with pytest.raises(checkpoints.CheckpointError, match="it holds: params, params_ema"):
         build_model(parsed(options, is_train=False))
 
 
 def test_loading_without_strict_lists_what_is_skipped(parsed, options, tmp_path, monkeypatch):
     state = build_network({"type": "ProbeNet"}).state_dict()
     state["extra"] = state.pop("first.bias")
-    checkpoint_io.write_file({"params": state}, tmp_path / "net.pth")
+    checkpoints.write_file({"params": state}, tmp_path / "net.pth")
     options["path"]["pretrain_network_g"] = str(tmp_path / "net.pth")
-    with pytest.raises(checkpoint_io.CheckpointMismatchError, match=r"(?s)first\.bias.*extra"):
+    with pytest.raises(checkpoints.CheckpointMismatchError, match=r"(?s)first\.bias.*extra"):
         build_model(parsed(options))
     warned = []
     monkeypatch.setattr(logging.getLogger("basicsr"), "warning", warned.append)
@@ -153,9 +154,9 @@ def test_saved_weights_are_never_nan_and_older_files_stay(parsed, options):
     with pytest.raises(NonFiniteError, match=r"first\.weight is not finite.*net_g_1\.pth"):
         model.save(0, 2)
     folder = model.opt["path"]["models"]
-    assert checkpoint_io.first_non_finite(checkpoint_io.read_file(f"{folder}/net_g_1.pth")["params"]) is None
-    with pytest.raises(checkpoint_io.CheckpointError, match="does not exist"):
-        checkpoint_io.read_file(f"{folder}/net_g_2.pth")
+    assert checkpoints.first_non_finite(checkpoints.read_file(f"{folder}/net_g_1.pth")["params"]) is None
+    with pytest.raises(checkpoints.CheckpointError, match="does not exist"):
+        checkpoints.read_file(f"{folder}/net_g_2.pth")
 
 
 def test_full_disk_is_one_error_and_loses_nothing(parsed, options, monkeypatch):
@@ -166,10 +167,10 @@ def test_full_disk_is_one_error_and_loses_nothing(parsed, options, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_io.os, "fsync", full)
-    with pytest.raises(checkpoint_io.CheckpointError, match=r"net_g_latest\.pth.*No space left"):
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(checkpoints.CheckpointError, match=r"net_g_latest\.pth.*No space left"):
         model.save(-1, -1)
-    assert checkpoint_io.load_training_state(f"{model.opt['path']['training_states']}/1.state")["iter"] == 1
+    assert checkpoints.load_training_state(f"{model.opt['path']['training_states']}/1.state")["iter"] == 1
 
 
 def weights_of(model):
@@ -271,7 +272,7 @@ def test_fused_steps_and_training_states_of_either_kind(parsed, options, fused):
     written.save(0, 1)
     model.net_g.load_state_dict(written.net_g.state_dict())
     path = f"{written.opt['path']['training_states']}/1.state"
-    model.resume_training(checkpoint_io.load_training_state(path))
+    model.resume_training(checkpoints.load_training_state(path))
     assert model.optimizer_g.param_groups[0]["fused"] is fused
     for each in (model, written):
         torch.manual_seed(0)
@@ -302,7 +303,7 @@ def test_training_state_of_another_network_is_refused(parsed, options):
     model = build_model(parsed(options))
     step(model)
     model.save(0, 1)
-    state = checkpoint_io.load_training_state(f"{model.opt['path']['training_states']}/1.state")
+    state = checkpoints.load_training_state(f"{model.opt['path']['training_states']}/1.state")
     state["optimizers"][0]["param_groups"][0]["params"].pop()
-    with pytest.raises(checkpoint_io.CheckpointError, match="iteration 1 does not fit"):
+    with pytest.raises(checkpoints.CheckpointError, match="iteration 1 does not fit"):
         build_model(parsed(options)).resume_training(state)

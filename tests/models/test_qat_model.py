@@ -9,9 +9,8 @@ import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
 
-from qmambair_basicsr.layers.calibrate import quantizers_of, uncalibrated
-from qmambair_basicsr.layers.checkpoint import quantizer_keys
-from qmambair_basicsr.models import checkpoint_io
+from qmambair_basicsr import checkpoints
+from qmambair_basicsr.layers.calibrate import quantizer_keys, quantizers_of, uncalibrated
 from qmambair_basicsr.quantizers import UncalibratedError
 
 FULL = {"type": "LSQ", "bits": 32}
@@ -34,11 +33,11 @@ def test_calibrated_from_full_precision_before_optimizer_and_average(parsed, qat
     model = build_model(parsed(qat_options))
     assert uncalibrated(model.net_g) == []
     state = model.net_g.state_dict()
-    for key, value in checkpoint_io.read_file(fp_checkpoint)["params"].items():
+    for key, value in checkpoints.read_file(fp_checkpoint)["params"].items():
         assert torch.equal(state[key], value)
     for key, value in model.net_g_ema.state_dict().items():
         assert torch.equal(state[key], value)
-    saved = checkpoint_io.read_file(saved_file(model))["params"]
+    saved = checkpoints.read_file(saved_file(model))["params"]
     assert saved.keys() == state.keys()
     assert all(torch.equal(state[key], value) for key, value in saved.items())
     # the same images and crops whatever was drawn before
@@ -86,13 +85,13 @@ def test_quantized_checkpoint_is_not_calibrated_again(parsed, qat_options):
     qat_options["name"] = "second"
     second = build_model(parsed(qat_options))
     assert all(torch.equal(expected[key], value) for key, value in second.net_g.state_dict().items())
-    with pytest.raises(checkpoint_io.CheckpointError, match="does not exist"):
-        checkpoint_io.read_file(saved_file(second))
+    with pytest.raises(checkpoints.CheckpointError, match="does not exist"):
+        checkpoints.read_file(saved_file(second))
 
 
 @pytest.mark.parametrize("damage", ["missing", "unknown", "shape", "some quantizer keys"])
 def test_files_that_do_not_fit_are_listed(parsed, qat_options, fp_checkpoint, damage):
-    state = checkpoint_io.read_file(fp_checkpoint)["params"]
+    state = checkpoints.read_file(fp_checkpoint)["params"]
     if damage == "missing":
         del state["conv_first.weight"]
     elif damage == "unknown":
@@ -102,9 +101,9 @@ def test_files_that_do_not_fit_are_listed(parsed, qat_options, fp_checkpoint, da
     else:
         net = build_network(qat_options["network_g"])
         state[sorted(quantizer_keys(net))[0]] = torch.zeros(())
-    checkpoint_io.write_file({"params": state}, fp_checkpoint)
+    checkpoints.write_file({"params": state}, fp_checkpoint)
     key = {"unknown": "conv_zeroth", "some quantizer keys": "quantizers"}.get(damage, "conv_first")
-    with pytest.raises(checkpoint_io.CheckpointMismatchError, match=rf"(?s)fp\.pth.*{key}"):
+    with pytest.raises(checkpoints.CheckpointMismatchError, match=rf"(?s)fp\.pth.*{key}"):
         build_model(parsed(qat_options))
 
 
@@ -172,7 +171,7 @@ def taught(qat_options, fp_checkpoint):
 def test_teacher_is_the_frozen_full_precision_twin(parsed, taught, fp_checkpoint):
     del taught["train"]["pixel_opt"]
     model = build_model(parsed(taught))
-    expected = checkpoint_io.read_file(fp_checkpoint)["params"]
+    expected = checkpoints.read_file(fp_checkpoint)["params"]
     assert type(model.teacher).__name__ == "MambaIR"
     before = model.net_g.state_dict()["conv_first.weight"].clone()
     log = step(model)
@@ -207,7 +206,7 @@ def test_teacher_and_student_route_by_the_same_noise(parsed, taught, tmp_path):
         "upsampler": "pixelshuffledirect",
     }
     path = tmp_path / "v2.pth"
-    checkpoint_io.write_file({"params": build_network(network).state_dict()}, path)
+    checkpoints.write_file({"params": build_network(network).state_dict()}, path)
     taught["network_g"] = {**network, "type": "QMambaIRv2Light", "quant": {"weight": FULL, "act": FULL, "scan": FULL}}
     taught["path"]["pretrain_network_g"] = taught["quant_train"]["teacher"]["path"] = str(path)
     taught["train"]["feature_opt"]["layers"] = ["layers.*.residual_group.layers.*"]

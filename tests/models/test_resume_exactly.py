@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from qmambair_basicsr.models import checkpoint_io
+from qmambair_basicsr import checkpoints
 from qmambair_basicsr.models.non_finite import NonFiniteError
 
 PSNR = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
@@ -27,8 +27,8 @@ def same(left, right) -> bool:
 def outcome(loop, name):
     folder = loop.folder / "experiments" / name
     return (
-        checkpoint_io.read_file(folder / "models" / "net_g_8.pth"),
-        checkpoint_io.load_training_state(folder / "training_states" / "8.state"),
+        checkpoints.read_file(folder / "models" / "net_g_8.pth"),
+        checkpoints.load_training_state(folder / "training_states" / "8.state"),
     )
 
 
@@ -75,7 +75,7 @@ def test_damaged_state_stops_with_its_path(loop, train_options):
     loop.here(train_options)
     state = loop.folder / "experiments" / "run" / "training_states" / "4.state"
     state.write_bytes(state.read_bytes()[:500])
-    with pytest.raises(checkpoint_io.CheckpointError, match=r"4\.state cannot be read .*truncated"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"4\.state cannot be read .*truncated"):
         loop.here(train_options, "--auto_resume")
 
 
@@ -88,7 +88,7 @@ def test_diverging_run_stops_and_names_the_last_checkpoint(loop, train_options):
     stopped, last = map(int, re.search(r"iteration (\d+) .*net_g_(\d+)\.pth", str(error.value)).groups())
     assert last == stopped - 1
     for path in loop.models().iterdir():
-        assert checkpoint_io.first_non_finite(checkpoint_io.read_file(path)["params"]) is None
+        assert checkpoints.first_non_finite(checkpoints.read_file(path)["params"]) is None
 
 
 def test_another_seed_gives_other_weights(loop, train_options):
@@ -100,8 +100,8 @@ def test_another_seed_gives_other_weights(loop, train_options):
 
 def test_quantized_run_with_teacher_resumes_exactly(loop, qat_options, fp_checkpoint):
     """Also from a bare state_dict, whose `param_key_g: ~` must not be asked of the run's own checkpoints."""
-    bare = checkpoint_io.read_file(fp_checkpoint)["params"]
-    checkpoint_io.write_file(bare, fp_checkpoint.with_name("bare.pth"))
+    bare = checkpoints.read_file(fp_checkpoint)["params"]
+    checkpoints.write_file(bare, fp_checkpoint.with_name("bare.pth"))
     qat_options["path"] |= {"pretrain_network_g": str(fp_checkpoint.with_name("bare.pth")), "param_key_g": None}
     qat_options["quant_train"]["teacher"] = {"path": str(fp_checkpoint)}
     qat_options["train"]["distill_opt"] = {"type": "PixelDistillationLoss"}

@@ -22,8 +22,7 @@ from torch import nn
 from ...archs.images import image_channels, output_scale
 from ...archs.mambairv2_blocks import ASSM
 from ...files import write_bytes
-from ...layers.calibrate import quantizers_of
-from ...layers.checkpoint import quantizer_keys
+from ...layers.calibrate import quantizer_keys, quantizers_of
 from ...layers.convert import constant_grids, freeze_parameters
 from ...quantizers import DLS
 from . import float64, stand_ins

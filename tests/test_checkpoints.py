@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from qmambair_basicsr.models import checkpoint_io as io
+from qmambair_basicsr import checkpoints as io
 
 
 class RunsCode:

@@ -15,14 +15,14 @@ import pickletools
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..files import write_bytes
-from ..layers.checkpoint import load_fp_state
+from .files import write_bytes
+from .layers.calibrate import quantizer_keys
 
 _LISTED = 20  # keys shown per kind of mismatch
 # what pickles of state_dicts refer to: rebuild functions, storages, dtypes, plain containers
@@ -165,7 +165,7 @@ def select_params(content: object, path: str | os.PathLike, param_key: str | Non
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def describe_mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+def _differences(net: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
     """Keys the network lacks in ``state``, keys it does not know, and keys of another shape (with both shapes)."""
     own = net.state_dict()
     missing = [key for key in own if key not in state]
@@ -176,6 +176,13 @@ def describe_mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> tuple[list
         if key in state and own[key].shape != state[key].shape
     ]
     return missing, unexpected, shapes
+
+
+def _refuse(net: nn.Module, path: str | os.PathLike, problems: Mapping[str, Sequence[str]], hint: str) -> None:
+    """Raise CheckpointMismatchError if there is a problem; ``problems``: kind -> keys."""
+    parts = [f"  {len(keys)} {kind}:{_listed(keys)}\n" for kind, keys in problems.items() if keys]
+    if parts:
+        raise CheckpointMismatchError(f"checkpoint {path} does not fit {type(net).__name__}:\n{''.join(parts)}{hint}")
 
 
 def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike, strict: bool = True) -> list[str]:
@@ -193,46 +200,43 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathL
     Raises:
         CheckpointMismatchError: listing every kind of mismatch.
     """
-    missing, unexpected, shapes = describe_mismatch(net, state)
-    parts = []
-    if shapes:
-        parts.append(f"  {len(shapes)} of another shape:{_listed(shapes)}")
+    missing, unexpected, shapes = _differences(net, state)
+    problems = {"of another shape": shapes}
     if strict or shapes:
-        if missing:
-            parts.append(f"  {len(missing)} missing in the file:{_listed(missing)}")
-        if unexpected:
-            parts.append(f"  {len(unexpected)} unknown to the network:{_listed(unexpected)}")
-    if parts:
-        hint = (
-            "Shapes are never ignored: make `network_g` describe the network the file was trained with."
-            if shapes
-            else "Make `network_g` describe the network the file was trained with."
-        )
-        raise CheckpointMismatchError(
-            f"checkpoint {path} does not fit {type(net).__name__}:\n" + "\n".join(parts) + "\n" + hint
-        )
+        problems |= {"missing in the file": missing, "unknown to the network": unexpected}
+    hint = "Shapes are never ignored: make" if shapes else "Make"
+    _refuse(net, path, problems, f"{hint} `network_g` describe the network the file was trained with.")
     net.load_state_dict(dict(state), strict=strict)
     return [f"not in the file: {key}" for key in missing] + [f"not in the network: {key}" for key in unexpected]
 
 
-def load_full_precision_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike) -> list[str]:
+def load_fp_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike = "(in memory)") -> list[str]:
     """Load a full-precision state_dict into a quantized network, whose quantizers stay as they are.
 
+    Exactly the quantizers' keys may be missing. Nothing is loaded if anything else is wrong.
+
     Args:
-        net: bare network.
-        state: names to tensors.
+        net: bare network, quantized or full precision.
+        state: names to tensors of the full-precision network.
         path: where it came from, for messages.
 
     Returns:
-        The quantizers' keys, which the file lacks.
+        The quantizers' keys, which the file lacks, sorted.
 
     Raises:
-        CheckpointMismatchError: anything but exactly the quantizers' keys differs; nothing is loaded.
+        CheckpointMismatchError: missing, unknown (quantizers' keys included) or mis-shaped keys, all listed.
     """
-    try:
-        return load_fp_state(net, state)
-    except ValueError as err:
-        raise CheckpointMismatchError(f"checkpoint {path}: {err}") from err
+    ours = quantizer_keys(net)
+    missing, unexpected, shapes = _differences(net, {key: value for key, value in state.items() if key not in ours})
+    problems = {
+        "of another shape": shapes,
+        "missing in the file": [key for key in missing if key not in ours],
+        "unknown to the network": unexpected,
+        "of quantizers (this is not a full-precision checkpoint)": sorted(ours & state.keys()),
+    }
+    _refuse(net, path, problems, "Give the weights of the network that is to be quantized.")
+    net.load_state_dict(dict(state), strict=False)
+    return sorted(ours)
 
 
 def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
