@@ -215,9 +215,9 @@ class ASSM(nn.Module):
         dictionary = _rows(self.embeddingB) @ _rows(embedding_a)  # (T, N)
         scores = noise.add_to(self.route(x).flatten(1, 2))  # (B, L, T)
         if type(self.prompt_matmul) is MatMul:
-            picked, prompt = pick_prompt(scores, dictionary, straight_through=not noise.silent)
+            picked, prompt = pick_prompt(scores, dictionary, noisy=not noise.silent)
         else:
-            picked, policy = pick_policy(scores, straight_through=not noise.silent)
+            picked, policy = pick_policy(scores, noisy=not noise.silent)
             prompt = self.prompt_matmul(policy, dictionary)
         order, inverse = semantic_order(picked)
 

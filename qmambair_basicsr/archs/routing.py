@@ -2,7 +2,8 @@
 
 Every token picks one of T prompts by ``argmax(logits + Gumbel noise)``, in training *and* at test time
 (Guo et al., "MambaIRv2: Attentive State Space Restoration", sec. 3.2). The noise decides which noise source
-is used, see :class:`RoutingNoise`; the pick itself is deterministic.
+is used, see :class:`RoutingNoise`; the pick itself is deterministic, and without noise the same on every machine, see
+:func:`decide`.
 """
 
 from __future__ import annotations
@@ -77,6 +78,43 @@ class RoutingNoise:
         return logits - uniform.log_().neg_().log_()
 
 
+NEAR = 3.7e-6
+"""Logits this far below the largest one, in units of the largest magnitude among a token's logits, are as good as it.
+
+Above what the order of a sum can change: float32 products of the official light weights (16 terms) are off by at most
+5e-7 of that unit on Set5, those of 58 terms by twice as much. Below what a decision means: where scales are per tensor
+and biases equal, quantized logits are whole multiples k of one step; unequal ones are 1 / k of the unit apart, k being
+at most 58 * 2^14 and hardly ever a quarter of it. And no gap of such logits lies on the border itself: n / k = 3.7e-6
+needs a multiple of 10,000,000 for k.
+"""
+
+
+def decide(logits: Tensor) -> Tensor:
+    """The prompt of every token without noise: the lowest index among the logits that are as good as the largest.
+
+    Logits that are equal in exact arithmetic (quantized ones often are, and so are those of equal prompts) differ in
+    their last bits, and which one is larger depends on the order in which a machine's matrix product adds. Taking the
+    largest would let the machine decide; this rule, with the tolerance ``NEAR``, does not. It compares with the largest
+    logit only, so a chain of logits, each near to the next, is not one tie. Float16 and bfloat16 are coarser than
+    ``NEAR``: there only equal logits tie. Exported graphs hold the same rule.
+
+    With Gumbel noise the scores of two prompts are not equal, whatever their logits are: the noise breaks the tie, and
+    the largest score is picked, as in the official network.
+
+    Args:
+        logits: (B, L, T). A token with NaN or an infinity among them: index 0.
+
+    Returns:
+        (B, L) int64, in range(T) whatever the logits are.
+    """
+    logits = logits.detach()
+    low, top = logits.aminmax(dim=-1, keepdim=True)  # (B, L, 1)
+    near = logits >= top - NEAR * torch.maximum(low.abs(), top.abs())
+    # falling ranks instead of ones: not every runtime's argmax returns the first of equal values
+    ranks = torch.arange(logits.shape[-1], 0, -1, dtype=torch.float32, device=logits.device)
+    return (near * ranks).argmax(dim=-1)
+
+
 class _PickPrompt(torch.autograd.Function):
     """Rows of a table by index; the backward pretends that the pick was the soft policy times the table."""
 
@@ -97,22 +135,27 @@ class _PickPrompt(torch.autograd.Function):
         return grad_policy, None, grad_table
 
 
-def pick_prompt(scores: Tensor, table: Tensor, straight_through: bool = True) -> tuple[Tensor, Tensor]:
+def pick_prompt(scores: Tensor, table: Tensor, noisy: bool = True) -> tuple[Tensor, Tensor]:
     """Pick one prompt per token (``gumbel_softmax(hard=True, tau=1) @ table``).
 
     Args:
         scores: Logits plus noise, (B, L, T).
         table: Prompt dictionary, (T, N).
-        straight_through: Send gradients to ``scores`` through softmax(scores); False: the pick is a constant.
+        noisy: There is noise in ``scores``: the largest is picked, and gradients reach them through softmax(scores).
+            False: :func:`decide` picks, and the pick is a constant.
 
     Returns:
         picked (B, L) int64 and the prompts (B, L, N).
     """
-    picked = scores.argmax(dim=-1)
+    picked = _pick(scores, noisy)
     if not torch.is_grad_enabled() or not (scores.requires_grad or table.requires_grad):
         return picked, table[picked]
-    policy = scores.softmax(dim=-1) if straight_through else scores.detach()
+    policy = scores.softmax(dim=-1) if noisy else scores.detach()
     return picked, _PickPrompt.apply(policy, picked, table)
+
+
+def _pick(scores: Tensor, noisy: bool) -> Tensor:
+    return scores.argmax(dim=-1) if noisy else decide(scores)
 
 
 class _HardPolicy(torch.autograd.Function):
@@ -127,10 +170,10 @@ class _HardPolicy(torch.autograd.Function):
         return grad, None
 
 
-def pick_policy(scores: Tensor, straight_through: bool = True) -> tuple[Tensor, Tensor]:
+def pick_policy(scores: Tensor, noisy: bool = True) -> tuple[Tensor, Tensor]:
     """As :func:`pick_prompt`, with the one-hot policy (B, L, T) itself, for products that quantize it."""
-    picked = scores.argmax(dim=-1)
-    soft = scores.softmax(dim=-1) if straight_through and scores.requires_grad else scores.detach()
+    picked = _pick(scores, noisy)
+    soft = scores.softmax(dim=-1) if noisy and scores.requires_grad else scores.detach()
     return picked, _HardPolicy.apply(soft, picked)
 
 
