@@ -19,7 +19,7 @@ from .blocks import conv_channels_last, residual_conv
 from .mambair_arch import PatchEmbed, initialise_weights
 from .mambairv2_blocks import ASSB, AttentiveLayer, AttentiveStack, ConvFFN, GatedMLP, Routes
 from .routing import EVAL_ROUTINGS, RoutingNoise, noise_is_shared
-from .windows import mirror_index, relative_position_index, window_plan
+from .windows import mirror_pad, relative_position_index, window_plan
 
 _UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv", "")
 _TAIL_FEATURES = 64
@@ -191,15 +191,6 @@ class MambaIRv2(nn.Module):
             x = F.leaky_relu(conv(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)
         return self.conv_last(F.leaky_relu(self.conv_hr(x), 0.2))
 
-    def _pad(self, x: Tensor) -> Tensor:
-        """Mirror-pad x (B, C, H, W) right and below to multiples of the window."""
-        for dim in (2, 3):
-            size = x.shape[dim]
-            padded = -(-size // self.window_size) * self.window_size
-            if padded != size:
-                x = x.index_select(dim, mirror_index(size, padded).to(x.device))
-        return x
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Body of the network, x (B, C, H, W) with H, W multiples of the window -> (B, C, H, W)."""
         height, width = x.shape[2:]
@@ -242,7 +233,7 @@ class MambaIRv2(nn.Module):
         if x.shape[0] > 1 and self.images_apart():
             return torch.cat([self.forward(image) for image in x.split(1)])
         height, width = x.shape[2] * self.upscale, x.shape[3] * self.upscale
-        x = (self._pad(x) - self.mean) * self.img_range
+        x = (mirror_pad(x, self.window_size) - self.mean) * self.img_range
         shallow = self.conv_first(x)
         x = self._tail(self.forward_features(shallow) + shallow, x)
         x = x / self.img_range + self.mean

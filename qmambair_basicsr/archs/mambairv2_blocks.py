@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..ops.window_attention import is_fused, window_attention
+from ..ops.permutation import flat_order
+from ..ops.semantic_order import semantic_order
+from ..ops.window_attention import attend, is_fused, window_attention
 from .blocks import conv_channels_last
 from .matmul import MatMul
-from .routing import RoutingNoise, flat_order, permute_tokens, pick_policy, pick_prompt, semantic_order
+from .routing import RoutingNoise, permute_tokens, pick_policy, pick_prompt
 from .ss2d import ScanParameters
 from .windows import WindowPlan
 
@@ -66,7 +67,7 @@ class WindowAttention(nn.Module):
         """Softmax attention of q, k, v (n, heads, T, head_dim) with bias (1, heads, T, T); result shaped like q."""
         # with gradients to the bias, torch has no fused kernel and its fallback is slower than the two products
         if self.full_precision() and not torch.is_grad_enabled():
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=self.scale)
+            return attend(q, k, v, bias.to(q.dtype), self.scale)
         logits = self.qk_matmul(q * self.scale, k.transpose(-2, -1)) + bias
         return self.av_matmul(logits.softmax(dim=-1), v)
 
@@ -202,13 +203,14 @@ class ASSM(nn.Module):
         self.route = nn.Sequential(nn.Linear(dim, dim // 3), nn.GELU(), nn.Linear(dim // 3, num_tokens))
         self.prompt_matmul = MatMul("routing", ("policy", "dictionary"), ("act", "param"))
 
-    def forward(self, x: Tensor, embedding_a: nn.Embedding, noise: RoutingNoise) -> Tensor:
+    def forward(self, x: Tensor, embedding_a: nn.Embedding, noise: RoutingNoise, block: int) -> Tensor:
         """x (B, H, W, C) -> (B, H, W, C).
 
         Args:
             x: Normalised features.
             embedding_a: Right factor of the prompt dictionary, (r, N).
             noise: Routing noise; a silent one makes the pick a constant without gradient.
+            block: A divisor of H * W, see ``semantic_order``.
         """
         batch, height, width, _ = x.shape
         length = height * width
@@ -219,7 +221,7 @@ class ASSM(nn.Module):
         else:
             picked, policy = pick_policy(scores, noisy=not noise.silent)
             prompt = self.prompt_matmul(policy, dictionary)
-        order, inverse = semantic_order(picked)
+        order, inverse = semantic_order(picked, self.embeddingB.num_embeddings, block)
 
         x = conv_channels_last(self.in_proj, x)
         x = x * torch.sigmoid(conv_channels_last(self.CPE, x))
@@ -287,7 +289,7 @@ class AttentiveLayer(nn.Module):
         attended = self.win_mhsa(self.wqkv(self.norm1(x)).flatten(1, 2), plan, routes.relative_index)
         y = x + attended.view(x.shape)
         x = x * self.scale1 + y + self.convffn1(self.norm2(y))
-        y = x + self.assm(self.norm3(x), self.embeddingA, routes.noise)
+        y = x + self.assm(self.norm3(x), self.embeddingA, routes.noise, routes.relative_index.shape[0])
         return x * self.scale2 + y + self.convffn2(self.norm4(y))
 
 

@@ -192,29 +192,5 @@ class _PermuteTokens(torch.autograd.Function):
 
 
 def permute_tokens(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Reorder the tokens of x (B, L, C) by flat permutations of range(B * L), as made by :func:`flat_order`."""
+    """Reorder the tokens of x (B, L, C) by flat permutations of range(B * L), see ``ops/permutation.py``."""
     return _PermuteTokens.apply(x, order, inverse)
-
-
-def flat_order(order: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn one permutation per image (B, L) into a permutation of all B*L rows, and its inverse."""
-    batch, length = order.shape
-    start = torch.arange(batch, device=order.device).mul_(length).unsqueeze(1)
-    flat = (order + start).flatten()
-    inverse = torch.empty_like(flat)
-    inverse[flat] = torch.arange(batch * length, device=order.device)
-    return flat, inverse
-
-
-def semantic_order(picked: Tensor) -> tuple[Tensor, Tensor]:
-    """Order that brings tokens with the same prompt together (semantic guided neighbouring).
-
-    The sort is stable, raster order decides within a prompt; the official code leaves ties open.
-
-    Args:
-        picked: Prompt index of every token, (B, L).
-
-    Returns:
-        Flat permutation and its inverse for :func:`permute_tokens`, (B * L) each.
-    """
-    return flat_order(torch.sort(picked, dim=-1, stable=True).indices)

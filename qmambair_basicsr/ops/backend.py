@@ -7,14 +7,21 @@ An operator package ``ops/<op>`` names its implementations in ``BACKENDS``; each
 * the functions of the operator (``forward``, ``backward``), with one signature for all backends.
 
 The module is imported when it is first asked for, so a machine without Triton, mamba_ssm or a compiler loses nothing.
+
+While a network is exported (:func:`exporting`) every operator takes its ONNX form instead, ``ops/<op>/onnx.py``: the
+same result in operators that ONNX runtimes have. It runs on no device by itself and is not in ``BACKENDS``.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -52,6 +59,41 @@ class Backend:
     def is_available(self) -> tuple[bool, str]:
         """Whether this machine can run the backend, and the reason in words."""
         return _availability(self.op, self.name)
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """What operators are written for while a network is exported.
+
+    Attributes:
+        maps: what the network computes its feature maps in: float32, float16 or float64.
+        plugin: scans stay one node each, for the TensorRT plugin.
+    """
+
+    maps: torch.dtype = torch.float32
+    plugin: bool = False
+
+
+_target: ContextVar[ExportTarget | None] = ContextVar("export_target", default=None)
+
+
+@contextmanager
+def exporting(target: ExportTarget | None = None) -> Iterator[None]:
+    """Have every operator called inside the block take its ONNX form.
+
+    Args:
+        target: what is exported; None for float32 in standard operators.
+    """
+    token = _target.set(target or ExportTarget())
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def export_target() -> ExportTarget | None:
+    """What is being exported; None outside :func:`exporting`."""
+    return _target.get()
 
 
 @functools.cache
@@ -95,8 +137,9 @@ def forced() -> str | None:
 def choose(op: str, names: tuple[str, ...], tensor: torch.Tensor) -> ModuleType:
     """The module that runs an operator on a tensor.
 
-    float64 always goes to the reference (it is the precision the others are measured against). A forced backend that
-    the operator does not have (mamba_ssm for a quantizer) leaves the default choice in place.
+    Inside :func:`exporting` that is the ONNX form. Otherwise float64 always goes to the reference (it is the precision
+    the others are measured against). A forced backend that the operator does not have (mamba_ssm for a quantizer)
+    leaves the default choice in place.
 
     Args:
         op: folder name under ``ops``.
@@ -104,8 +147,13 @@ def choose(op: str, names: tuple[str, ...], tensor: torch.Tensor) -> ModuleType:
         tensor: the operator's main input; its device and dtype decide.
 
     Raises:
-        BackendError: a forced backend is not available, or does not run on the tensor's device.
+        BackendError: a forced backend is not available, or does not run on the tensor's device; the operator has no
+            ONNX form and is exported.
     """
+    if export_target() is not None:
+        if importlib.util.find_spec(f"{__package__}.{op}.onnx") is None:
+            raise BackendError(f"{op} has no ONNX form (ops/{op}/onnx.py): a network that calls it cannot be exported")
+        return _load(op, "onnx")
     if tensor.dtype == torch.float64:
         return _load(op, "reference")
     wanted = forced()

@@ -11,7 +11,8 @@ import torch
 from basicsr.archs import build_network
 
 from qmambair_basicsr.archs import mambairv2_blocks
-from qmambair_basicsr.archs.routing import flat_order, shared_routing_noise
+from qmambair_basicsr.archs.routing import shared_routing_noise
+from qmambair_basicsr.ops.permutation import flat_order
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
 BODY = {"embed_dim": 24, "d_state": 4, "num_heads": [2, 2], "window_size": 4, "inner_rank": 8, "num_tokens": 16}
@@ -30,7 +31,7 @@ def official_orders(name: str, monkeypatch) -> list:
     """
     orders = iter(torch.load(GOLDEN / "mambairv2_orders.pt", weights_only=True)[name])
 
-    def recorded(picked):
+    def recorded(picked, *_):
         order = next(orders).long()
         ranked = picked.gather(1, order)
         assert (ranked.diff(dim=1) >= 0).all()

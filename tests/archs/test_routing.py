@@ -15,13 +15,13 @@ from qmambair_basicsr.archs.routing import (
     NEAR,
     RoutingNoise,
     decide,
-    flat_order,
     permute_tokens,
     pick_policy,
     pick_prompt,
-    semantic_order,
 )
 from qmambair_basicsr.layers import calibrate
+from qmambair_basicsr.ops.permutation import flat_order
+from qmambair_basicsr.ops.semantic_order import semantic_order
 
 
 def test_pick_prompt_equals_hard_gumbel_softmax():
@@ -59,7 +59,7 @@ def test_permute_and_back_with_gradient():
 
 def test_semantic_order_is_stable():
     picked = torch.tensor([[2, 0, 2, 1, 0, 2]])
-    order, inverse = semantic_order(picked)
+    order, inverse = semantic_order(picked, 3)
     assert order.tolist() == [1, 4, 3, 0, 2, 5]
     assert inverse[order].tolist() == list(range(6))
 

@@ -12,14 +12,14 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from test_export_onnx import CASES, calibrated, photo
 
 from qmambair_basicsr.archs.images import output_scale
-from qmambair_basicsr.archs.routing import semantic_order
-from qmambair_basicsr.archs.windows import window_plan
+from qmambair_basicsr.archs.windows import open_window_plan, window_plan
 from qmambair_basicsr.layers import calibrate
 from qmambair_basicsr.layers.convert import freeze_dls
+from qmambair_basicsr.ops.backend import exporting
+from qmambair_basicsr.ops.semantic_order import semantic_order
 
 pytest.importorskip("onnxruntime", reason="extra: export")
 
-from qmambair_basicsr.artifacts.onnx import stand_ins
 from qmambair_basicsr.artifacts.onnx.codes import compare_activations, compare_weights
 from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx
 from qmambair_basicsr.artifacts.onnx.modules import ExportError
@@ -95,13 +95,15 @@ def test_random_routing_is_refused(tmp_path):
 @pytest.mark.parametrize("prompts", [1, 3, 64])
 def test_counting_sort_is_the_stable_sort(prompts):
     picked = torch.randint(prompts, (1, 640))
-    for got, wanted in zip(stand_ins.semantic_order(prompts, 64)(picked), semantic_order(picked), strict=True):
+    with exporting():
+        counted = semantic_order(picked, prompts, 64)
+    for got, wanted in zip(counted, semantic_order(picked, prompts), strict=True):
         assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize(("height", "width", "shift"), [(8, 8, 4), (8, 24, 4), (24, 16, 4), (16, 24, 0)])
 def test_window_plan_for_open_sides_masks_the_same_pairs(height, width, shift):
-    plans = [make(height, width, 8, shift, torch.device("cpu")) for make in (window_plan, stand_ins.window_plan)]
+    plans = [make(height, width, 8, shift, torch.device("cpu")) for make in (window_plan, open_window_plan)]
     masks = []
     for plan in plans:
         assert torch.equal(plan.order[plan.inverse], torch.arange(height * width))

@@ -15,7 +15,9 @@ from skimage import data
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 from qmambair_basicsr.layers import calibrate
 from qmambair_basicsr.layers.convert import FrozenCodes, freeze_dls, frozen, parameter_sites
+from qmambair_basicsr.ops.onnx_nodes import DOMAIN
 from qmambair_basicsr.ops.ss2d_scan import ss2d_scan
+from qmambair_basicsr.ops.ss2d_scan.onnx import SCAN_NODE
 from qmambair_basicsr.tools import export as tool
 
 onnx = pytest.importorskip("onnx", reason="extra: export")
@@ -25,8 +27,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx, session, settle_scans  # noqa: E402
 from qmambair_basicsr.artifacts.onnx.modules import ExportError, StaticGrid  # noqa: E402
-from qmambair_basicsr.artifacts.onnx.scan_graph import SCAN_NODE, expand_scan  # noqa: E402
-from qmambair_basicsr.artifacts.onnx.stand_ins import DOMAIN  # noqa: E402
+from qmambair_basicsr.artifacts.onnx.scan_graph import expand_scan  # noqa: E402
 
 
 def network(bits, **changes):

@@ -8,9 +8,8 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from unittest import mock
 
 import numpy as np
 import onnx
@@ -20,19 +19,20 @@ from onnxscript import ir
 from torch import nn
 
 from ...archs.images import image_channels, output_scale
-from ...archs.mambairv2_blocks import ASSM
 from ...files import write_bytes
 from ...layers.calibrate import quantizer_keys, quantizers_of
 from ...layers.convert import constant_grids, freeze_parameters
+from ...ops.backend import ExportTarget, exporting
+from ...ops.onnx_nodes import DOMAIN
+from ...ops.ss2d_scan.onnx import SCAN_NODE
 from ...quantizers import DLS
-from . import float64, stand_ins
+from . import float64
 from .modules import ExportError, make_exportable
 from .node_names import name_nodes
 from .precision import in_double, make_half
 from .runtime import facts_of, session
-from .scan_graph import SCAN_NODE, expand_scan
+from .scan_graph import expand_scan
 from .simplify import simplify
-from .stand_ins import DOMAIN
 from .units import trace
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
@@ -105,7 +105,8 @@ def export_onnx(
         height, width = torch.export.Dim("h", min=2, max=4096), torch.export.Dim("w", min=2, max=4096)
         shapes = ({2: multiple * height if multiple > 1 else height, 3: multiple * width if multiple > 1 else width},)
     modules = {name for name, _ in net.named_modules()}
-    with _exportable_functions(net, settings), _quiet_exporter(), torch.no_grad():
+    target = ExportTarget(PRECISIONS[settings.precision], settings.scan == "plugin")
+    with exporting(target), _quiet_exporter(), torch.no_grad():
         graph = trace(net, example, shapes, progress)
     progress("simplifying the graph")
     simplify(graph)
@@ -159,34 +160,6 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _exportable_functions(net: nn.Module, settings: ExportSettings) -> Iterator[None]:
-    """Put the stand-ins in place of what they stand for."""
-    archs = "qmambair_basicsr.archs"
-    scan = stand_ins.scan_node(PRECISIONS[settings.precision], settings.scan == "plugin")
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch(f"{archs}.ss2d.ss2d_scan", scan))
-        routers = [module for module in net.modules() if isinstance(module, ASSM)]
-        if routers:
-            # ONNX knows no such node
-            stack.enter_context(mock.patch(f"{archs}.mambairv2_blocks.is_fused", lambda *_: False))
-            stack.enter_context(
-                mock.patch(f"{archs}.mambairv2_blocks.F.scaled_dot_product_attention", stand_ins.attention)
-            )
-            prompts = max(module.embeddingB.num_embeddings for module in routers)
-            order = stand_ins.semantic_order(prompts, net.window_size**2)
-            stack.enter_context(mock.patch(f"{archs}.mambairv2_blocks.semantic_order", order))
-            plan = stand_ins.window_plan
-            if not settings.dynamic:
-                plan = stand_ins.fixed_window_plans(settings.height, settings.width, net.window_size)
-            stack.enter_context(mock.patch(f"{archs}.mambairv2_arch.window_plan", plan))
-            if settings.dynamic:
-                stack.enter_context(
-                    mock.patch.object(type(net), "_pad", lambda self, x: stand_ins.padded(x, self.window_size))
-                )
-        yield
 
 
 def _bits(net: nn.Module) -> str:

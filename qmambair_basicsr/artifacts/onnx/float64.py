@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 from onnx import helper, parser
 
-OPSET = 18
-DOMAIN = "qmambair.float64"
+from ...ops.onnx_nodes import FLOAT64_DOMAIN as DOMAIN
+from ...ops.onnx_nodes import OPSET
+
 _ERF_END, _ERF_DEGREE = 6.0, 50  # 1 - erf(6) is 2e-17; the series ends below 1e-16
 
 

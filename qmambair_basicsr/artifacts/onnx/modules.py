@@ -23,9 +23,10 @@ from ...layers.convert import FixedGrid, FrozenCodes
 from ...layers.quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
 from ...layers.quant_matmul import QuantMatMul
 from ...ops.dls.reference import grid as dls_grid
+from ...ops.onnx_nodes import cast, onnx_node
 from ...quantizers import DLS, Identity, Quantizer
 from ...quantizers.affine import AffineQuantizer
-from .operators import cast, dequantize, quantize, symbolic
+from .operators import dequantize, quantize
 
 
 class ExportError(ValueError):
@@ -61,7 +62,7 @@ class StaticGrid(nn.Module):
         if self.shift is not None:
             x = x + self.shift
         if self.low is not None:
-            x = symbolic("Clip", (x, self.low, self.high), x.dtype, x.shape)
+            x = onnx_node("Clip", (x, self.low, self.high), x.dtype, x.shape)
         codes = quantize(x, self.step, self.zero_point)
         return dequantize(codes, self.step, self.zero_point)
 

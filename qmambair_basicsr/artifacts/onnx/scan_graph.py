@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-SCAN_NODE = "SS2DScan"
 _BACKWARDS = np.iinfo(np.int64).min + 1
 
 

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from ...archs.blocks import DropPath, ResidualStateSpaceBlock
 from ...archs.mambairv2_blocks import ConvFFN, GatedMLP
-from .float64 import OPSET
+from ...ops.onnx_nodes import DOMAIN, OPSET, onnx_node
 from .node_names import SCOPES
-from .stand_ins import DOMAIN
 
 UNITS = (ResidualStateSpaceBlock, ConvFFN, GatedMLP)
 """Modules from one channels-last map (B, H, W, C) to another of the same shape."""
@@ -73,9 +72,7 @@ class _Placeholder(nn.Module):
         self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{_NODE}", (x,), {"unit": self.name}, dtype=x.dtype, shape=x.shape, version=1
-        )
+        return onnx_node(f"{DOMAIN}::{_NODE}", (x,), x.dtype, x.shape, {"unit": self.name}, version=1)
 
 
 def _take_out(net: nn.Module) -> dict[str, tuple[nn.Module, tuple]]:

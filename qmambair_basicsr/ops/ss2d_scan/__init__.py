@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..backend import choose
+from ..backend import choose, export_target
 
 BACKENDS = ("native", "triton", "mamba_ssm", "reference")
 DIRECTIONS = ("row", "col", "row_rev", "col_rev")  # the index is the code that backends get
@@ -109,6 +109,12 @@ def scan(
         raise TypeError("ss2d_scan: complex tensors are not supported (the models of this package are real)")
     if 0 in x.shape:
         raise ValueError(f"ss2d_scan: x is empty, shape {tuple(x.shape)}")
+    target = export_target()
+    if target is not None:
+        from . import onnx
+
+        y = onnx.scan(x, delta, A, B, C, D, delta_bias, delta_softplus, directions, target)
+        return y, y.new_empty(0)  # a graph has no states to hand out
     save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return torch.ops.qmambair.ss2d_scan(x, delta, A, B, C, D, delta_bias, delta_softplus, directions, save)
 

@@ -8,9 +8,10 @@ torch has no fused attention with a gradient to the bias; composed of its operat
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..backend import choose
+from ..backend import choose, export_target
 
 BACKENDS = ("native", "reference")
 MASKED = -100.0  # added to the logits of two tokens in different regions
@@ -26,6 +27,24 @@ def is_fused(qkv: Tensor, tokens: int, heads: int) -> bool:
     """
     module = choose("window_attention", BACKENDS, qkv)
     return module.__name__.rpartition(".")[2] != "reference" and module.accepts(qkv, tokens, heads)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Attention of windows that are cut out already, ``softmax(scale * q k^T + bias) v``; for evaluation.
+
+    Args:
+        q, k, v: (n, heads, T, channels of a head).
+        bias: added to the logits, broadcastable to (n, heads, T, T), in q's dtype.
+        scale: factor on the products of queries and keys.
+
+    Returns:
+        Shaped like q.
+    """
+    if export_target() is not None:
+        from . import onnx
+
+        return onnx.attend(q, k, v, bias, scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
 def window_attention(
