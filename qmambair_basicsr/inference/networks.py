@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from basicsr.archs import build_network
 from torch import nn
@@ -47,12 +48,14 @@ def load_full_precision(net: nn.Module, checkpoint: str | os.PathLike, param_key
     return net
 
 
-def is_packed(checkpoint: str) -> bool:
+def is_packed(checkpoint: str | os.PathLike) -> bool:
     """Whether a file name is that of a packed checkpoint."""
-    return checkpoint.endswith(".safetensors")
+    return Path(checkpoint).suffix == ".safetensors"
 
 
-def network_of(opt: str | None, checkpoint: str, param_key: str | None = "params") -> nn.Module:
+def network_of(
+    opt: str | os.PathLike | None, checkpoint: str | os.PathLike, param_key: str | None = "params"
+) -> nn.Module:
     """The network of a checkpoint, in eval mode on the CPU.
 
     Args:

@@ -38,13 +38,13 @@ def read_benchmark(files: Sequence[Path]) -> list[dict[str, str]]:
     rows = []
     for file in files:
         if not file.is_file():
-            raise PlotError(f"--csv: there is no file {file}; python -m qmambair_basicsr.tools.benchmark writes it")
+            raise PlotError(f"--tables: there is no file {file}; python -m qmambair_basicsr.tools.benchmark writes it")
         with file.open(encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream)
             missing = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
             if missing:
                 raise PlotError(
-                    f"--csv: {file} lacks the columns {', '.join(missing)}; give the CSV of tools.benchmark"
+                    f"--tables: {file} lacks the columns {', '.join(missing)}; give the CSV of tools.benchmark"
                 )
             rows += [{**row, "file": str(file)} for row in reader]
     return rows
@@ -73,7 +73,7 @@ def tradeoff_figure(
     present = list(dict.fromkeys(row["dataset"] for row in rows))
     for name in datasets or ():
         if name not in present:
-            raise PlotError(f"--dataset: {name!r} is not in the tables; they hold {', '.join(present)}")
+            raise PlotError(f"--sets: {name!r} is not in the tables; they hold {', '.join(present)}")
     chosen = list(datasets or present)
     labels = list(dict.fromkeys(_label(row) for row in rows if row["w_bits"] != "32"))
     styles = {label: (_COLOURS[i % 8], _MARKERS[i % 8]) for i, label in enumerate(labels)}
@@ -147,9 +147,9 @@ def input_of(truth: np.ndarray, path: Path, folder: Path | None, scale: int) -> 
     """
     if folder is None:
         if scale == 1:
-            raise PlotError("crops: the networks keep the image's size; give their inputs with --inputs FOLDER")
+            raise PlotError("crops: the networks keep the image's size; give their inputs with --images FOLDER")
         return bicubic_downscale(truth, scale)
-    return read_image(file_for(path.stem, folder, "--inputs", (f"x{scale}",)))
+    return read_image(file_for(path.stem, folder, "--images", (f"x{scale}",)))
 
 
 def file_for(stem: str, folder: Path, option: str, suffixes: Sequence[str] = ()) -> Path:

@@ -1,7 +1,7 @@
 """Run the ablation studies of the Q-MambaIR paper on the network of a training option file.
 
     python -m qmambair_basicsr.tools.ablation -opt options/train_QMambaIR_tinySRx2_w4a4.yml [--studies components]
-        [--variants LSQ* QuantSR] [--bits 4 2] [--seeds 0 1 2] [--iterations 200] [--sets Set5 Set14] [--datasets FOLDER] [--out ablation]
+        [--variants LSQ* QuantSR] [--bits 4 2] [--seeds 0 1 2] [--iterations 200] [--sets Set5 Set14] [--root FOLDER] [--out ablation]
         [--force_yml datasets:train:gt_size=64 ...] [--list]
 
 Every variant is trained and tested by the stock pipelines with the file's options; only the quantizers, the seed and the
@@ -26,6 +26,7 @@ from tqdm import tqdm
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from .. import preflight
+from ..arguments import add, command_line, natural
 from ..cli import run_tool
 from ..data.image_memory import images_in_memory
 from ..recipes.option_files import read_options
@@ -172,24 +173,26 @@ def listing(runs: Sequence[Run], test: Mapping, store: Store) -> str:
     return "\n".join([*lines, f"{len(runs)} runs"]) + "\n"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    out = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    out.add_argument("-opt", type=Path, required=True, help="training option file of a quantized network")
-    out.add_argument("--test", type=Path, help="test option file; default: beside -opt, test_ for train_")
-    out.add_argument("--studies", nargs="+", default=list(studies()), help=f"default: all ({', '.join(studies())})")
-    out.add_argument("--variants", nargs="+", help="only these rows, by name pattern; every study's first row stays")
-    out.add_argument("--bits", type=int, nargs="+", default=[4, 2], help="default: 4 2")
-    out.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    out.add_argument("--iterations", type=int, help="of every training; default: the file's")
-    out.add_argument("--sets", nargs="+", help="test sets by name; default: all of the test file")
-    out.add_argument("--datasets", type=Path, help="folder in place of datasets/")
-    out.add_argument("--out", type=Path, default=Path("ablation"), help="working folder; default: ablation")
-    out.add_argument("--force_yml", nargs="+", default=[], help="KEY:KEY=VALUE for the training options")
-    out.add_argument("--image-memory", type=int, default=1024, help="MiB of decoded images to keep; default: 1024")
-    out.add_argument("--list", action="store_true", help="say what would be run")
-    out.add_argument("--report-only", action="store_true", help="write tables and plot of what is finished")
-    return out
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
+    parser = command_line(__doc__, __spec__.name)
+    add(parser, "-opt", "a training file of a quantized network", required=True)
+    parser.add_argument("--test", type=Path, help="test option file; default: beside -opt, test_ for train_")
+    parser.add_argument("--studies", nargs="+", default=list(studies()), help=f"default: all ({', '.join(studies())})")
+    parser.add_argument("--variants", nargs="+", help="only these rows, by name pattern; every study's first row stays")
+    add(parser, "--bits", default=[4, 2], nargs="+")
+    parser.add_argument("--seeds", type=natural, nargs="+", default=[0, 1, 2], help="of the trainings (default: 0 1 2)")
+    add(parser, "--iterations", "default: the file's")
+    add(parser, "--sets", "default: all of the test file", nargs="+")
+    add(parser, "--root", "default: as in the files")
+    add(parser, "--out", default=Path("ablation"))
+    add(parser, "--force_yml", "of the trainings", default=[], nargs="+")
+    parser.add_argument(
+        "--image-memory", type=natural, default=1024, help="MiB of decoded images to keep (default: 1024)"
+    )
+    add(parser, "--list", "the runs, and whether they are finished")
+    add(parser, "--read-only")
+    return parser
 
 
 def ablation(args: argparse.Namespace) -> int:
@@ -202,10 +205,8 @@ def ablation(args: argparse.Namespace) -> int:
         ValueError: options that cannot be run.
     """
     test_file = args.test or args.opt.with_name(args.opt.name.replace("train_", "test_", 1))
-    opt = forced(
-        training_options(read_options(args.opt, quantized=True), args.iterations, args.datasets), args.force_yml
-    )
-    test = test_options(read_options(test_file), args.sets, args.datasets)
+    opt = forced(training_options(read_options(args.opt, quantized=True), args.iterations, args.root), args.force_yml)
+    test = test_options(read_options(test_file), args.sets, args.root)
     store = Store(args.out.resolve())
     runs = plan(opt, args.studies, args.bits, args.seeds, args.variants)
     if args.list:
@@ -219,7 +220,7 @@ def ablation(args: argparse.Namespace) -> int:
         return rows
 
     failed = 0
-    if not args.report_only:
+    if not args.read_only:
         # what is wrong with all runs is said before the first
         first = copy.deepcopy(runs[0].opt)
         first["datasets"] |= test["datasets"]
@@ -237,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 when a run failed; 2 after a mistake in the options.
     """
-    args = parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     return run_tool(lambda: 1 if ablation(args) else 0)
 
 

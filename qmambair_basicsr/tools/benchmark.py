@@ -33,6 +33,7 @@ from qmambair_basicsr.studies.benchmark_table import (
 from qmambair_basicsr.studies.demo_report import stored_kib
 from qmambair_basicsr.studies.result_log import latest_log, read_results
 
+from ..arguments import add, command_line
 from ..files import write_text
 
 __all__ = ["main"]
@@ -144,20 +145,25 @@ def write_tables(entries: Sequence[Entry], failures: Sequence[str], out: Path) -
     write_text(out / "failures.txt", "".join(f"{line}\n" for line in failures))
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
+    parser = command_line(__doc__, __spec__.name)
+    add(parser, "-opt", "test files", required=True, nargs="+")
+    add(parser, "--out", default=Path("benchmark"))
+    parser.add_argument("--results", type=Path, default=Path("results"), help="BasicSR's results (default: results)")
+    add(parser, "--read-only")
+    parser.add_argument("--metrics", nargs="+", default=[], choices=tuple(_EXTRA_METRICS), help="besides the file's")
+    add(parser, "--force_yml", "of every test", default=[], nargs="+")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry point.
 
     Returns:
         0; 1 when at least one file failed.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-opt", type=Path, nargs="+", required=True, help="test option files")
-    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder of the tables")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="BasicSR's results folder")
-    parser.add_argument("--read-only", action="store_true", help="run nothing, read logs")
-    parser.add_argument("--metrics", nargs="+", default=[], choices=tuple(_EXTRA_METRICS), help="besides the file's")
-    parser.add_argument("--force_yml", nargs="+", default=[], help="passed on to every test")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     entries, failures = [], []
     for file in args.opt:

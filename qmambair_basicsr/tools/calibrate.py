@@ -21,6 +21,7 @@ from rich.progress import track
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..archs.images import image_channels
+from ..arguments import add, command_line
 from ..checkpoints import write_file
 from ..cli import run_tool
 from ..inference.image_sets import middles
@@ -31,15 +32,15 @@ from ..recipes.option_files import read_options
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-opt", required=True, help="option file with a quantized network_g")
-    parser.add_argument("--checkpoint", help="full-precision weights (.pth); default: random ones")
-    parser.add_argument("--param-key", default="params", help="params (default) or params_ema")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights (default 0)")
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="inputs like those the network will see")
-    parser.add_argument("--count", type=int, default=16, help="how many of them (default 16)")
-    parser.add_argument("--side", type=int, default=128, help="pixels of their middle that are used (default 128)")
-    parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write (.pth)")
+    parser = command_line(__doc__, __spec__.name)
+    add(parser, "-opt", "its network_g must be quantized", required=True)
+    add(parser, "--checkpoint", "of the full-precision network; without, random weights")
+    add(parser, "--param-key", default="params")
+    add(parser, "--seed", "for random weights", default=0)
+    add(parser, "--images", "like those it will see", required=True)
+    add(parser, "--count", default=16)
+    add(parser, "--middle", default=128)
+    add(parser, "--output", "a checkpoint (.pth)", required=True)
     return parser
 
 
@@ -47,17 +48,14 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """Do what the command line asks.
 
     Raises:
-        ValueError: arguments that make no sense, or the option file of a network that is not quantized.
+        ValueError: the option file of a network that is not quantized, or images that do not fit it.
     """
-    for name in ("count", "side"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     torch.manual_seed(args.seed)
     net = build_network(read_options(args.opt, ("network_g",), quantized=True)["network_g"]).eval()
     quantizers = quantizers_of(net)
     if args.checkpoint:
         load_full_precision(net, args.checkpoint, args.param_key)
-    images = list(middles(args.images, image_channels(net), args.side, args.side, args.count))
+    images = list(middles(args.images, image_channels(net), args.middle, args.middle, args.count))
     calibrate(net, track(images, "calibrate", console=console, transient=True))
     write_file({"params": net.state_dict()}, args.output)
     source = args.checkpoint or f"random weights (seed {args.seed})"

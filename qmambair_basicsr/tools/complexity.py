@@ -1,12 +1,12 @@
 """Count parameters, multiply-accumulates and bit operations of the network of an option file, layer by layer.
 
 python -m qmambair_basicsr.tools.complexity -opt options/test_QMambaIR_lightSRx2_w4a4.yml
-python -m qmambair_basicsr.tools.complexity -opt FILE --size 320x320 --full      # other input; one row per module
+python -m qmambair_basicsr.tools.complexity -opt FILE --height 320 --width 320 --full   # other input, every module
 python -m qmambair_basicsr.tools.complexity -opt FILE --csv > layers.csv         # or --markdown, --json
 python -m qmambair_basicsr.tools.complexity --paper-accounting                   # Table 4 of Q-MambaIR, and why it differs
 
-``--size`` is WIDTHxHEIGHT of the network's input. Default: what a 1280x720 result takes, as super-resolution papers
-count (640x360 for x2, 426x240 for x3, 320x180 for x4, 1280x720 for restoration at the same size).
+Default of ``--width`` and ``--height``: the input of a 1280x720 result, as super-resolution papers count (640x360 for x2,
+426x240 for x3, 320x180 for x4, 1280x720 for restoration at the same size).
 ``complexity_count.py`` says what is counted and how.
 """
 
@@ -16,7 +16,6 @@ import argparse
 import csv
 import io
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,6 +27,7 @@ from rich.table import Table
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
+from ..arguments import add, add_formats, command_line
 from ..cli import run_tool
 from ..recipes.option_contents import network_options
 from ..recipes.option_files import read_options
@@ -41,22 +41,21 @@ _OUTPUT = (1280, 720)
 _TERMINAL_WIDTH = 160
 
 
-def input_size(text: str | None, scale: int) -> tuple[int, int]:
-    """Width and height of the network's input.
+def input_size(height: int | None, width: int | None, scale: int) -> tuple[int, int]:
+    """Height and width of the network's input.
 
     Args:
-        text: ``WIDTHxHEIGHT``, or None for the input that leads to 1280 x 720.
+        height, width: as asked for; None for both means the input that leads to 1280 x 720.
         scale: Of the network; the default is cropped to a multiple of it, as test images are.
 
     Raises:
-        ValueError: not of that form.
+        ValueError: only one of them.
     """
-    if text is None:
-        return _OUTPUT[0] // scale, _OUTPUT[1] // scale
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not found:
-        raise ValueError(f"--size: {text!r} is not WIDTHxHEIGHT; give for example 640x360")
-    return int(found[1]), int(found[2])
+    if (height is None) != (width is None):
+        raise ValueError("--height and --width go together; give both, or neither for a 1280x720 result")
+    if height is None:
+        return _OUTPUT[1] // scale, _OUTPUT[0] // scale
+    return height, width
 
 
 def engineering(value: float, digits: int = 4) -> str:
@@ -251,27 +250,25 @@ def render_paper(rows: Sequence[dict[str, object]], form: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, __spec__.name)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("-opt", help="option file with a network_g block")
+    add(what, "-opt")
     what.add_argument("--paper-accounting", action="store_true", help="reproduce Table 4 of Q-MambaIR instead")
-    parser.add_argument("--size", metavar="WxH", help="width and height of the network's input; default: see above")
-    parser.add_argument("--full", action="store_true", help="one row per module; default merges equal blocks")
-    form = parser.add_mutually_exclusive_group()
-    for name in ("csv", "markdown", "json"):
-        form.add_argument(f"--{name}", dest="form", action="store_const", const=name)
-    parser.set_defaults(form="table")
+    add(parser, "--height", "default: see above")
+    add(parser, "--width", "default: see above")
+    add(parser, "--full")
+    add_formats(parser, "csv", "markdown", "json")
     return parser
 
 
 def run(args: argparse.Namespace) -> str:
     """What the command line asks for, as text."""
     if args.paper_accounting:
-        if args.size:
-            raise ValueError(f"--size: Table 4 is for an input of {SIDE}x{SIDE}; leave --size out")
+        if args.height or args.width:
+            raise ValueError(f"Table 4 is for an input of {SIDE}x{SIDE}; leave --height and --width out")
         return render_paper(paper_rows(), args.form)
     opt = read_options(args.opt, ("network_g",))
-    width, height = input_size(args.size, opt.get("scale", 1))
+    height, width = input_size(args.height, args.width, opt.get("scale", 1))
     result = measure(opt["network_g"], height, width, packed=find_spec("safetensors") is not None)
     return render(result, result.rows if args.full else collapse(result.rows), args.form)
 

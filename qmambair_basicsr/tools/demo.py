@@ -1,10 +1,10 @@
 """Quantize a network to 2 bits in minutes, on the CPU, with nothing downloaded: ``make demo``.
 
-    python -m qmambair_basicsr.tools.demo [--bits 2] [--iterations 400] [--work demo]
+    python -m qmambair_basicsr.tools.demo [--bits 2] [--iterations 400] [--out demo]
 
 Cuts small data sets from the photographs that scikit-image ships, fine-tunes the full-precision weights in
 ``qmambair_basicsr/assets`` with ``QATModel`` in BasicSR's own loop, and compares bicubic, full precision, the network
-after calibration only and after training. Everything is written below ``--work``; its ``demo.log`` holds the output of
+after calibration only and after training. Everything is written below ``--out``; its ``demo.log`` holds the output of
 the runs, which are the commands a user would type.
 """
 
@@ -23,6 +23,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..arguments import add, command_line
 from ..recipes.option_contents import OPTIONS, stem
 from ..recipes.option_files import read_options
 from ..recipes.option_table import TASKS
@@ -166,17 +167,22 @@ def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_repo
     return results
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
+    parser = command_line(__doc__, __spec__.name)
+    add(parser, "--bits", default=2, choices=(2, 4))
+    add(parser, "--iterations", "default: as the option file says")
+    add(parser, "--out", default=Path("demo"))
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bits", type=int, choices=(2, 4), default=2, help="of weights and activations")
-    parser.add_argument("--iterations", type=int, help="of training (default: as the option file says)")
-    parser.add_argument("--work", type=Path, default=Path("demo"), help="folder to write to")
-    args = parser.parse_args(argv)
-    args.work.mkdir(parents=True, exist_ok=True)
+    args = build_parser().parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     try:
-        demo(args.work.resolve(), args.bits, args.iterations)
+        demo(args.out.resolve(), args.bits, args.iterations)
     except DemoError as err:
         sys.stderr.write(f"error: {err}\n")
         return 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from torch import nn
@@ -18,6 +19,7 @@ from torch import nn
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..archs.images import image_channels
+from ..arguments import add, command_line, positive
 from ..artifacts.packed import load_packed, save_packed
 from ..cli import run_tool
 from ..inference.image_sets import middles
@@ -27,31 +29,34 @@ from ..layers.calibrate import quantizers_of
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-opt", help="option file with a quantized network_g; not needed with a packed checkpoint")
-    parser.add_argument("--checkpoint", required=True, help="BasicSR checkpoint (.pth), or packed one (.safetensors)")
-    parser.add_argument("--param-key", default="params", help="params (default) or params_ema")
-    parser.add_argument("--packed", metavar="FILE", help="write a packed checkpoint")
-    parser.add_argument("--onnx", metavar="FILE", help="write an ONNX file")
+    parser = command_line(__doc__, __spec__.name)
+    add(parser, "-opt", "its network_g must be quantized; not needed with a packed checkpoint")
+    add(parser, "--checkpoint", "or a packed one (.safetensors)", required=True)
+    add(parser, "--param-key", default="params")
+    parser.add_argument("--packed", type=Path, metavar="FILE", help="write a packed checkpoint (.safetensors)")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="write an ONNX file")
+    parser.add_argument(
+        "--onnx-fp64",
+        type=Path,
+        metavar="FILE",
+        help="write the same graph in FP64: tools.verify proves by it what rounding hides",
+    )
     parser.add_argument(
         "--dls", choices=("frozen", "dynamic"), default="frozen", help="DLS grids: constants, or computed"
     )
-    parser.add_argument("--calibration", metavar="FOLDER", help="images for --dls frozen, of the network's input size")
-    parser.add_argument("--images", type=int, default=16, help="calibration images to use (default 16)")
-    parser.add_argument("--height", type=int, default=256)
-    parser.add_argument("--width", type=int, default=256)
+    add(parser, "--calibration", "for --dls frozen, of the network's input size")
+    add(parser, "--count", "of --calibration", default=16)
+    add(parser, "--height", default=256)
+    add(parser, "--width", default=256)
     parser.add_argument("--dynamic", action="store_true", help="leave height and width open")
     parser.add_argument(
         "--scan", choices=("onnx", "plugin"), default="onnx", help="standard operators, or TensorRT plugin"
     )
-    parser.add_argument("--scan-chunk", type=int, default=16, help="pixels per iteration: 16 onnxruntime, 64 TensorRT")
     parser.add_argument(
-        "--fp16", action="store_true", help="compute in FP16 what is not quantized; for TensorRT 11 (scan stays FP32)"
+        "--scan-chunk", type=positive, default=16, metavar="N", help="pixels per iteration: 16 onnxruntime, 64 TensorRT"
     )
     parser.add_argument(
-        "--onnx-fp64",
-        metavar="FILE",
-        help="write the same graph in FP64: tools.verify proves by it what rounding hides",
+        "--fp16", action="store_true", help="compute in FP16 what is not quantized; for TensorRT 11 (scan stays FP32)"
     )
     return parser
 
@@ -98,7 +103,7 @@ def write_onnx(net: nn.Module, args: argparse.Namespace, console: Console) -> No
     if args.dls == "frozen" and quantizers_of(net):
         if not args.calibration:
             raise ValueError("--dls frozen needs --calibration FOLDER (images the constants are taken from)")
-        size = args.height, args.width, args.images
+        size = args.height, args.width, args.count
         with console.status("freezing DLS grids"):
             replaced = freeze_dls(net, middles(args.calibration, image_channels(net), *size))
         console.print(f"{len(replaced)} DLS quantizers frozen", highlight=False)

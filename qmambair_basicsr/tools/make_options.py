@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from ..arguments import add, command_line
 from ..files import write_text
 from ..recipes import option_contents
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
+    parser = command_line(__doc__, __spec__.name)
+    add(parser, "--out", "default: the repository's options/", default=option_contents.OPTIONS)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file has drifted")
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=option_contents.OPTIONS, help="folder to write to (default: options/)"
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file has drifted")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     if args.check:
         names = option_contents.drifted(args.out)
         for name in names:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
+from ..arguments import add, add_formats, command_line
 from ..cli import run_tool
 from ..layers.placement import PlacementRow, collapse, placement, quantizer_scalars
 from ..recipes.option_files import read_options
@@ -81,15 +82,18 @@ def render(rows: Sequence[PlacementRow], summary: Sequence[tuple[str, str]], for
     return out.getvalue()
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
+    parser = command_line(__doc__, __spec__.name)
+    add(parser, "-opt", required=True)
+    add(parser, "--full")
+    add_formats(parser, "csv", "markdown")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-opt", required=True, help="option file with a network_g block")
-    parser.add_argument("--full", action="store_true", help="one row per module; default merges equal blocks")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--csv", dest="form", action="store_const", const="csv", default="table")
-    form.add_argument("--markdown", dest="form", action="store_const", const="markdown")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
 
     def tool() -> None:
         network = read_options(args.opt, ("network_g",))["network_g"]

@@ -3,11 +3,11 @@
 python -m qmambair_basicsr.tools.plot histograms -opt FILE --images datasets/Set5/LR_bicubic/X2   # before and after
 python -m qmambair_basicsr.tools.plot ranges     -opt FILE --images datasets/Set5/LR_bicubic/X2   # DLS, mean +- 3 std
 python -m qmambair_basicsr.tools.plot thresholds -opt FILE                                        # RFA against uniform
-python -m qmambair_basicsr.tools.plot tradeoff   --csv benchmark/lightSRx2.csv --against size     # PSNR against size
-python -m qmambair_basicsr.tools.plot crops      -opt FILE FILE --images datasets/Set5/HR         # details side by side
+python -m qmambair_basicsr.tools.plot tradeoff   --tables benchmark/lightSRx2.csv --against size     # PSNR against size
+python -m qmambair_basicsr.tools.plot crops      -opt FILE FILE --truth datasets/Set5/HR          # details side by side
 
-FILE is a test option file. Weights come from its ``path: pretrain_network_g``, or from ``--checkpoint``. ``--images`` of
-histograms and ranges are inputs of the network, those of crops the originals. Needs the extra ``plot`` (matplotlib).
+FILE is a test option file. Weights come from its ``path: pretrain_network_g``, or from ``--checkpoint``. Needs the
+extra ``plot`` (matplotlib).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tqdm import tqdm
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..archs.images import image_channels
+from ..arguments import add, command_line, positive
 from ..cli import run_tool
 from ..data.image_files import match_channels, read_image
 from ..files import write_bytes
@@ -73,7 +74,7 @@ def histograms(args: argparse.Namespace) -> list[Path]:
     net, opt = open_network(args.opt, args.checkpoint, args.param_key)
     written = []
     if args.what != "weights":
-        images = image_batches(args.images, image_channels(net), args.count, args.side)
+        images = image_batches(args.images, image_channels(net), args.count, args.middle)
         sites = activation_sites(net, images, args.sites, args.samples, args.seed)
         written += _save_pages(histogram_pages(sites, f"{opt['name']}: activations"), args, "activations")
     if args.what != "activations":
@@ -88,7 +89,7 @@ def ranges(args: argparse.Namespace) -> list[Path]:
     from ..studies.plot_sites import range_figure
 
     net, opt = open_network(args.opt, args.checkpoint, args.param_key)
-    images = image_batches(args.images, image_channels(net), args.count, args.side)
+    images = image_batches(args.images, image_channels(net), args.count, args.middle)
     patterns = args.sites or ["*"]
     sites = activation_sites(net, images, patterns, args.samples, args.seed)
     return save(range_figure(sites, f"{opt['name']}: range of DLS"), args.out, "ranges", args.formats)
@@ -108,7 +109,7 @@ def tradeoff(args: argparse.Namespace) -> list[Path]:
     """Figure of a metric against bits or size."""
     from ..studies.plot_results import read_benchmark, tradeoff_figure
 
-    figure = tradeoff_figure(read_benchmark(args.csv), args.metric, args.against, args.dataset)
+    figure = tradeoff_figure(read_benchmark(args.tables), args.metric, args.against, args.sets)
     return save(figure, args.out, f"{args.metric}_against_{args.against}", args.formats)
 
 
@@ -144,7 +145,7 @@ def crops(args: argparse.Namespace) -> list[Path]:
     for path in tqdm(_chosen_images(args), desc="images", disable=None):
         truth = match_channels(read_image(path), 3)
         truth = truth[: truth.shape[0] // scale * scale, : truth.shape[1] // scale * scale]
-        low = input_of(truth, path, args.inputs, scale)
+        low = input_of(truth, path, args.images, scale)
         columns = [Restored("input" if scale == 1 else "bicubic", bicubic(low, scale))]
         for (net, _), label in zip(networks, labels, strict=True):
             columns.append(Restored(label, restore(net, low, image_channels(net))))
@@ -161,15 +162,13 @@ def crops(args: argparse.Namespace) -> list[Path]:
 
 
 def _chosen_images(args: argparse.Namespace) -> list[Path]:
-    files = images_of(args.images)
+    files = images_of(args.truth)
     if not args.names:
         return files[: args.count]
     by_stem = {file.stem: file for file in files}
     for name in args.names:
         if name not in by_stem:
-            raise PlotError(
-                f"--names: {args.images} has no image called {name}; it has {', '.join(list(by_stem)[:10])}"
-            )
+            raise PlotError(f"--names: {args.truth} has no image called {name}; it has {', '.join(list(by_stem)[:10])}")
     return [by_stem[name] for name in args.names]
 
 
@@ -181,32 +180,26 @@ def _box(text: str) -> list[int]:
     return [left, top, width, height]
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, __spec__.name)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, default=Path("plots"), help="folder of the figures (default: plots)")
-    shared.add_argument("--formats", nargs="+", choices=("png", "pdf"), default=["png", "pdf"])
+    add(shared, "--out", default=Path("plots"))
+    shared.add_argument("--formats", nargs="+", choices=("png", "pdf"), default=["png", "pdf"], help="default: both")
 
     network = argparse.ArgumentParser(add_help=False)
-    network.add_argument("-opt", type=Path, required=True, help="test option file of a quantized network")
-    network.add_argument("--checkpoint", type=Path, help="BasicSR checkpoint instead of the option file's")
-    network.add_argument("--param-key", default="params", help="params (default) or params_ema")
+    add(network, "-opt", "a test file of a quantized network", required=True)
+    add(network, "--checkpoint", "default: the option file's")
+    add(network, "--param-key", default="params")
     network.add_argument("--sites", nargs="+", metavar="PATTERN", help="such as '*.self_attention.*'")
 
     sampling = argparse.ArgumentParser(add_help=False)
-    sampling.add_argument("--images", type=Path, required=True, help="folder with inputs of the network")
-    sampling.add_argument("--side", type=_positive, default=192, help="longest side of the images' centre used")
-    sampling.add_argument("--samples", type=_positive, default=SAMPLES, help="values kept of each site")
-    sampling.add_argument("--seed", type=int, default=0, help="of the choice of values")
+    add(sampling, "--images", required=True)
+    add(sampling, "--middle", default=192)
+    sampling.add_argument("--samples", type=positive, default=SAMPLES, help="values kept of each site")
+    add(sampling, "--seed", "for the choice of values", default=0)
 
     def command(function, parents, **defaults):
         added = commands.add_parser(
@@ -214,37 +207,40 @@ def build_parser() -> argparse.ArgumentParser:
             parents=[shared, *parents],
             help=function.__doc__.rstrip("."),
             description=function.__doc__,
+            allow_abbrev=False,
         )
         added.set_defaults(run=function, **defaults)
         return added
 
     added = command(histograms, (network, sampling))
-    added.add_argument("--count", type=_positive, default=1, help="images used; a DLS grid differs between images")
-    added.add_argument("--what", choices=("both", "activations", "weights"), default="both")
+    add(added, "--count", "a DLS grid differs between images", default=1)
+    added.add_argument(
+        "--what", choices=("both", "activations", "weights"), default="both", help="to show (default: both)"
+    )
     added = command(ranges, (network, sampling))
-    added.add_argument("--count", type=_positive, default=4, help="images used")
+    add(added, "--count", default=4)
     command(thresholds, (network,))
 
     added = command(tradeoff, ())
-    added.add_argument("--csv", type=Path, nargs="+", required=True, help="tables of tools.benchmark")
-    added.add_argument("--metric", default="psnr")
-    added.add_argument("--against", choices=("bits", "size"), default="size")
-    added.add_argument("--dataset", nargs="+", help="test sets to show; default: all")
+    added.add_argument("--tables", type=Path, nargs="+", required=True, metavar="FILE", help="CSV of tools.benchmark")
+    added.add_argument("--metric", default="psnr", help="column of the tables (default: psnr)")
+    added.add_argument("--against", choices=("bits", "size"), default="size", help="axis (default: size)")
+    add(added, "--sets", "default: all", nargs="+")
 
     added = command(crops, ())
-    added.add_argument("-opt", type=Path, nargs="+", required=True, help="test option files, one for each network")
-    added.add_argument("--checkpoint", type=Path, nargs="+", help="one for each option file")
+    add(added, "-opt", "test files, one for each network", required=True, nargs="+")
+    add(added, "--checkpoint", "one for each option file", nargs="+")
     added.add_argument("--label", nargs="+", help="one for each option file")
-    added.add_argument("--param-key", default="params", help="params (default) or params_ema")
-    added.add_argument("--images", type=Path, required=True, help="folder with the originals")
-    added.add_argument("--inputs", type=Path, help="folder with the networks' inputs; default: MATLAB's bicubic")
+    add(added, "--param-key", default="params")
+    add(added, "--truth", required=True)
+    add(added, "--images", "default: MATLAB's bicubic of --truth")
     added.add_argument("--result", nargs="+", default=[], metavar="LABEL=FOLDER", help="images restored elsewhere")
     added.add_argument("--names", nargs="+", help="images to show, without suffix; default: the first")
-    added.add_argument("--count", type=_positive, default=1, help="how many of them without --names")
+    add(added, "--count", "without --names", default=1)
     added.add_argument(
         "--box", type=_box, metavar="X,Y,W,H", help="detail; default: the square with the strongest edges"
     )
-    added.add_argument("--box-side", type=_positive, default=64, help="side of that square")
+    added.add_argument("--box-side", type=positive, default=64, help="side of that square")
     return parser
 
 

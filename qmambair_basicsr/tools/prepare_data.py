@@ -28,6 +28,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qmambair_basicsr.arguments import add, command_line, positive
 from qmambair_basicsr.data import prepare_jobs as jobs
 from qmambair_basicsr.data import prepare_sidd as sidd
 from qmambair_basicsr.data.batch import Report, Task, run_tasks
@@ -150,40 +151,39 @@ def prepare_lmdb(args: argparse.Namespace, run: Run) -> None:
         make_lmdb(jobs.lr_folder(args.root, args.set, scale, sub=sub), stems, f"{{}}x{scale}", overwrite=args.overwrite)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--set", required=True, help="name of the set: the folder below --root")
     common.add_argument("--input", type=Path, nargs="+", help="folders with the images (default: <root>/<set>/HR)")
-    common.add_argument("--root", type=Path, default=Path("datasets"), help="where image sets live (default: datasets)")
-    common.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    add(common, "--root", default=Path("datasets"))
+    common.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: one per core)"
+    )
     common.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do with a bad image")
     common.add_argument("--any-count", action="store_true", help="accept a known set with another number of images")
     common.add_argument(
         "--modcrop",
-        type=int,
+        type=positive,
         default=1,
         metavar="N",
         help="crop HR images to multiples of N: BasicSR trains only on pairs of exact scale (12 fits x2 to x4)",
     )
     common.add_argument("--overwrite", action="store_true", help="redo files that exist")
-    parser = argparse.ArgumentParser(
-        prog="python -m qmambair_basicsr.tools.prepare_data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line(__doc__, __spec__.name)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, function: Callable, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, parents=[common], help=text, description=text)
+        sub = commands.add_parser(name, parents=[common], help=text, description=text, allow_abbrev=False)
         sub.set_defaults(function=function)
         return sub
 
     sr = command("sr", prepare_sr, "HR and bicubic LR images")
-    sr.add_argument("--scales", type=int, nargs="*", default=[2, 3, 4], help="default: 2 3 4; none: HR only")
+    add(sr, "--scales", "none: HR only", default=[2, 3, 4], nargs="*")
     crop = command("crop", prepare_crop, "sub-images of HR and LR, which train faster than big files")
-    crop.add_argument("--scales", type=int, nargs="*", default=[2, 3, 4], help="default: 2 3 4")
-    crop.add_argument("--size", type=int, default=480, help="side of an HR sub-image in pixels (default: 480)")
-    crop.add_argument("--step", type=int, default=240, help="distance between sub-images in pixels (default: 240)")
+    add(crop, "--scales", default=[2, 3, 4], nargs="*")
+    add(crop, "--size", default=480)
+    add(crop, "--step", default=240)
     jpeg = command("jpeg", prepare_jpeg, "images after baseline JPEG compression, the same on every machine")
     jpeg.add_argument("--quality", type=int, nargs="+", default=[10, 30, 40], help="IJG scale (default: 10 30 40)")
     jpeg.add_argument("--colour", choices=("grey", "rgb"), default="grey", help="grey = Y of MATLAB's rgb2ycbcr")
@@ -193,10 +193,10 @@ def _parser() -> argparse.ArgumentParser:
     noise.add_argument("--format", choices=("npy", "png"), default="npy", help="png clips and rounds: not the protocol")
     command("subset", prepare_subset, "a published subset of a bigger set: CBSD68 out of B100")
     real = command("sidd", prepare_sidd, "SIDD: --input SIDD_Medium_Srgb/Data and/or the folder of the two .mat files")
-    real.add_argument("--size", type=int, default=512, help="side of a training patch in pixels (default: 512)")
-    real.add_argument("--step", type=int, default=384, help="distance between patches in pixels (default: 384)")
+    add(real, "--size", default=512)
+    add(real, "--step", default=384)
     lmdb = command("lmdb", prepare_lmdb, "LMDB copies of HR and LR")
-    lmdb.add_argument("--scales", type=int, nargs="*", default=[2, 3, 4], help="default: 2 3 4")
+    add(lmdb, "--scales", default=[2, 3, 4], nargs="*")
     lmdb.add_argument("--sub", action="store_true", help="pack the sub-images made by crop")
     return parser
 
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 when the command stopped at an error, which is logged.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
 
     def run(tasks: Sequence[Task], function: Callable[[Task], None], title: str) -> Report:
         report = run_tasks(

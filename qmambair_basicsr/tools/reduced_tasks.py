@@ -1,6 +1,6 @@
 """Train and test a small network on every restoration task, on a CPU, with this repository's own commands.
 
-    python -m qmambair_basicsr.tools.reduced_tasks --images FOLDER [--work reduced_tasks] [--tasks SRx2 CARq10]
+    python -m qmambair_basicsr.tools.reduced_tasks --source FOLDER [--out reduced_tasks] [--tasks SRx2 CARq10]
 
 ``FOLDER`` holds ``train/*`` (folders of photographs) and ``test/{Set5,Set14,B100,McMaster,classic5,LIVE1}/HR`` and
 ``test/CC15/{GT,LQ}``. For each task the shipped option file is taken from the table, the network and the patches are
@@ -35,6 +35,7 @@ from qmambair_basicsr.studies.reduced_start import interpolate_at_start
 from qmambair_basicsr.studies.result_log import latest_log, read_results
 from qmambair_basicsr.tools.prepare_data import main as prepare_data
 
+from ..arguments import add, command_line
 from ..checkpoints import write_file
 from ..files import write_text
 
@@ -212,29 +213,36 @@ def table(rows: Sequence[tuple]) -> str:
     return "\n".join(lines)
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
+    parser = command_line(__doc__, __spec__.name)
+    parser.add_argument(
+        "--source", type=Path, required=True, metavar="FOLDER", help="folder with train/ and test/; see above"
+    )
+    add(parser, "--out", default=Path("reduced_tasks"))
+    parser.add_argument("--tasks", nargs="+", choices=tuple(REDUCED), default=list(REDUCED), help="default: all")
+    add(parser, "--sets", "default: all", default=[], nargs="+", choices=ALL_SETS)
+    add(parser, "--bits", "32, or a width; a width needs 32 before it", default=[32], nargs="+")
+    add(parser, "--iterations", default=200)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry point.
 
     Returns:
         0 when every result is better than its input, else 1.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, required=True, help="folder with train/ and test/")
-    parser.add_argument("--work", type=Path, default=Path("reduced_tasks"), help="folder to work in")
-    parser.add_argument("--tasks", nargs="+", choices=tuple(REDUCED), default=list(REDUCED), help="default: all")
-    parser.add_argument("--sets", nargs="+", choices=ALL_SETS, default=list(ALL_SETS), help="test sets; default: all")
-    parser.add_argument("--bits", type=int, nargs="+", default=[32], help="32, or a width; a width needs 32 before it")
-    parser.add_argument("--iterations", type=int, default=200, help="default: 200")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    images, work = args.images.resolve(), args.work.resolve()
+    images, work = args.source.resolve(), args.out.resolve()
     work.mkdir(parents=True, exist_ok=True)
     prepare(images, work)
     rows = []
     for bits in args.bits:
         for reduced in (REDUCED[name] for name in args.tasks):
-            results = run_task(reduced, bits, args.iterations, images, work, args.sets)
-            opt = test_file(reduced, bits, images, args.sets)
+            results = run_task(reduced, bits, args.iterations, images, work, args.sets or ALL_SETS)
+            opt = test_file(reduced, bits, images, args.sets or ALL_SETS)
             for section in opt["datasets"].values():
                 roots = {k: str(work / v) for k, v in section.items() if k.startswith("dataroot")}  # absolute stay so
                 before = input_quality(section | roots, opt)

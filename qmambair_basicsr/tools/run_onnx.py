@@ -28,6 +28,7 @@ from torch import Tensor
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
+from ..arguments import add, command_line, natural, positive
 from ..artifacts.reports import write_report
 from ..cli import run_tool
 from ..data.image_files import write_image
@@ -40,23 +41,28 @@ SCHEMA_VERSION = 1
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, __spec__.name)
     parser.add_argument("--model", action="append", required=True, help="ONNX file; more are timed beside the first")
-    parser.add_argument("--images", required=True, help="folder of inputs")
-    parser.add_argument("--truth", help="folder of ground truth, for PSNR")
-    parser.add_argument("--count", type=int, help="use only the first images (default: all)")
-    parser.add_argument("--save", metavar="FOLDER", help="write the restored images")
-    parser.add_argument("--overlap", type=int, default=16, help="pixels that tiles share, for files of fixed size")
-    parser.add_argument("--crop", type=int, help="border left out of PSNR (default: the scale, 0 for x1)")
-    parser.add_argument("--channel", choices=("y", "rgb"), help="channel of PSNR (default: y for scales above 1)")
-    parser.add_argument("--rounds", type=int, default=0, help="timed runs of each network (default: none)")
-    parser.add_argument("--height", type=int, default=64, help="input of timing and reference, where sides are open")
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("-opt", help="option file of the PyTorch network to time")
-    parser.add_argument("--checkpoint", help="its checkpoint, .pth or packed .safetensors")
-    parser.add_argument("--threads", type=int, help="of onnxruntime and PyTorch (default: OMP_NUM_THREADS, or all)")
-    parser.add_argument("--save-reference", metavar="FILE.npz", help="arrays `input` and `output` of one run")
-    parser.add_argument("--output", metavar="STEM", help="write STEM.json and STEM.md")
+    add(parser, "--images", required=True)
+    add(parser, "--truth", "for PSNR")
+    add(parser, "--count", "all without it")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write the restored images")
+    add(parser, "--overlap", default=16)
+    add(parser, "--crop", "default: the scale, 0 for x1")
+    add(parser, "--channel", "default: y for scales above 1")
+    parser.add_argument("--rounds", type=natural, default=0, help="timed runs of each network (default: none)")
+    add(parser, "--height", "for timing and reference, where sides are open", default=64)
+    add(parser, "--width", "for timing and reference, where sides are open", default=64)
+    add(parser, "-opt", "of the PyTorch network to time")
+    add(parser, "--checkpoint", "or a packed one (.safetensors), of the PyTorch network to time")
+    add(parser, "--param-key", default="params")
+    parser.add_argument(
+        "--threads", type=positive, help="of onnxruntime and PyTorch (default: OMP_NUM_THREADS, or all)"
+    )
+    parser.add_argument(
+        "--save-reference", type=Path, metavar="FILE.npz", help="arrays `input` and `output` of one run"
+    )
+    add(parser, "--output", "the report as JSON, and as Markdown beside it")
     return parser
 
 
@@ -77,7 +83,7 @@ def restore_all(network, samples: Sequence[Sample], args: argparse.Namespace, co
             psnr = None if sample.truth is None else psnr_of(result, sample.truth, crop, on_y)
             rows.append({"image": sample.name, "psnr": psnr, "seconds": round(seconds, 4)})
             if args.save:
-                write_image(Path(args.save) / f"{sample.name}.png", to_image(result))
+                write_image(args.save / f"{sample.name}.png", to_image(result))
     known = [row["psnr"] for row in rows if row["psnr"] is not None]
     return {
         "model": network.path.name,
@@ -124,11 +130,6 @@ def run(args: argparse.Namespace, console: Console) -> dict:
     """
     from ..artifacts.onnx.runtime import OnnxNetwork
 
-    for name in ("count", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.rounds < 0 or args.overlap < 0:
-        raise ValueError("--rounds and --overlap must not be negative")
     if args.checkpoint and not args.rounds:
         raise ValueError("--checkpoint is for timing: give --rounds as well")
     threads = args.threads or int(os.environ.get("OMP_NUM_THREADS", "0"))
@@ -149,7 +150,7 @@ def run(args: argparse.Namespace, console: Console) -> dict:
     image = samples[0].image
     x = middle(pad_to(image, max(height, image.shape[2]), max(width, image.shape[3])), height, width)
     if args.save_reference:
-        target = Path(args.save_reference)
+        target = args.save_reference
         if target.suffix != ".npz":
             raise ValueError(f"--save-reference {target}: the name must end in .npz")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +158,7 @@ def run(args: argparse.Namespace, console: Console) -> dict:
     if args.rounds:
         contenders: dict[str, Callable[[Tensor], object]] = {str(m.path): m for m in models}
         if args.checkpoint:
-            net = network_of(args.opt, args.checkpoint)
+            net = network_of(args.opt, args.checkpoint, args.param_key)
 
             def in_torch(image: Tensor) -> Tensor:
                 with torch.no_grad():

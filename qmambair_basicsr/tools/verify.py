@@ -2,7 +2,7 @@
 
 python -m qmambair_basicsr.tools.verify -opt options/test_QMambaIR_lightSRx2_w4a4.yml --checkpoint net_g_latest.pth \\
     --artifact net.safetensors --artifact net_frozen.onnx --artifact net_dynamic.onnx \\
-    --images datasets/Set5/LR_bicubic/X2 --truth datasets/Set5/HR --output verify
+    --images datasets/Set5/LR_bicubic/X2 --truth datasets/Set5/HR --output verify.json
 
 Compared are: the integer codes of every quantized parameter; the codes of every quantized activation on one image; the
 outputs (PSNR before rounding, against the network with the same DLS mode, on the same tiles). With --truth also the
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from ..archs.images import image_channels, output_scale
+from ..arguments import add, command_line
 from ..artifacts.reports import write_report
 from ..artifacts.verify_report import markdown
 from ..cli import run_tool
@@ -47,22 +48,22 @@ VERIFIED, UP_TO_ROUNDING, NOT_VERIFIED = "verified", "verified up to rounding", 
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-opt", help="option file with the quantized network_g; not needed with a packed checkpoint")
-    parser.add_argument("--checkpoint", required=True, help="the network: BasicSR .pth, or packed .safetensors")
-    parser.add_argument("--param-key", default="params", help="params (default) or params_ema")
+    parser = command_line(__doc__, __spec__.name)
+    add(parser, "-opt", "its network_g must be quantized; not needed with a packed checkpoint")
+    add(parser, "--checkpoint", "or a packed one (.safetensors)", required=True)
+    add(parser, "--param-key", default="params")
     parser.add_argument("--artifact", action="append", required=True, help=".safetensors or .onnx, may be repeated")
-    parser.add_argument("--images", required=True, help="folder of inputs")
-    parser.add_argument("--truth", help="folder of ground truth")
-    parser.add_argument("--count", type=int, help="use only the first images (default: all)")
-    parser.add_argument("--middle", type=int, metavar="N", help="use only the middle N x N pixels of every image")
-    parser.add_argument("--fp-opt", help="option file of the full-precision network")
-    parser.add_argument("--fp-checkpoint", help="checkpoint of the full-precision network")
-    parser.add_argument("--min-psnr", type=float, default=50.0, help="least PSNR between outputs, in dB (default 50)")
-    parser.add_argument("--overlap", type=int, default=16, help="pixels that tiles share, for files of fixed size")
-    parser.add_argument("--crop", type=int, help="border left out against ground truth (default: the scale, 0 for x1)")
-    parser.add_argument("--channel", choices=("y", "rgb"), help="for ground truth (default: y for scales above 1)")
-    parser.add_argument("--output", metavar="STEM", help="write STEM.json and STEM.md")
+    add(parser, "--images", required=True)
+    add(parser, "--truth")
+    add(parser, "--count", "all without it")
+    add(parser, "--middle", "all without it")
+    parser.add_argument("--fp-opt", type=Path, metavar="FILE", help="option file of the full-precision network")
+    parser.add_argument("--fp-checkpoint", type=Path, metavar="FILE", help="weights of the full-precision network")
+    parser.add_argument("--min-psnr", type=float, default=50.0, help="least PSNR between outputs, in dB (default: 50)")
+    add(parser, "--overlap", default=16)
+    add(parser, "--crop", "default: the scale, 0 for x1")
+    add(parser, "--channel", "default: y for scales above 1")
+    add(parser, "--output", "the report as JSON, and as Markdown beside it")
     return parser
 
 
@@ -105,9 +106,6 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
     """
     from ..artifacts.verification import open_artifact
 
-    for name, least in (("count", 1), ("overlap", 0), ("middle", 1)):
-        if getattr(args, name) is not None and getattr(args, name) < least:
-            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     net = network_of(args.opt, args.checkpoint, args.param_key)
     require_quantized(net)
     scale, multiple = output_scale(net), getattr(net, "size_multiple", 1)

@@ -67,7 +67,6 @@ def test_turns_rotate():
     ("extra", "message"),
     [
         (["--checkpoint", "net.pth"], "--checkpoint is for timing"),
-        (["--rounds", "-1"], "must not be negative"),
         (["--save-reference", "a.txt"], "must end in .npz"),
     ],
 )

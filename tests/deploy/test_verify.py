@@ -138,7 +138,6 @@ def test_verdicts(given, proven, verdict):
     [
         ("gone.onnx", [], "there is no file"),
         ("net.yml", [], "damaged or no ONNX file"),
-        ("frozen.onnx", ["--count", "0"], "--count must be at least 1"),
         ("frozen.onnx", ["--middle", "24"], "is 30x20, smaller than 24x24"),
         ("frozen.onnx", ["--truth", "inputs"], "is 30x20, 2 times p0x2.png is 60x40"),
         ("frozen.onnx", ["--images", "gone"], "gone: no such folder"),

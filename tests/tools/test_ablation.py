@@ -216,7 +216,7 @@ def test_sets_are_added_without_training_again(work):
         (("--sets", "Set6"), "--sets Set6: the test option file has Set5, Set14"),
         (("--force_yml", "trian:total_iter=3"), "--force_yml trian:total_iter=3"),
         (("--force_yml", "train:totl_iter=3"), "train.totl_iter: unknown key \\(did you mean 'total_iter'"),
-        (("--datasets", "elsewhere"), "folder elsewhere/.* does not exist"),
+        (("--root", "elsewhere"), "folder elsewhere/.* does not exist"),
         (("--test", "gone.yml"), "there is no file gone.yml"),
     ],
 )
@@ -260,7 +260,7 @@ def test_two_processes_share_the_runs(work, capsys):
 
 
 def test_report_files(work):
-    """Every finished run is in the files, and --report-only writes them again from the results alone."""
+    """Every finished run is in the files, and --read-only writes them again from the results alone."""
     argv = ("--studies", "methods", "--sets", "Set5")
     assert run(*argv) == 0
     texts = {f: Path("ablation", f).read_bytes() for f in ("ablation.md", "summary.csv", "runs.csv")}
@@ -272,7 +272,7 @@ def test_report_files(work):
         assert Path("ablation", f"ablation.{suffix}").read_bytes().startswith(start)
     for file in texts:
         Path("ablation", file).unlink()
-    assert run(*argv, "--report-only") == 0
+    assert run(*argv, "--read-only") == 0
     assert {f: Path("ablation", f).read_bytes() for f in texts} == texts
 
 

@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 
 def command(folder, *more, opt="quantized.yml", images="images"):
-    fixed = ["-opt", folder / opt, "--images", folder / images, "--output", folder / "net.pth", "--side", "16"]
+    fixed = ["-opt", folder / opt, "--images", folder / images, "--output", folder / "net.pth", "--middle", "16"]
     return [str(word) for word in (*fixed, *more)]
 
 
@@ -63,7 +63,6 @@ def test_random_weights_are_those_of_the_seed(folder, capsys):
         ({"opt": "full.yml"}, [], "full.yml: network_g has no quant block"),
         ({"opt": "gone.yml"}, [], "there is no file"),
         ({"images": "gone"}, [], "gone: no such folder"),
-        ({}, ["--side", "0"], "--side must be at least 1"),
         ({}, ["--checkpoint", "gone.pth"], "gone.pth"),
     ],
 )

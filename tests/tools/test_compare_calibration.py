@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from qmambair_basicsr.studies import calibration_study as study
 from qmambair_basicsr.tools import compare_calibration as tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,10 +28,10 @@ def photographs(tmp_path):
 
 def test_table(photographs, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    kept = {name: tool.SETTINGS[name] for name in ("stable", "official")}
-    monkeypatch.setattr(tool, "SETTINGS", kept)
-    arguments = ["-opt", str(OPTION), "--test", str(photographs), "--calibration", str(photographs)]
-    assert tool.main([*arguments, "--bits", "4", "--crop", "32", "--images", "2", "--markdown"]) == 0
+    kept = {name: study.SETTINGS[name] for name in ("stable", "official")}
+    monkeypatch.setattr(study, "SETTINGS", kept)
+    arguments = ["-opt", str(OPTION), "--truth", str(photographs), "--calibration", str(photographs)]
+    assert tool.main([*arguments, "--bits", "4", "--middle", "32", "--count", "2", "--markdown"]) == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| 4")]
     assert [row[2].strip() for row in rows] == list(kept)
     changes = [float(row[5]) for row in rows]
@@ -39,22 +40,22 @@ def test_table(photographs, capsys, monkeypatch):
 
 
 def test_pairs_and_psnr(photographs):
-    low, high = tool.load_pairs(photographs, 32, 2, 1)
+    low, high = study.load_pairs(photographs, 32, 2, 1)
     assert low.shape == (1, 3, 16, 16)
     assert high.shape == (1, 3, 32, 32)
-    assert tool.mean_psnr(high, high, 2) == float("inf")
+    assert study.mean_psnr(high, high, 2) == float("inf")
     noisy = high + 0.05 * torch.randn_like(high)
-    assert tool.mean_psnr(noisy, high, 2) < 40
+    assert study.mean_psnr(noisy, high, 2) < 40
     with pytest.raises(ValueError, match="at least 400 pixels"):
-        tool.load_pairs(photographs, 400, 2, 1)
+        study.load_pairs(photographs, 400, 2, 1)
 
 
 def test_mistakes_are_one_line(photographs, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    folders = ["--test", str(photographs), "--calibration", str(photographs), "--crop", "32"]
+    folders = ["--truth", str(photographs), "--calibration", str(photographs), "--middle", "32"]
     for arguments, message in (
         (["-opt", "options/test_MambaIR_tinySRx2.yml"], "network_g has no quant block"),
-        (["-opt", str(OPTION), "--weights", "none.pth"], "checkpoint none.pth does not exist"),
+        (["-opt", str(OPTION), "--checkpoint", "none.pth"], "checkpoint none.pth does not exist"),
     ):
         assert tool.main([*arguments, *folders]) == 2
         error = capsys.readouterr().err

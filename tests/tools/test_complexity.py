@@ -207,22 +207,22 @@ def shipped():
 
 
 def test_forms_agree(shipped, capsys):
-    assert complexity.main(["-opt", shipped, "--size", "48x32", "--full", "--json"]) == 0
+    assert complexity.main(["-opt", shipped, "--width", "48", "--height", "32", "--full", "--json"]) == 0
     full = json.loads(capsys.readouterr().out)
     assert full["input"] == [1, 3, 32, 48] and full["output"] == [1, 3, 64, 96]
     assert full["totals"]["parameters"] == 93_570
-    assert complexity.main(["-opt", shipped, "--size", "48x32", "--csv"]) == 0
+    assert complexity.main(["-opt", shipped, "--width", "48", "--height", "32", "--csv"]) == 0
     *rows, total = csv.DictReader(io.StringIO(capsys.readouterr().out))
     for key in ("parameters", "macs", "bit_operations"):
         assert sum(layer[key] for layer in full["layers"]) == full["totals"][key]
         assert sum(int(row[key]) for row in rows) == int(total[key]) == full["totals"][key]
     assert int(total["count"]) == len(full["layers"])
-    assert complexity.main(["-opt", shipped, "--size", "48x32", "--markdown"]) == 0
+    assert complexity.main(["-opt", shipped, "--width", "48", "--height", "32", "--markdown"]) == 0
     text = capsys.readouterr().out
     assert "| layers.*.residual_group.blocks.*.self_attention.scan | 6 | scan |" in text
     packed = full["totals"]["packed_file_bytes"]
     assert f"packed file: {packed:,} bytes" in text
-    assert complexity.main(["-opt", shipped, "--size", "48x32"]) == 0
+    assert complexity.main(["-opt", shipped, "--width", "48", "--height", "32"]) == 0
     assert "conv_after_body" in capsys.readouterr().out
 
 
@@ -248,9 +248,9 @@ def test_inputs_are_raised_to_what_the_network_needs():
     ("arguments", "message"),
     [
         (["-opt", "missing.yml"], "there is no file missing.yml"),
-        (["-opt", "FILE", "--size", "640"], "--size: '640' is not WIDTHxHEIGHT"),
+        (["-opt", "FILE", "--width", "640"], "--height and --width go together"),
         (["-opt", "EMPTY"], "empty.yml has no network_g; give a training or test option file"),
-        (["--paper-accounting", "--size", "8x8"], "leave --size out"),
+        (["--paper-accounting", "--height", "8"], "leave --height and --width out"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, shipped, tmp_path, capsys):

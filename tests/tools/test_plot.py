@@ -252,17 +252,17 @@ def test_sites_of_a_network_as_files(folder, tmp_path, capsys):
 
 
 def test_tradeoff_as_files(table, tmp_path):
-    assert plot.main(["tradeoff", "--csv", str(table), "--out", str(tmp_path / "out")]) == 0
+    assert plot.main(["tradeoff", "--tables", str(table), "--out", str(tmp_path / "out")]) == 0
     check_files(tmp_path / "out", ["psnr_against_size"])
 
 
 def test_crops_as_files_with_results_made_elsewhere(folder, tmp_path):
     for i in range(3):  # named as a test run names them
         write_image(tmp_path / "other" / f"image{i}x2_run.png", read_image(folder / "HR" / f"image{i}.png"))
-    common = ["crops", "-opt", str(folder / "net.yml"), "--images", str(folder / "HR"), "--out", str(tmp_path / "out")]
+    common = ["crops", "-opt", str(folder / "net.yml"), "--truth", str(folder / "HR"), "--out", str(tmp_path / "out")]
     more = ["--label", "4 bits", "--result", f"other={tmp_path / 'other'}", "--box-side", "16"]
     assert plot.main([*common, *more, "--names", "image1"]) == 0
-    assert plot.main([*common, "--inputs", str(folder / "LR"), "--names", "image2", "--box", "4,6,10,12"]) == 0
+    assert plot.main([*common, "--images", str(folder / "LR"), "--names", "image2", "--box", "4,6,10,12"]) == 0
     check_files(tmp_path / "out", ["crops_image1", "crops_image2"])
 
 
@@ -274,15 +274,15 @@ def test_crops_as_files_with_results_made_elsewhere(folder, tmp_path):
         (["thresholds", "-opt", "OPT", "--param-key", "params_ema"], "has no 'params_ema'"),
         (["ranges", "-opt", "OPT", "--images", "nowhere"], "nowhere: no such folder"),
         (["histograms", "-opt", "OPT", "--images", "LR", "--sites", "*.x"], "nothing matches '*.x'"),
-        (["tradeoff", "--csv", "none.csv"], "there is no file none.csv"),
-        (["tradeoff", "--csv", "OPT"], "lacks the columns"),
-        (["tradeoff", "--csv", "TABLE", "--metric", "lpips"], "no row with 'lpips'"),
-        (["tradeoff", "--csv", "TABLE", "--dataset", "Manga109"], "'Manga109' is not in the tables"),
-        (["crops", "-opt", "OPT", "--images", "HR", "--names", "baby"], "no image called baby"),
-        (["crops", "-opt", "OPT", "--images", "HR", "--box", "30,0,20,20"], "is outside image0.png"),
-        (["crops", "-opt", "OPT", "--images", "HR", "--label", "a", "b"], "2 given for 1 option files"),
-        (["crops", "-opt", "OPT", "--images", "HR", "--result", "x"], "'x' is not LABEL=FOLDER"),
-        (["crops", "-opt", "OPT", "--images", "HR", "--result", "x=EMPTY"], "has no image for 'image0'"),
+        (["tradeoff", "--tables", "none.csv"], "there is no file none.csv"),
+        (["tradeoff", "--tables", "OPT"], "lacks the columns"),
+        (["tradeoff", "--tables", "TABLE", "--metric", "lpips"], "no row with 'lpips'"),
+        (["tradeoff", "--tables", "TABLE", "--sets", "Manga109"], "'Manga109' is not in the tables"),
+        (["crops", "-opt", "OPT", "--truth", "HR", "--names", "baby"], "no image called baby"),
+        (["crops", "-opt", "OPT", "--truth", "HR", "--box", "30,0,20,20"], "is outside image0.png"),
+        (["crops", "-opt", "OPT", "--truth", "HR", "--label", "a", "b"], "2 given for 1 option files"),
+        (["crops", "-opt", "OPT", "--truth", "HR", "--result", "x"], "'x' is not LABEL=FOLDER"),
+        (["crops", "-opt", "OPT", "--truth", "HR", "--result", "x=EMPTY"], "has no image for 'image0'"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, folder, table, tmp_path, monkeypatch, capsys):
@@ -303,5 +303,5 @@ def test_mistakes_are_one_line(arguments, message, folder, table, tmp_path, monk
 
 def test_missing_matplotlib_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
-    assert plot.main(["tradeoff", "--csv", "none.csv"]) == 2
+    assert plot.main(["tradeoff", "--tables", "none.csv"]) == 2
     assert "qmambair_basicsr[plot]" in capsys.readouterr().err
