@@ -157,9 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--set", required=True, help="name of the set: the folder below --root")
     common.add_argument("--input", type=Path, nargs="+", help="folders with the images (default: <root>/<set>/HR)")
     add(common, "--root", default=Path("datasets"))
-    common.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: one per core)"
-    )
+    common.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     common.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do with a bad image")
     common.add_argument("--any-count", action="store_true", help="accept a known set with another number of images")
     common.add_argument(
