@@ -257,8 +257,23 @@ def resume_without_cuda() -> bool:
     return True
 
 
+def share_lmdbs() -> bool:
+    """Let BasicSR's own data sets read an LMDB that another one has open, and every image under its whole name.
+
+    Symptom: ``lmdb.Error: The environment ... is already open in this process`` when two sections read one LMDB; one
+    image for both ``photo.png`` and ``photo.v2.png``.
+    Delete when: a BasicSR release shares environments and does not cut names at their first dot.
+
+    Returns:
+        True when the functions were replaced, False when they had been before.
+    """
+    from .data import stock_lmdb
+
+    return stock_lmdb.install()
+
+
 BEFORE = (declare_torchvision_ops, alias_functional_tensor, provide_loose_version, alias_scipy_filters)
-AFTER = (whole_jpeg_quality, sqrtm_without_disp, gloo_without_cuda, resume_without_cuda)
+AFTER = (whole_jpeg_quality, sqrtm_without_disp, gloo_without_cuda, resume_without_cuda, share_lmdbs)
 
 
 def apply() -> None:

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from basicsr.data.data_util import paths_from_lmdb
-from basicsr.utils import FileClient, get_root_logger
+from basicsr.utils import get_root_logger
 from torch.utils.data import Dataset
 
-from ..strict import check_keys
-from .image_files import GREY_MODES, ImageFileError, decode_image, list_images, match_channels
+from ..strict import check_keys, did_you_mean
+from .image_files import GREY_MODES, ImageFileError, decode_image, match_channels
 from .image_memory import ImageMemory
+from .image_sources import BACKENDS, open_source
+from .name_lists import names_in
 
 __all__ = ["Item", "RestorationDataset", "image_tensor"]
 
@@ -82,8 +83,9 @@ class RestorationDataset(Dataset):
     Args:
         opt (dict): besides the keys of BasicSR's loop (``name``, ``phase``, ``io_backend`` ...):
             dataroot_gt (str): folder of ground-truth images, or an ``.lmdb``.
+            io_backend (dict): ``{type: disk}`` (default) or ``{type: lmdb}``.
             meta_info_file (str | None): text file whose lines begin with a file name of ``dataroot_gt``; only these
-                images are used. Default: all of the folder.
+                images are used. See ``name_lists``. Default: all of the folder.
             scale (int): size of the ground truth over size of the input. Default: 1.
             channels (int): 3 (BGR files become RGB, grey is repeated) or 1. Default: 3.
             grey (str): how colour becomes one channel, ``y`` (16..235) or ``luma``; see ``image_files.to_grey``.
@@ -97,7 +99,8 @@ class RestorationDataset(Dataset):
     Raises:
         ValueError: an unknown key (named, with the allowed ones) or an impossible value.
         FileNotFoundError: a folder is missing.
-        ImageFileError: a bad file, now with ``check_files``, else when it is read.
+        ImageFileError: a folder that is not what ``io_backend`` says, a list that does not belong to it; a bad file, now
+            with ``check_files``, else when it is read.
     """
 
     keys: frozenset[str] = frozenset()  # option keys a subclass adds
@@ -106,7 +109,8 @@ class RestorationDataset(Dataset):
 
     def __init__(self, opt: dict) -> None:
         super().__init__()
-        self.opt = opt
+        paths = {key: str(Path(value).expanduser()) for key, value in opt.items() if self._is_path(key, value)}
+        self.opt = {**opt, **paths}
         self.title = f"data set {opt.get('name', '(unnamed)')!r} ({type(self).__name__})"
         self._check_options()
         self.training = opt.get("phase") == "train"
@@ -116,8 +120,11 @@ class RestorationDataset(Dataset):
         self.on_error = self._choice("on_error", "stop", ("stop", "skip"))
         self.min_size = opt.get("min_size", 11)
         self.gt_size = self._patch_size() if self.training else None
-        self._backend = dict(opt.get("io_backend") or {"type": "disk"})
-        self._client: FileClient | None = None
+        for flag in ("use_hflip", "use_rot", "check_files"):
+            self._choice(flag, False, (True, False))
+        backend = self._io_backend()
+        self.is_lmdb = backend == "lmdb"
+        self.sources = {kind: open_source(self.opt[option], backend) for kind, option in self.roots.items()}
         self.left_out: list[ImageFileError] = []
         self._configure()
         self.items = self._list()
@@ -142,9 +149,25 @@ class RestorationDataset(Dataset):
     def _configure(self) -> None:
         """Read the options a subclass adds, before any file is touched."""
 
+    @staticmethod
+    def _is_path(key: str, value: object) -> bool:
+        return isinstance(value, str) and key.startswith(("dataroot", "meta_info"))
+
+    def _io_backend(self) -> str:
+        """``type`` of ``io_backend``."""
+        backend = self.opt.get("io_backend")
+        name = "disk" if backend is None else backend.get("type") if isinstance(backend, Mapping) else backend
+        if name not in BACKENDS:
+            raise ValueError(
+                f"{self.title}: io_backend must be {' or '.join(f'{{type: {b}}}' for b in BACKENDS)}, got {backend!r}"
+                f"{did_you_mean(name, BACKENDS)}"
+            )
+        return name
+
     def _choice(self, key: str, default, allowed: tuple):
         value = self.opt.get(key, default)
-        if value not in allowed:
+        # compared with their types: True equals 1
+        if not any(value == choice and type(value) is type(choice) for choice in allowed):
             raise ValueError(f"{self.title}: {key} must be one of {', '.join(map(str, allowed))}, got {value!r}")
         return value
 
@@ -158,35 +181,19 @@ class RestorationDataset(Dataset):
 
     # -- files -------------------------------------------------------------------------------------------------
 
-    @property
-    def is_lmdb(self) -> bool:
-        """Files are records of LMDB environments, as BasicSR writes them, instead of files in folders."""
-        return self._backend.get("type") == "lmdb"
-
-    def _names(self) -> list[str] | None:
-        """File names that ``meta_info_file`` selects."""
-        if not self.opt.get("meta_info_file"):
-            return None
-        lines = Path(self.opt["meta_info_file"]).read_text().splitlines()
-        return [line.split(" ")[0] for line in map(str.strip, lines) if line]
-
-    def _gt_paths(self) -> list[str]:
+    def _gt_images(self) -> list[str]:
         """Ground-truth paths (LMDB: keys), sorted or in the order of ``meta_info_file``."""
-        root, names = self.opt["dataroot_gt"], self._names()
-        if self.is_lmdb:
-            return paths_from_lmdb(root) if names is None else [Path(name).stem for name in names]
-        return [str(f) for f in list_images(root)] if names is None else [str(Path(root) / name) for name in names]
+        source, names = self.sources["gt"], self.opt.get("meta_info_file")
+        return names_in(names, source.find, self.opt["dataroot_gt"], not self.training) if names else source.images()
 
     def _list(self) -> list[Item]:
         """Which files make up the samples."""
-        return [Item(path) for path in self._gt_paths()]
+        return [Item(image) for image in self._gt_images()]
 
-    def _open(self) -> FileClient:
-        backend = dict(self._backend)
-        if self.is_lmdb:
-            backend["db_paths"] = [self.opt[option] for option in self.roots.values()]
-            backend["client_keys"] = list(self.roots)
-        return FileClient(backend.pop("type"), **backend)
+    def _leave_out(self, error: ImageFileError) -> None:
+        if self.on_error == "stop":
+            raise error
+        self.left_out.append(error)
 
     def _read(self, path: str, kind: str) -> np.ndarray:
         """Read and decode one file.
@@ -201,21 +208,13 @@ class RestorationDataset(Dataset):
         Raises:
             ImageFileError: naming the file.
         """
-        name = f"{self.opt[self.roots[kind]]}[{path}]" if self.is_lmdb else path
-        if self.memory is not None:
-            return self.memory.get(name, lambda: self._read_file(path, kind, name))
-        return self._read_file(path, kind, name)
+        source = self.sources[kind]
+        name = source.label(path)
 
-    def _read_file(self, path: str, kind: str, name: str) -> np.ndarray:
-        if self._client is None:
-            self._client = self._open()  # here, not in __init__: a worker process must open its own
-        try:
-            content = self._client.get(path, kind)
-        except OSError as err:
-            raise ImageFileError(name, err.strerror or str(err), "check the path and its permissions") from err
-        if content is None:
-            raise ImageFileError(name, "no such record in the LMDB", "make the LMDB again")
-        return decode_image(content, name)
+        def read() -> np.ndarray:
+            return decode_image(source.read(path), name)
+
+        return read() if self.memory is None else self.memory.get(name, read)
 
     def _load(self, item: Item) -> tuple[np.ndarray, np.ndarray | None]:
         """Read an item's files, check them and convert them to the wanted channels: ``(gt, lq)``, uint8 (H, W, C)."""
@@ -228,7 +227,8 @@ class RestorationDataset(Dataset):
         if min(gt.shape[:2]) < least:
             why = f"gt_size is {self.gt_size}" if self.training else f"inputs of {self.min_size} pixels"
             raise ImageFileError(
-                item.gt, f"{gt.shape[0]} x {gt.shape[1]} pixels, at least {least} x {least} are needed ({why})"
+                self.sources["gt"].label(item.gt),
+                f"{gt.shape[0]} x {gt.shape[1]} pixels, at least {least} x {least} are needed ({why})",
             )
 
     def _check_files(self) -> None:
@@ -241,13 +241,8 @@ class RestorationDataset(Dataset):
                 return err
             return None
 
-        if self.is_lmdb:
-            problems = [problem(item) for item in self.items]
-            self._client = None  # an environment opened before the workers are forked must not be used in them
-        else:
-            self._client = self._open()
-            with ThreadPoolExecutor(8) as pool:  # decoding releases the interpreter lock
-                problems = list(pool.map(problem, self.items))
+        with ThreadPoolExecutor(1 if self.is_lmdb else 8) as pool:  # decoding releases the interpreter lock
+            problems = list(pool.map(problem, self.items))
         bad = [err for err in problems if err is not None]
         logger = get_root_logger()
         if bad and self.on_error == "stop":
@@ -277,9 +272,12 @@ class RestorationDataset(Dataset):
         return {
             "lq": image_tensor(lq),
             "gt": image_tensor(gt),
-            "lq_path": item.lq if item.lq is not None else item.gt,
-            "gt_path": item.gt,
+            "lq_path": self._result_name("gt" if item.lq is None else "lq", item.lq or item.gt),
+            "gt_path": self._result_name("gt", item.gt),
         }
+
+    def _result_name(self, kind: str, image: str) -> str:
+        return self.sources[kind].result_name(image)
 
     def _pair(
         self, gt: np.ndarray, lq: np.ndarray | None, rng: np.random.Generator | None

@@ -7,6 +7,7 @@ OpenCV returns ``None``, or an image whose lower part is missing, for a damaged 
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -34,6 +35,7 @@ GREY_MODES = ("y", "luma")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_SIGNATURE = b"\xff\xd8"
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 class ImageFileError(ValueError):
@@ -70,10 +72,25 @@ def _check_png(content: bytes, name: str) -> None:
         at += 12 + size
 
 
-def _check_jpeg(content: bytes, name: str) -> None:
-    """A complete JPEG has an end-of-image marker after its last start-of-scan marker (T.81, B.1.1.3)."""
-    if content.rfind(b"\xff\xd9") <= content.rfind(b"\xff\xda"):
-        raise ImageFileError(name, f"truncated JPEG ({len(content)} bytes, no end-of-image marker)")
+def _jpeg_end(content: bytes, name: str) -> int:
+    """Where a JPEG ends: behind its end-of-image marker (T.81, B.1.1), found by walking the markers.
+
+    Phones append videos and further pictures, which may hold such markers themselves.
+    """
+    at = 2
+    while at + 2 <= len(content):
+        kind = content[at + 1]
+        if content[at] != 0xFF or kind == 0xFF:  # stray or fill bytes, which every decoder passes over
+            at += 1
+        elif kind == 0xD9:
+            return at + 2
+        elif kind == 0x01 or 0xD0 <= kind <= 0xD8:  # markers without content
+            at += 2
+        else:
+            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+            if kind == 0xDA:  # compressed samples follow, in which FF stands before 00 or a restart marker only
+                at = next((m.start() for m in _JPEG_MARKER.finditer(content, at)), len(content))
+    raise ImageFileError(name, f"truncated JPEG ({len(content)} bytes, no end-of-image marker)")
 
 
 def decode_image(content: bytes, name: str | os.PathLike) -> np.ndarray:
@@ -95,7 +112,7 @@ def decode_image(content: bytes, name: str | os.PathLike) -> np.ndarray:
     if content.startswith(_PNG_SIGNATURE):
         _check_png(content, str(name))
     elif is_jpeg:
-        _check_jpeg(content, str(name))
+        content = content[: _jpeg_end(content, str(name))]
     flag = (
         cv2.IMREAD_ANYCOLOR if is_jpeg else cv2.IMREAD_UNCHANGED
     )  # UNCHANGED shows an alpha channel instead of dropping it

@@ -1,4 +1,4 @@
-"""Pack a folder of images into an LMDB as BasicSR reads it, whole or not at all."""
+"""Pack a folder of images into an LMDB in BasicSR's layout, whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from basicsr.utils.lmdb_util import make_lmdb_from_imgs
+import cv2
 
-from qmambair_basicsr.data.image_files import ImageFileError, read_image
+from .image_files import ImageFileError, read_image
+from .lmdb_images import KEY_BYTES
 
 from ..files import replaced_folder
 
@@ -16,13 +17,17 @@ __all__ = ["make_lmdb"]
 
 logger = logging.getLogger("prepare_data")
 
+_COMPRESSION = 1  # of PNG: big files that decode fast, as BasicSR packs them
+_BATCH = 64  # records of one transaction
+_FIRST_MAP = 64 * 2**20  # bytes; doubled whenever a batch does not fit
+
 
 def make_lmdb(folder: Path, stems: Sequence[str], template: str, *, overwrite: bool = False) -> Path:
     """Write ``<folder>.lmdb``; an existing one is kept.
 
     Args:
         folder: PNG images.
-        stems: keys of the records; HR and LR must have the same.
+        stems: keys of the records, the whole names of the images; HR and LR must have the same.
         template: file name, without ending, of a key ``{}``.
         overwrite: make an existing LMDB again.
 
@@ -30,18 +35,64 @@ def make_lmdb(folder: Path, stems: Sequence[str], template: str, *, overwrite: b
         The LMDB's folder.
 
     Raises:
-        ImageFileError: a file is missing or damaged; nothing is left behind.
+        ImageFileError: a file is missing or damaged, a name does not fit a record, or there is no space; nothing is left
+            behind, and an existing LMDB is as it was.
     """
     target = folder.with_name(f"{folder.name}.lmdb")
     if target.is_dir() and not overwrite:
         logger.info("%s: already there", target)
         return target
-    files = [folder / f"{template.format(stem)}.png" for stem in stems]
-    for file in files:
+    files = {stem: folder / f"{template.format(stem)}.png" for stem in stems}
+    for stem, file in files.items():
         if not file.is_file():
             raise ImageFileError(file, "missing", "make it with prepare_data sr")
-        read_image(file)
-    with replaced_folder(target) as unfinished:
-        make_lmdb_from_imgs(str(folder), str(unfinished), [file.name for file in files], list(stems))
+        if len(stem.encode()) > KEY_BYTES or stem != stem.strip() or not stem.isprintable():
+            why = f"its name does not fit the key of a record (at most {KEY_BYTES} bytes, no blanks around it)"
+            raise ImageFileError(file, why, "rename it")
+    try:
+        import lmdb
+    except ImportError as err:
+        raise ImageFileError(target, "the package lmdb, which writes it, is not installed", "pip install lmdb") from err
+    for left in folder.parent.glob(f".*.{target.name}"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        with replaced_folder(target) as unfinished:
+            _pack(files, unfinished)
+    except (OSError, lmdb.Error) as err:
+        why = getattr(err, "strerror", None) or str(err)
+        raise ImageFileError(target, f"cannot be written ({why})", "free space or permit writing") from err
     logger.info("%s: %d records", target, len(files))
     return target
+
+
+def _pack(files: dict[str, Path], target: Path) -> None:
+    """Write the records and their list."""
+    import lmdb
+
+    target.mkdir(parents=True)
+    names, lines = list(files), []
+    with lmdb.open(str(target), map_size=_FIRST_MAP) as environment:
+        for start in range(0, len(names), _BATCH):
+            records = {}
+            for name in names[start : start + _BATCH]:
+                image = read_image(files[name])
+                _, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, _COMPRESSION])
+                records[name.encode()] = content.tobytes()
+                height, width, channels = image.shape
+                lines.append(f"{name}.png ({height},{width},{channels}) {_COMPRESSION}\n")
+            _put(environment, records)
+    (target / "meta_info.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _put(environment, records: dict[bytes, bytes]) -> None:
+    """Write records in one transaction, in a bigger map where they do not fit."""
+    import lmdb
+
+    while True:
+        try:
+            with environment.begin(write=True) as transaction:
+                for key, content in records.items():
+                    transaction.put(key, content)
+            return
+        except lmdb.MapFullError:
+            environment.set_mapsize(2 * environment.info()["map_size"])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 
 import numpy as np
-from basicsr.data.data_util import paths_from_lmdb
 from basicsr.utils.registry import DATASET_REGISTRY
 
+from ..strict import did_you_mean
 from .base import Item, RestorationDataset
-from .image_files import ImageFileError, list_images, match_channels
+from .image_files import IMAGE_SUFFIXES, ImageFileError, match_channels
 
 __all__ = ["RestorationPairDataset"]
 
@@ -28,48 +29,68 @@ class RestorationPairDataset(RestorationDataset):
                 ``{}x2``. Default: ``{}``. LMDB keys are the same in both, as in BasicSR.
 
     Raises:
-        ValueError, FileNotFoundError, ImageFileError: see :class:`RestorationDataset`; a partner is missing, or the
-            ground truth does not measure ``scale`` times the input (up to ``scale - 1`` pixels more are cut off).
+        ValueError, FileNotFoundError, ImageFileError: see :class:`RestorationDataset`; ``filename_tmpl`` is no template of
+            one name; a partner is missing or two files could be it, or the ground truth does not measure ``scale``
+            times the input (up to ``scale - 1`` pixels more are cut off).
     """
 
     keys = frozenset(("dataroot_lq", "filename_tmpl"))
     roots = {"gt": "dataroot_gt", "lq": "dataroot_lq"}  # noqa: RUF012  (read only)
 
+    def _configure(self) -> None:
+        self.template = self.opt.get("filename_tmpl", "{}")
+        try:
+            fields = [parts[1:] for parts in string.Formatter().parse(self.template) if parts[1] is not None]
+            usable = fields in ([("", "", None)], [("0", "", None)])  # no attribute, width or conversion
+        except (TypeError, ValueError):
+            usable = False
+        if not usable or self.template.lower().endswith(IMAGE_SUFFIXES):
+            raise ValueError(
+                f"{self.title}: filename_tmpl must hold {{}} once, where the ground truth's name goes, and no ending of a "
+                f"file, such as '{{}}x{self.scale}'; got {self.template!r}"
+            )
+
     def _list(self) -> list[Item]:
-        gt_paths, root = self._gt_paths(), self.opt["dataroot_lq"]
-        template = "{}" if self.is_lmdb else self.opt.get("filename_tmpl", "{}")
-        if self.is_lmdb:
-            partners = {key: key for key in paths_from_lmdb(root)}
-        else:
-            partners = {file.stem: str(file) for file in list_images(root)}
+        truths, inputs, root = self.sources["gt"], self.sources["lq"], self.opt["dataroot_lq"]
+        partners: dict[str, list[str]] = {}
+        for image in inputs.images():
+            partners.setdefault(inputs.stem(image), []).append(image)
         items, wanted = [], set()
-        for path in gt_paths:
-            stem = path if self.is_lmdb else Path(path).stem
-            name = template.format(stem)
+        owners: dict[str, list[str]] = {}
+        for image in self._gt_images():
+            name = truths.stem(image) if self.is_lmdb else self.template.format(truths.stem(image))
             wanted.add(name)
-            if name in partners:
-                items.append(Item(path, partners[name]))
+            found = partners.get(name, [])
+            if len(found) > 1:  # they differ in their ending; BasicSR takes the one with the ground truth's
+                found = [file for file in found if Path(file).suffix == Path(image).suffix] or found
+            if len(found) == 1:
+                items.append(Item(image, found[0]))
+                owners.setdefault(found[0], []).append(image)
+            elif found:
+                why = f"{' and '.join(map(inputs.label, found))} could both be its input"
+                self._leave_out(ImageFileError(truths.label(image), why, "rename or remove all but one"))
             else:
-                self._leave_out(
-                    ImageFileError(path, f"its input {name!r} is not in {root}", "add it or remove this file")
-                )
+                near = did_you_mean(name, partners) if self.on_error == "stop" else ""
+                why = f"its input {name!r} is not in {root}{near}"
+                self._leave_out(ImageFileError(truths.label(image), why, "add it or remove this file"))
+        shared = {lq: images for lq, images in owners.items() if len(set(images)) > 1}
+        for lq, images in shared.items():
+            why = f"the only input of {' and of '.join(map(truths.label, images))}"
+            self._leave_out(ImageFileError(inputs.label(lq), why, "rename the images, or add the missing input"))
+        items = [item for item in items if item.lq not in shared]
         if not self.opt.get("meta_info_file"):
             for name in sorted(partners.keys() - wanted):
                 why = f"no ground truth in {self.opt['dataroot_gt']} has this input"
-                self._leave_out(ImageFileError(partners[name], why, "add it or remove this file"))
+                self._leave_out(ImageFileError(inputs.label(partners[name][0]), why, "add it or remove this file"))
         return items
-
-    def _leave_out(self, error: ImageFileError) -> None:
-        if self.on_error == "stop":
-            raise error
-        self.left_out.append(error)
 
     def _load(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
         gt, lq = self._read(item.gt, "gt"), self._read(item.lq, "lq")
+        truth, source = (self.sources[kind].label(name) for kind, name in (("gt", item.gt), ("lq", item.lq)))
         if gt.shape[2] != lq.shape[2]:
             raise ImageFileError(
-                item.lq,
-                f"{lq.shape[2]} channels, but its ground truth {item.gt} has {gt.shape[2]}",
+                source,
+                f"{lq.shape[2]} channels, but its ground truth {truth} has {gt.shape[2]}",
                 "convert one of them",
             )
         self._check_size(item, gt)
@@ -77,8 +98,8 @@ class RestorationPairDataset(RestorationDataset):
         over = gt.shape[0] - height, gt.shape[1] - width
         if not all(0 <= n < self.scale for n in over):
             raise ImageFileError(
-                item.lq,
-                f"{lq.shape[0]} x {lq.shape[1]} pixels do not fit the {gt.shape[0]} x {gt.shape[1]} of {item.gt} "
+                source,
+                f"{lq.shape[0]} x {lq.shape[1]} pixels do not fit the {gt.shape[0]} x {gt.shape[1]} of {truth} "
                 f"at scale {self.scale}",
                 "make the pair again (tools.prepare_data)",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..data.base import image_tensor
 from ..data.image_files import list_images, match_channels, read_image
+from ..strict import did_you_mean
 from .tiling import middle
 
 
@@ -21,7 +23,7 @@ class Sample:
     """One image.
 
     Attributes:
-        name: file name without suffix.
+        name: file name without suffix; with it where another image differs in the suffix only.
         image: input of the network, (1, C, H, W) in [0, 1], RGB or grey.
         truth: ground truth, uint8 (H * scale, W * scale, C) BGR or grey, or None.
     """
@@ -52,6 +54,52 @@ def middles(folder: str | Path, channels: int, height: int, width: int, count: i
         yield middle(to_tensor(match_channels(read_image(path), channels)), height, width)
 
 
+def partners(files: Sequence[Path], truths: Sequence[Path], scale: int, count: int | None = None) -> dict[Path, Path]:
+    """The ground truth of every input.
+
+    A set's inputs have the names of their ground truth, or the same with ``x<scale>`` behind them. ``photox2`` may be
+    either, where there are both ``photo`` and ``photox2``: then the rule that fits all inputs decides.
+
+    Args:
+        files: all inputs of the set, which decide about the rule together.
+        truths: all ground truth.
+        scale: output pixels per input pixel.
+        count: find those of the first so many inputs only.
+
+    Raises:
+        ValueError: no ground truth has an input's name; or several could be it, or one is that of two inputs.
+    """
+    named: dict[str, list[Path]] = {}
+    for truth in truths:
+        named.setdefault(truth.stem, []).append(truth)
+    folder, ending = truths[0].parent, f"x{scale}"
+    by_rule = (
+        {file: named.get(file.stem) for file in files},
+        {file: named.get(file.stem.removesuffix(ending)) for file in files if file.stem.endswith(ending)},
+    )
+    whole = [rule for rule in by_rule if len(rule) == len(files) and all(rule.values())]
+    found = {}
+    for file in files[:count]:
+        choices = [rule[file] for rule in (whole or by_rule) if rule.get(file)]
+        if not choices:
+            known = [truth.stem for truth in truths]
+            raise ValueError(
+                f"{file.name} has no ground truth of the same name in {folder}{did_you_mean(file.stem, known)}"
+            )
+        candidates = [truth for choice in choices for truth in choice]
+        if len(choices) == 1:  # they differ in their ending: the one with the input's
+            candidates = [truth for truth in candidates if truth.suffix == file.suffix] or candidates
+        if len(candidates) > 1:
+            names = " and ".join(truth.name for truth in candidates)
+            raise ValueError(f"{names} of {folder} could both be the ground truth of {file}; rename one")
+        found[file] = candidates[0]
+    for truth, number in Counter(found.values()).items():
+        if number > 1:
+            names = " and ".join(file.name for file in found if found[file] == truth)
+            raise ValueError(f"{truth} is the only ground truth of {names}; rename them, or add the missing one")
+    return found
+
+
 def load_samples(
     inputs: str | Path,
     truths: str | Path | None,
@@ -64,7 +112,8 @@ def load_samples(
 
     Args:
         inputs: folder of inputs.
-        truths: folder of ground truth: the same names, or without the ending ``x<scale>`` of the inputs; or None.
+        truths: folder of ground truth: the same names, or without the ending ``x<scale>`` of the inputs; or None. All
+            inputs follow one of the two rules (see :func:`partners`).
         channels: 1 or 3.
         scale: output pixels per input pixel.
         count: take only the first so many.
@@ -75,19 +124,20 @@ def load_samples(
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: an image is unreadable, smaller than ``side``, has no ground truth, or one of another size.
+        ValueError: an image is unreadable, smaller than ``side``, has no ground truth, one of another size, or two files
+            could be it.
     """
-    originals = {} if truths is None else {file.stem: file for file in list_images(truths)}
+    files = list_images(inputs)
+    originals = {} if truths is None else partners(files, list_images(truths), scale, count)
+    shared = {stem for stem, number in Counter(file.stem for file in files).items() if number > 1}
     samples = []
-    for file in list_images(inputs)[:count]:
+    for file in files[:count]:
         image = match_channels(read_image(file), channels)
         if side is not None and min(image.shape[:2]) < side:
             raise ValueError(f"{file} is {image.shape[1]}x{image.shape[0]}, smaller than {side}x{side}")
         truth = None
         if truths is not None:
-            original = originals.get(file.stem) or originals.get(file.stem.removesuffix(f"x{scale}"))
-            if original is None:
-                raise ValueError(f"{file.name} has no ground truth of the same name in {truths}")
+            original = originals[file]
             truth = match_channels(read_image(original), channels)
             height, width = image.shape[0] * scale, image.shape[1] * scale
             if truth.shape[0] < height or truth.shape[1] < width:
@@ -100,7 +150,7 @@ def load_samples(
             image = image[top : top + side, left : left + side]
             if truth is not None:
                 truth = truth[top * scale : (top + side) * scale, left * scale : (left + side) * scale]
-        samples.append(Sample(file.stem, to_tensor(image), truth))
+        samples.append(Sample(file.name if file.stem in shared else file.stem, to_tensor(image), truth))
     return samples
 
 
