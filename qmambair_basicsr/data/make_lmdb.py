@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 
+from ..files import replaced_folder
 from .image_files import ImageFileError, read_image
 from .lmdb_images import KEY_BYTES
-
-from ..files import replaced_folder
 
 __all__ = ["make_lmdb"]
 
@@ -53,7 +54,7 @@ def make_lmdb(folder: Path, stems: Sequence[str], template: str, *, overwrite: b
         import lmdb
     except ImportError as err:
         raise ImageFileError(target, "the package lmdb, which writes it, is not installed", "pip install lmdb") from err
-    for left in folder.parent.glob(f".*.{target.name}"):  # by a process that was killed
+    for left in folder.parent.glob(f".*.{glob.escape(target.name)}"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     try:
         with replaced_folder(target) as unfinished:

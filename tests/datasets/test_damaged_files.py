@@ -12,7 +12,7 @@ import pytest
 import torch
 from basicsr.data import build_dataset
 
-from qmambair_basicsr.data.image_files import ImageFileError, read_image, write_image
+from qmambair_basicsr.data.image_files import ImageFileError, decode_image, read_image, write_image
 
 VICTIM = "img001"  # the file that is damaged
 
@@ -173,6 +173,24 @@ def test_unreadable_file_says_so(tmp_path):
     """A path that is not there."""
     with pytest.raises(ImageFileError, match=r"gone\.png: No such file"):
         read_image(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+@pytest.mark.parametrize("restart", [0, 2])
+def test_a_jpeg_ends_where_its_image_ends(tmp_path, progressive, restart):
+    """What phones append (a video, a second picture) is not looked at; every shorter file is truncated."""
+    img = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8), (5, 5), 0)
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive, cv2.IMWRITE_JPEG_RST_INTERVAL, restart]
+    content = cv2.imencode(".jpg", img, options)[1].tobytes()
+    expected = decode_image(content, "plain")
+    for trailer in (b"\0\0\0\x18ftypmp42" + b"\xff\xda" * 9, content[: len(content) // 2], b"\xff\xd8\xff\xda"):
+        np.testing.assert_array_equal(decode_image(content + trailer, "motion photo"), expected)
+    # a preview in the header is no end
+    preview = b"\xff\xe1" + (2 + len(content)).to_bytes(2, "big") + content
+    np.testing.assert_array_equal(decode_image(content[:2] + preview + content[2:], "preview"), expected)
+    for size in (3, len(content) // 3, len(content) - 2, len(content) - 1):
+        with pytest.raises(ImageFileError, match=r"cut\.jpg: truncated JPEG"):
+            decode_image(content[:size], "cut.jpg")
 
 
 def test_write_image_leaves_nothing_behind_on_failure(tmp_path, monkeypatch):

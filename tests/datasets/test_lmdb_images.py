@@ -124,7 +124,7 @@ def test_map_grows(packed, monkeypatch):
 def test_a_packing_that_fails_leaves_nothing(packed, monkeypatch, failure):
     """The old LMDB stays, without a half-made one beside it."""
     folder, root = packed(("a", "b"))
-    before = content(root, "../HR/a")
+    (folder.parent / ".0123456789ab.HR.lmdb").mkdir()  # as a killed process leaves it
 
     def fail(*args):
         raise failure
@@ -134,7 +134,7 @@ def test_a_packing_that_fails_leaves_nothing(packed, monkeypatch, failure):
         make_lmdb.make_lmdb(folder, ["a", "b"], "{}", overwrite=True)
     assert failure is KeyboardInterrupt or "HR.lmdb: cannot be written (" in str(caught.value)
     assert {f.name for f in folder.parent.iterdir()} == {"HR", "HR.lmdb"}
-    assert content(folder, "a") == before and len(build_dataset(options(root))) == 2
+    assert len(build_dataset(options(root, check_files=True))) == 2
 
 
 @pytest.mark.parametrize("name", [" a", "x" * 210])
