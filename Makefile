@@ -4,11 +4,14 @@
 #   make install TORCH="torch torchvision"     newest torch; on Linux the registry's build for CUDA
 #
 # TORCH is installed first and left alone from then on.
+#
+#   make test PYTEST_ARGS="tests/ops -k scan" WORKERS=1     some tests; by default as many workers as cores
 
 PYTHON ?= python3
 TORCH ?= $(shell grep -E '^torch(vision)?==' constraints.txt)
 EXTRAS ?= dev,metrics,export,plot
 PYTEST_ARGS ?=
+WORKERS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -45,7 +48,7 @@ demo: $(STAMP) $(KERNELS)
 	$(BIN)/python -W ignore -m qmambair_basicsr.tools.demo
 
 test: $(STAMP) $(KERNELS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 20 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

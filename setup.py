@@ -38,6 +38,7 @@ EXTRAS = {
         "jsonschema>=4.20",
         "pytest>=8",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.5",
         "ruff>=0.11",
         # its interpreter runs the GPU kernels in the tests of machines without a GPU
         'triton>=3.0,<4; platform_system == "Linux" and platform_machine == "x86_64"',

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# before torch is imported: the networks of the tests are too small for threads, and threads that wait for each other on
+# a busy machine, or in every worker of pytest-xdist, make them many times slower
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
+import suite_progress
 import torch
 
 if not torch.cuda.is_available():
@@ -14,6 +19,17 @@ if not torch.cuda.is_available():
 import qmambair_basicsr  # noqa: F401  (mends basicsr's imports before a test module imports basicsr)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Show how far the suite is."""
+    suite_progress.install(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: one worker for each core that this process may use."""
+    return suite_progress.usable_cores()
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import cv2
 import pytest
 import torch
 from skimage import data
+from workers import folder_of_all_workers, one_worker_at_a_time
 
 from qmambair_basicsr.artifacts.packed import save_packed
 from qmambair_basicsr.layers.convert import freeze_dls
@@ -31,20 +32,28 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def exported_case(tmp_path_factory) -> Callable[..., tuple[torch.nn.Module, Path]]:
-    """(case of ``test_export_onnx.CASES``, DLS mode, precision = fp32) -> the network and its ONNX file for 16 x 24."""
+    """(case of ``test_export_onnx.CASES``, DLS mode, precision = fp32) -> the network and its ONNX file for 16 x 24.
+
+    An export takes seconds, so the workers of pytest-xdist share the files.
+    """
     pytest.importorskip("onnxruntime", reason="extra: export")
     from test_export_onnx import CASES, calibrated, photo
 
     from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx
 
-    folder = tmp_path_factory.mktemp("cases")
+    folder = folder_of_all_workers(tmp_path_factory) / "cases"
+    folder.mkdir(exist_ok=True)
 
     @functools.cache
     def make(case: str, dls: str, precision: str = "fp32") -> tuple[torch.nn.Module, Path]:
         net, path = calibrated(CASES[case]), folder / f"{case} {dls} {precision}.onnx"
         if dls == "frozen":
             freeze_dls(net, [photo(CASES[case].get("in_chans", 3), 16, 24)])
-        export_onnx(net, path, ExportSettings(16, 24, scan_chunk=4, precision=precision))
+        with one_worker_at_a_time(path.with_suffix(".lock")):
+            if not path.exists():
+                part = path.with_suffix(".part.onnx")
+                export_onnx(net, part, ExportSettings(16, 24, scan_chunk=4, precision=precision))
+                part.rename(path)
         return net, path
 
     return make

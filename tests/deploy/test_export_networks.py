@@ -9,12 +9,11 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
-from test_export_onnx import CASES, calibrated, photo
+from test_export_onnx import photo
 
 from qmambair_basicsr.archs.images import output_scale
 from qmambair_basicsr.archs.windows import open_window_plan, window_plan
 from qmambair_basicsr.layers import calibrate
-from qmambair_basicsr.layers.convert import freeze_dls
 from qmambair_basicsr.ops.backend import exporting
 from qmambair_basicsr.ops.semantic_order import semantic_order
 
@@ -23,7 +22,7 @@ pytest.importorskip("onnxruntime", reason="extra: export")
 from qmambair_basicsr.artifacts.onnx.codes import compare_activations, compare_weights
 from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx
 from qmambair_basicsr.artifacts.onnx.modules import ExportError
-from qmambair_basicsr.artifacts.onnx.runtime import OnnxNetwork
+from qmambair_basicsr.artifacts.onnx.runtime import OnnxNetwork, read_model
 
 LIGHT = {"depths": [1], "d_state": 2, "mlp_ratio": 1.0, "upscale": 2, "upsampler": "pixelshuffledirect"}
 V2 = {"embed_dim": 12, "num_heads": [2], "window_size": 8, "inner_rank": 3, "num_tokens": 5, "eval_routing": "argmax"}
@@ -119,13 +118,10 @@ def test_window_plan_for_open_sides_masks_the_same_pairs(height, width, shift):
     assert torch.equal(*masks)
 
 
-def test_half_precision(tmp_path):
+def test_half_precision(exported_case):
     """FP16 outside the quantized layers: same codes for the same input, close outputs, FP32 at both ends."""
-    net = calibrated(CASES["light x2 w4a4"])
-    x = photo(3, 16, 24)
-    freeze_dls(net, [x])
-    model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, scan_chunk=4, precision="fp16"))
-    onnx_net = OnnxNetwork(tmp_path / "net.onnx")
+    net, path = exported_case("light x2 w4a4", "frozen", "fp16")
+    x, model, onnx_net = photo(3, 16, 24), read_model(path), OnnxNetwork(path)
     with torch.no_grad():
         assert_same(onnx_net(x).numpy(), net(x).numpy(), 45)
     assert onnx_net.facts["precision"] == "fp16"
@@ -133,6 +129,6 @@ def test_half_precision(tmp_path):
     assert kinds["conv_first.weight"] == 10 and kinds["layers.0.conv.act.step"] == 1
     assert all(kind != 10 for name, kind in kinds.items() if "SS2DScan" in name), "the scan stays FP32"
     assert all(check.equal for check in compare_weights(model, net))
-    checks = compare_activations(tmp_path / "net.onnx", net, x)
+    checks = compare_activations(path, net, x)
     assert all(check.own_input == check.count for check in checks)
     assert sum(check.whole_network for check in checks) >= 0.97 * sum(check.count for check in checks)
