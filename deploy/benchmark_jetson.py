@@ -80,6 +80,9 @@ def check_accuracy(runner, references) -> dict | None:
         output = runner.infer(array)
         if output.shape != expected.shape:
             raise BenchmarkError(f"reference {name} has output shape {expected.shape}, the engine gives {output.shape}")
+        for whose, values in (("the reference", expected), ("the engine's output", output)):
+            if not np.isfinite(values).all():
+                raise BenchmarkError(f"reference {name}: {whose} holds NaN or infinity")
         worst.append(psnr(output, expected))
         largest = max(largest, float(np.abs(output - expected).max()))
         names.append(name)

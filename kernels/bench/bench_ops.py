@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import torch  # noqa: E402
 from cases import CASES, Case  # noqa: E402
+from parity import relative_error  # noqa: E402
 
 from qmambair_basicsr.ops.backend import ENV, backends  # noqa: E402
 
@@ -80,11 +81,7 @@ def forced(run, name: str):
 def parity(case: Case, call, inputs) -> float:
     """Largest relative deviation of any output from the float64 reference, on the same values."""
     exact = [t.detach().cpu().double().requires_grad_(t.requires_grad) for t in inputs]
-    worst = 0.0
-    for got, want in zip(call(inputs), case.run(exact), strict=True):
-        scale = want.abs().max().clamp(min=1e-30)
-        worst = max(worst, ((got.detach().cpu().double() - want).abs().max() / scale).item())
-    return worst
+    return max(relative_error(got, want) for got, want in zip(call(inputs), case.run(exact), strict=True))
 
 
 def peak_memory(case: str, name: str, device: str, threads: int) -> float:

@@ -20,9 +20,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from parity import relative_error
 
 from qmambair_basicsr.ops.backend import ENV, Backend
 from qmambair_basicsr.ops.dls import dls
@@ -101,13 +103,6 @@ class Bench:
         """Time of a device copy of a tensor."""
         target = torch.empty_like(tensor)
         return self.time(lambda: target.copy_(tensor))
-
-
-def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest deviation over the largest value; infinite if one has a NaN that the other has not."""
-    if not torch.equal(got.isnan(), want.isnan()):
-        return float("inf")
-    return ((got.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
 
 
 def evaluate(function, tensors, weight):

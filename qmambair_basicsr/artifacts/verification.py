@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from ..inference.tiling import middle
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import frozen, parameter_sites, set_constant_grids
-from .onnx.codes import ActivationCheck, WeightCheck, captured_codes, compare_activations, compare_weights, same_scale
+from .onnx.codes import (
+    NO_CODE,
+    ActivationCheck,
+    WeightCheck,
+    captured_codes,
+    compare_activations,
+    compare_weights,
+    equal_codes,
+    same_scale,
+)
 from .onnx.modules import ExportError
 from .onnx.precision import in_double
 from .onnx.runtime import OnnxNetwork, read_model
@@ -83,8 +92,9 @@ def _packed(path: Path, net: nn.Module) -> Artifact:
         found = []
         for name, calls in track(list(ours.items())):
             pairs = list(zip(calls, theirs.get(name, ()), strict=False))
-            count, equal = sum(c.size for c in calls), sum(int((a == b).sum()) for a, b in pairs)
-            found.append(ActivationCheck(name, count, equal, equal))
+            count, equal = sum(c.size for c in calls), sum(equal_codes(a, b) for a, b in pairs)
+            broken = sum(int(((a == NO_CODE) | (b == NO_CODE)).sum()) for a, b in pairs)
+            found.append(ActivationCheck(name, count, equal, equal, broken))
         return found
 
     return Artifact(path.name, _without_gradients(loaded), net, "packed", "fp32", "", None, checks, activations)

@@ -44,7 +44,7 @@ def _cells(row: dict) -> list[str]:
         for equal, total in (("own_input_equal", "own_input_codes"), ("whole_network_equal", "codes"))
     ]
     gap = "-"
-    if row["truth_psnr"] is not None:
+    if row["truth_psnr"] is not None and row["truth_psnr_fake_quantization"] is not None:
         gap = f"{row['truth_psnr'] - row['truth_psnr_fake_quantization']:+.3f}"
     return [
         row["name"],

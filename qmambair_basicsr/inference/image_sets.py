@@ -155,8 +155,13 @@ def load_samples(
 
 
 def psnr_between(output: Tensor, reference: Tensor) -> float:
-    """PSNR in dB of two results in [0, 1] before rounding and clipping; infinite when they are equal."""
+    """PSNR in dB of two results in [0, 1] before rounding and clipping.
+
+    Infinite when they are equal, NaN when one of them holds NaN or infinity.
+    """
     error = (output.double() - reference.double()).square().mean().item()
+    if not math.isfinite(error):
+        return math.nan
     return math.inf if error == 0 else -10 * math.log10(error)
 
 

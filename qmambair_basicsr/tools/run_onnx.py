@@ -80,6 +80,7 @@ def restore_all(network, samples: Sequence[Sample], args: argparse.Namespace, co
             started = time.perf_counter()
             result = restore(network, sample.image, network.size, network.multiple, args.overlap)
             seconds = time.perf_counter() - started
+            _require_finite(result, network, sample)
             psnr = None if sample.truth is None else psnr_of(result, sample.truth, crop, on_y)
             rows.append({"image": sample.name, "psnr": psnr, "seconds": round(seconds, 4)})
             if args.save:
@@ -92,6 +93,11 @@ def restore_all(network, samples: Sequence[Sample], args: argparse.Namespace, co
         "images": rows,
         "psnr": mean(known),
     }
+
+
+def _require_finite(result: Tensor, network, sample: Sample) -> None:
+    if not bool(torch.isfinite(result).all()):
+        raise ValueError(f"{network.path} gives NaN or infinity for {sample.name}: nothing is written for it")
 
 
 def time_in_turns(networks: dict[str, Callable[[Tensor], object]], x: Tensor, rounds: int) -> list[dict]:
@@ -154,7 +160,9 @@ def run(args: argparse.Namespace, console: Console) -> dict:
         if target.suffix != ".npz":
             raise ValueError(f"--save-reference {target}: the name must end in .npz")
         target.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(target, input=x.numpy(), output=first(x).numpy())
+        output = first(x)
+        _require_finite(output, first, samples[0])
+        np.savez(target, input=x.numpy(), output=output.numpy())
     if args.rounds:
         contenders: dict[str, Callable[[Tensor], object]] = {str(m.path): m for m in models}
         if args.checkpoint:

@@ -121,6 +121,8 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
 
         def scored(results: list[Tensor]) -> float | None:
             pairs = [(y, s.truth) for y, s in zip(results, samples, strict=True) if s.truth is not None]
+            if not all(bool(torch.isfinite(y).all()) for y, _ in pairs):
+                return None  # rounded to 8 bits, NaN would give a figure
             return mean([psnr_of(y, truth, crop, on_y) for y, truth in pairs])
 
         rows = []
@@ -157,6 +159,12 @@ def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outp
     reference_name = "fake quantization" if artifact.reference is net else f"reference of {artifact.name}"
     reference = outputs.of(reference_name, artifact.reference, artifact.size)
     got = outputs.of(artifact.name, artifact.network, artifact.size)
+    failures = [
+        f"output of {whose} for {sample.name} holds NaN or infinity"
+        for whose, results in (("the network", reference), ("the file", got))
+        for sample, y in zip(samples, results, strict=True)
+        if not bool(torch.isfinite(y).all())
+    ]
     psnr = [psnr_between(y, r) for y, r in zip(got, reference, strict=True)]
     own, size = None, ROUNDING.get(artifact.precision)
     if size is not None:
@@ -167,7 +175,9 @@ def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outp
     stored = {kind: [c for c in artifact.weights if c.stored == kind] for kind in ("codes", "values", "folded")}
     wrong = [c.name for c in artifact.weights if c.equal is False]
     turned = [c.name for c in checks if c.own_input is not None and c.own_input != c.count]
-    failures = []
+    broken = [c.name for c in checks if c.not_finite]
+    if broken:
+        failures.append(f"{len(broken)} activations meet NaN or infinity, first {broken[0]}")
     if wrong:
         failures.append(f"{len(wrong)} parameters differ, first {wrong[0]}")
     if turned:
@@ -188,7 +198,7 @@ def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outp
         },
         "activations": summary_of(checks),
         "psnr": _spread(psnr),
-        "worst": samples[psnr.index(min(psnr))].name,
+        "worst": samples[min(range(len(psnr)), key=lambda i: (not math.isnan(psnr[i]), psnr[i]))].name,
         "rounding_psnr": own,
         "truth_psnr": truth,
         "truth_psnr_fake_quantization": exact,
@@ -197,8 +207,10 @@ def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outp
 
 
 def _spread(psnr: list[float]) -> dict:
-    """Least and mean of PSNR values, None for infinity."""
-    return {"min": _finite(min(psnr)), "mean": _finite(mean(psnr)), "equal": all(math.isinf(p) for p in psnr)}
+    """Least and mean of PSNR values: None for infinity, where ``equal`` is true, and where one is not a number."""
+    if any(math.isnan(p) for p in psnr):
+        return {"min": None, "mean": None, "equal": False}
+    return {"min": _finite(min(psnr)), "mean": _finite(mean(psnr)), "equal": all(p == math.inf for p in psnr)}
 
 
 def _finite(value: float | None) -> float | None:
@@ -227,7 +239,9 @@ def judge(row: dict, least: float, proven: bool) -> tuple[str, str | None]:
     if row["precision"] == "fp64" and not _holds(row):
         turned = row["activations"]["codes"] - row["activations"]["whole_network_equal"]
         return NOT_VERIFIED, f"{turned:,} codes over the whole network differ, which rounding cannot explain in FP64"
-    psnr = math.inf if row["psnr"]["min"] is None else row["psnr"]["min"]
+    psnr = math.inf if row["psnr"]["equal"] else row["psnr"]["min"]
+    if psnr is None:
+        return NOT_VERIFIED, f"the PSNR of {row['worst']} is not a number"
     if psnr >= least:
         return VERIFIED, None
     reason = f"output of {row['worst']} is {psnr:.2f} dB from the network's, below {least:g} dB"
@@ -240,7 +254,7 @@ def judge(row: dict, least: float, proven: bool) -> tuple[str, str | None]:
             NOT_VERIFIED,
             f"{reason}; add the file of `export --onnx-fp64` as --artifact to see whether that is rounding",
         )
-    if psnr < own - MARGIN:
+    if not psnr >= own - MARGIN:
         return NOT_VERIFIED, f"{reason}, and more than {MARGIN:g} dB worse than rounding explains"
     return UP_TO_ROUNDING, None
 

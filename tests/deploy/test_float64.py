@@ -119,7 +119,7 @@ def largest_difference(path, net, image):
             else given[site.name][site.call][..., site.direction, :]
         )
         differences.append(np.abs(tensors[site.source].reshape(-1) - wanted.numpy().reshape(-1)).max())
-    assert len(differences) >= 8
+    assert len(differences) >= 8 and np.isfinite(differences).all()
     return max(differences)
 
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 from test_export_onnx import CASES, calibrated
 
+from qmambair_basicsr.artifacts.packed import save_packed
 from qmambair_basicsr.inference.image_sets import load_samples
 from qmambair_basicsr.tools import verify as tool
 
 onnx = pytest.importorskip("onnx", reason="extra: export")
 from onnx import numpy_helper  # noqa: E402
 
+from qmambair_basicsr.artifacts.onnx.codes import NO_CODE, captured_codes  # noqa: E402
 from qmambair_basicsr.artifacts.verification import open_artifact  # noqa: E402
 
 
@@ -107,7 +109,7 @@ def test_middle_of_images(exported, capsys):
 
 def row(psnr=40.0, own=41.0, precision="fp32", codes=(10, 10), failures=()):
     activations = {"codes": codes[0], "whole_network_equal": codes[1]}
-    spreads = {"psnr": {"min": psnr}, "rounding_psnr": None if own is None else {"min": own}}
+    spreads = {"psnr": {"min": psnr, "equal": psnr is None}, "rounding_psnr": None if own is None else {"min": own}}
     return {"precision": precision, "activations": activations, "worst": "p0", "failures": [*failures], **spreads}
 
 
@@ -178,3 +180,64 @@ def test_codes_are_compared_in_as_many_runs_as_memory_asks_for(exported, monkeyp
     monkeypatch.setattr("qmambair_basicsr.artifacts.onnx.codes.RUN_BYTES", 400_000)
     assert artifact.activations(image, track) == together
     assert runs[0] == 1 and runs[1] > 3
+
+
+def test_captured_codes_know_what_is_not_finite(exported):
+    """NaN has no code, though an integer type gives it one: both networks would agree on it."""
+    image = load_samples(exported["inputs"], None, 3, 2, 1)[0].image[..., :16, :24].clone()
+    image[0, 1, 3, 5] = float("nan")
+    codes = captured_codes(exported.net, image)
+    broken = {name: sum(int((call == NO_CODE).sum()) for call in calls) for name, calls in codes.items()}
+    assert all(count > 0 for count in broken.values())
+    artifact = open_artifact(exported["net.safetensors"], exported.net)
+    checks = artifact.activations(image, iter)
+    assert [check.not_finite for check in checks] == [broken[check.name] for check in checks]
+    assert all(check.whole_network < check.count for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("frozen", np.nan), ("frozen", np.inf), ("half", np.nan), ("exact", -np.inf)]
+)
+def test_an_output_that_is_not_finite_is_not_verified(exported, exported_case, tmp_path, capsys, kind, value):
+    """One pixel of the output, behind the last code: all codes are equal and every comparison with NaN is false."""
+    source = exported_case("light x2 w4a4", "frozen", "fp16")[1] if kind == "half" else exported[f"{kind}.onnx"]
+    model = onnx.load(source)
+    shape = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
+    spoilt = np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(model.graph.output[0].type.tensor_type.elem_type))
+    spoilt[0, 0, 2, 3] = value
+    model.graph.initializer.append(numpy_helper.from_array(spoilt, "spoilt"))
+    last = next(node for node in model.graph.node if "output" in node.output)
+    last.output[list(last.output).index("output")] = "before"
+    model.graph.node.append(onnx.helper.make_node("Add", ["before", "spoilt"], ["output"], name="spoil"))
+    onnx.save(model, tmp_path / "spoilt.onnx")
+    twins = [exported["exact.onnx"]] if kind == "frozen" else []  # which prove what rounding is allowed for
+    command = [*arguments(exported, *twins, tmp_path / "spoilt.onnx"), "--count", "1", "--truth", exported["truth"]]
+    assert tool.main([*command, "--output", str(tmp_path / "report")]) == 1
+    assert "- spoilt.onnx: output of the file for p0x2 holds NaN or infinity" in capsys.readouterr().out
+    spoilt_row = json.loads((tmp_path / "report.json").read_text())["rows"][-1]
+    assert spoilt_row["verdict"] == tool.NOT_VERIFIED
+    assert spoilt_row["psnr"] == {"min": None, "mean": None, "equal": False}
+    assert spoilt_row["truth_psnr"] is None
+
+
+def test_a_network_that_is_not_finite_verifies_nothing(exported, tmp_path, capsys):
+    """The checkpoint and the packed file made from it agree in every bit, and compute NaN."""
+    net = calibrated(CASES["light x2 w4a4"])
+    with torch.no_grad():
+        net.conv_first.bias[0] = float("nan")
+    torch.save({"params": net.state_dict()}, tmp_path / "net.pth")
+    save_packed(net, CASES["light x2 w4a4"], tmp_path / "nan.safetensors")
+    command = arguments(exported, tmp_path / "nan.safetensors")
+    command[command.index("--checkpoint") + 1] = str(tmp_path / "net.pth")
+    assert tool.main(command) == 1
+    said = capsys.readouterr().out
+    assert "output of the network for p0x2 holds NaN or infinity" in said
+    assert "activations meet NaN or infinity" in said
+
+
+@pytest.mark.parametrize("psnr", [[40.0, np.nan], [np.nan, 40.0], [np.inf, np.nan]])
+def test_a_psnr_that_is_not_a_number_is_never_enough(psnr):
+    spread = tool._spread(psnr)
+    assert spread == {"min": None, "mean": None, "equal": False}
+    assert tool.judge(row() | {"psnr": spread}, 30.0, True)[0] == tool.NOT_VERIFIED
+    assert tool.judge(row() | {"psnr": {"min": np.nan, "equal": False}}, 30.0, True)[0] == tool.NOT_VERIFIED

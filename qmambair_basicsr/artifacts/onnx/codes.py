@@ -32,6 +32,8 @@ from ...layers.calibrate import quantizers_of
 from ...layers.convert import FrozenCodes, ParameterSite, frozen, meets_activations, parameter_sites
 from .runtime import session
 
+NO_CODE = np.iinfo(np.int16).min
+"""Stands in captured codes where a quantizer was given NaN or infinity, which have no code."""
 RUN_BYTES = 1 << 30
 """What the tensors compared in one run of a graph may take, about."""
 _BYTES_PER_CODE = 9  # an int8 code, and its input in float64 at most
@@ -65,12 +67,15 @@ class ActivationCheck:
         own_input: codes equal when both quantize the graph's tensor; None for DLS computed in the graph, and for
             what the graph holds as a constant.
         whole_network: codes equal when each computes the whole network.
+        not_finite: values that are NaN or infinite where a code is made of them, in the file or in the network. They
+            equal nothing.
     """
 
     name: str
     count: int
     own_input: int | None
     whole_network: int
+    not_finite: int = 0
 
 
 def _initializers(model: onnx.ModelProto) -> dict[str, TensorProto]:
@@ -101,8 +106,10 @@ def _matches(stored: np.ndarray, scale: np.ndarray, expected: FrozenCodes, group
 
 
 def same_scale(got: np.ndarray, wanted: np.ndarray) -> bool:
-    """Whether two arrays of equal shape differ by at most 1e-6 of the largest wanted value."""
-    return got.shape == wanted.shape and bool(np.abs(got - wanted).max() <= 1e-6 * np.abs(wanted).max())
+    """Whether two arrays of equal shape, finite both, differ by at most 1e-6 of the largest wanted value."""
+    if got.shape != wanted.shape or not (np.isfinite(got).all() and np.isfinite(wanted).all()):
+        return False
+    return bool(np.abs(got - wanted).max() <= 1e-6 * np.abs(wanted).max())
 
 
 def compare_weights(model: onnx.ModelProto, net: nn.Module) -> list[WeightCheck]:
@@ -183,13 +190,27 @@ def _site_input(scope: str, tensor: str, producers: dict[str, onnx.NodeProto], c
     return tensor
 
 
+def codes_or_none(quantizer: nn.Module, x: Tensor) -> np.ndarray:
+    """The quantizer's codes of ``x`` as int16, ``NO_CODE`` where a value is not finite."""
+    codes = quantizer.to_int(x)[0].to(torch.int16)
+    return codes.masked_fill_(~torch.isfinite(x), NO_CODE).numpy()
+
+
+def equal_codes(a: np.ndarray, b: np.ndarray) -> int:
+    """How many codes are equal; ``NO_CODE`` and NaN equal nothing."""
+    return int(((a == b) & (a != NO_CODE)).sum())
+
+
 def captured_codes(net: nn.Module, image: Tensor) -> dict[str, list[np.ndarray]]:
-    """Codes of every activation quantizer of a network run on an image, one int16 array per call, by name."""
+    """Codes of every activation quantizer of a network run on an image, one int16 array per call, by name.
+
+    ``NO_CODE`` stands where the quantizer was given NaN or infinity.
+    """
     seen: dict[str, list[np.ndarray]] = {}
 
     def watch(name: str, quantizer):
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.setdefault(name, []).append(quantizer.to_int(inputs[0])[0].to(torch.int16).numpy())
+            seen.setdefault(name, []).append(codes_or_none(quantizer, inputs[0]))
 
         return hook
 
@@ -272,14 +293,15 @@ def compare_activations(
     for group in track(_groups(sites, reference)):
         outputs = _run_with(model, image, group)
         for site in group:
-            got = outputs[site.codes].reshape(-1)
+            got, wanted = outputs[site.codes].reshape(-1), site.expected(reference).reshape(-1)
+            broken = (wanted == NO_CODE) | ~np.isfinite(got)
             own = None
             if site.source is not None:
                 given = torch.from_numpy(outputs[site.source])
                 given = given.to(torch.promote_types(given.dtype, torch.float32))
-                own = int((quantizers[site.name].to_int(given)[0].numpy().reshape(-1) == got).sum())
-            whole = int((site.expected(reference).reshape(-1) == got).sum())
-            checks.append(ActivationCheck(site.label(), got.size, own, whole))
+                ours = codes_or_none(quantizers[site.name], given).reshape(-1)
+                own, broken = equal_codes(ours, got), broken | (ours == NO_CODE)
+            checks.append(ActivationCheck(site.label(), got.size, own, equal_codes(wanted, got), int(broken.sum())))
     return checks
 
 
