@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 # before torch is imported: the networks of the tests are too small for threads, and threads that wait for each other on
@@ -15,6 +16,8 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is first imported
+
+from instruction_sets import in_use, libraries
 
 import qmambair_basicsr  # noqa: F401  (mends basicsr's imports before a test module imports basicsr)
 
@@ -51,3 +54,10 @@ def shared_dir() -> Path:
 def data_dir() -> Path:
     """tests/data: small vectors that ship with the repository."""
     return ROOT / "tests" / "data"
+
+
+@pytest.fixture(params=libraries() or [None])
+def instruction_set(request):
+    """The test runs once with the native kernels for each instruction set of this machine; None: they are not built."""
+    with nullcontext() if request.param is None else in_use(request.param):
+        yield request.param

@@ -18,6 +18,21 @@ ABI = 3
 _BUILD = "python -m qmambair_basicsr.ops.build"
 
 
+def opened(path: Path) -> ctypes.CDLL:
+    """A library file, loaded; what it tells about itself can be called.
+
+    Raises:
+        OSError: it does not load.
+        AttributeError: it is another library.
+    """
+    library = ctypes.CDLL(str(path))
+    for name in ("qm_sources", "qm_isa"):
+        getattr(library, name).restype = ctypes.c_char_p
+    for name in ("qm_abi", "qm_threaded"):
+        getattr(library, name).restype = ctypes.c_int64
+    return library
+
+
 @functools.cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The library and a line about it; None and the reason when it cannot be used."""
@@ -25,11 +40,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     if not path.is_file():
         return None, f"not built; run: {_BUILD}"
     try:
-        library = ctypes.CDLL(str(path))
-        for name in ("qm_sources", "qm_isa"):
-            getattr(library, name).restype = ctypes.c_char_p
-        for name in ("qm_abi", "qm_threaded"):
-            getattr(library, name).restype = ctypes.c_int64
+        library = opened(path)
     except (OSError, AttributeError) as err:
         return None, f"{path.name} does not load ({err}); run: {_BUILD}"
     digest = sources_digest()

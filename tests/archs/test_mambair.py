@@ -34,7 +34,7 @@ def check_golden(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_matches_official_vectors(name):
+def test_matches_official_vectors(name, instruction_set):
     check_golden(GOLDEN / f"mambair_{name}.pt")
 
 

@@ -54,7 +54,7 @@ def check_golden(path: Path, monkeypatch) -> None:
     assert relative_error(x.grad, case["input_grad"]) < 1e-5
 
 
-def test_light_matches_official_vectors(monkeypatch):
+def test_light_matches_official_vectors(monkeypatch, instruction_set):
     check_golden(GOLDEN / "mambairv2_light_x2.pt", monkeypatch)
 
 

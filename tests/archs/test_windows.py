@@ -33,7 +33,7 @@ def slow_attention(attention, qkv, height, width, window, shift):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("shift", [0, 2])
 @pytest.mark.parametrize("size", [(4, 4), (8, 4), (4, 12), (12, 8)])
-def test_window_attention_equals_slow_formula(size, shift, fused):
+def test_window_attention_equals_slow_formula(size, shift, fused, instruction_set):
     attention = WindowAttention(dim=6, window_size=4, num_heads=2)
     torch.nn.init.normal_(attention.relative_position_bias_table)
     qkv = torch.randn(2, size[0] * size[1], 18)

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
+from instruction_sets import in_use
 
 from qmambair_basicsr.ops.backend import ENV, Backend
 
 
 @pytest.fixture
 def use_backend(monkeypatch):
-    """``use_backend(op, name)`` forces a backend for this test, or skips it with the reason it is not available."""
+    """``use_backend(op, name)`` forces a backend for this test, or skips it with the reason it is not available.
+
+    ``native-avx2`` and the like are the native kernels for an instruction set.
+    """
+    stack = ExitStack()
 
     def force(op: str, name: str) -> None:
+        name, _, instructions = name.partition("-")
+        stack.close()
+        if instructions:
+            stack.enter_context(in_use(instructions))
         available, reason = Backend(op, name).is_available()
         if not available:
             pytest.skip(f"{op} on {name}: {reason}")
         monkeypatch.setenv(ENV, name)
 
-    return force
+    with stack:
+        yield force
 
 
 @pytest.fixture

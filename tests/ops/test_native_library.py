@@ -46,6 +46,19 @@ def test_library_of_other_sources_is_refused(monkeypatch):
     assert "other sources" in reason
 
 
+@pytest.fixture
+def native(instruction_set):
+    """Its name; the test is skipped where the library is not built."""
+    if instruction_set is None:
+        pytest.skip(native_library.is_available()[1])
+    return instruction_set
+
+
+def test_every_instruction_set_runs_in_one_process(native):
+    assert native_library.library().qm_isa().decode() == native
+    assert native_library.is_available() == (True, native)
+
+
 def test_forced_backend_errors(monkeypatch):
     x = torch.zeros(2)
     monkeypatch.setenv("QMAMBAIR_BACKEND", "fastest")
@@ -89,9 +102,7 @@ def _quantize(x, upstream):
     return [*outputs, *(g for many in grads for g in many if g is not None)]
 
 
-def test_quantizer_bits_do_not_depend_on_threads(monkeypatch):
-    if not native_library.is_available()[0]:
-        pytest.skip(native_library.is_available()[1])
+def test_quantizer_bits_do_not_depend_on_threads(monkeypatch, native):
     monkeypatch.setenv("QMAMBAIR_BACKEND", "native")
     x, upstream, before = torch.randn(2, 70001), torch.randn(2, 70001), torch.get_num_threads()
     try:

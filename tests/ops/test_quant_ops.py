@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 import torch
+from instruction_sets import with_instruction_sets
 
 from qmambair_basicsr.ops.dls import dls
 from qmambair_basicsr.ops.lsq import lsq
@@ -17,7 +18,8 @@ CUDA = torch.cuda.is_available()
 
 
 def _others(op):
-    return [name for name in importlib.import_module(f"qmambair_basicsr.ops.{op}").BACKENDS if name != "reference"]
+    names = importlib.import_module(f"qmambair_basicsr.ops.{op}").BACKENDS
+    return with_instruction_sets([name for name in names if name != "reference"])
 
 
 def _gradients(function, tensors, upstream, device="cpu"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from instruction_sets import with_instruction_sets
 from scan_cases import relative_error
 
 from qmambair_basicsr.ops.backend import backends
 from qmambair_basicsr.ops.selective_scan import selective_scan
 
-NAMES = [backend.name for backend in backends("ss2d_scan")]
+NAMES = with_instruction_sets([backend.name for backend in backends("ss2d_scan")])
 
 
 def _inputs(form, batch=2, channels=6, length=9, state=2):
@@ -24,7 +25,7 @@ def _inputs(form, batch=2, channels=6, length=9, state=2):
 @pytest.mark.parametrize("backend", NAMES)
 def test_outputs_gradients_and_last_state(backend, form, use_backend, nan_memory):
     use_backend("ss2d_scan", backend)
-    device = "cuda" if backend != "native" and torch.cuda.is_available() else "cpu"
+    device = "cuda" if not backend.startswith("native") and torch.cuda.is_available() else "cpu"
     tensors = _inputs(form)
     weight = torch.randn(tensors[0].shape)
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from instruction_sets import with_instruction_sets
 from scan_cases import DIRECTIONS, NAMES, make, recurrence, relative_error
 
 from qmambair_basicsr.ops import ss2d_scan as package
 from qmambair_basicsr.ops.backend import backends
 from qmambair_basicsr.ops.ss2d_scan import ss2d_scan
 
-BACKENDS = [b.name for b in backends("ss2d_scan")]
+BACKENDS = with_instruction_sets([b.name for b in backends("ss2d_scan")])
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # (batch, H, W, K, D, N): lengths 1, 63, 500, 4097, odd channel counts, one to four directions
@@ -53,7 +51,7 @@ def case(backend, shape, steps):
 
 
 def device_of(backend):
-    return "cpu" if backend == "native" else DEVICE
+    return "cpu" if backend.startswith("native") else DEVICE
 
 
 def evaluate(inputs, weight=None, dtype=None, device="cpu", **options):
@@ -157,7 +155,7 @@ def test_nan_reaches_the_output(backend, name, use_backend):
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), 3e38, -3e38])
 @pytest.mark.parametrize("name", NAMES)
-def test_huge_values_do_not_crash(name, value, use_backend):
+def test_huge_values_do_not_crash(name, value, use_backend, instruction_set):
     use_backend("ss2d_scan", "native")
     inputs = make(1, 3, 4, 4, 5, 3)
     inputs[name].view(-1)[0] = value
@@ -178,7 +176,7 @@ def test_a_huge_step_forgets_what_was_before(backend, use_backend):
     assert relative_error(got["y"], want["y"]) < 1e-5
 
 
-def test_native_bits_do_not_depend_on_threads(use_backend):
+def test_native_bits_do_not_depend_on_threads(use_backend, instruction_set):
     use_backend("ss2d_scan", "native")
     inputs = make(2, 9, 15, 4, 200, 4)  # merges directions for few threads, not for many
     results, before, weight = [], torch.get_num_threads(), None
@@ -213,26 +211,7 @@ def test_native_after_fork(use_backend):
         process.kill()
 
 
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
-def test_narrower_instruction_sets(isa, tmp_path, use_backend):
-    """The instruction set is chosen once per process, so the others run in their own."""
-    use_backend("ss2d_scan", "native")
-    inputs = make(2, 7, 11, 4, 21, 10)
-    want, weight = evaluate(inputs, dtype=torch.float64)
-    torch.save((inputs, weight), tmp_path / "in.pt")
-    code = (
-        "import sys, torch; from test_ss2d_scan import evaluate\n"
-        "inputs, weight = torch.load(sys.argv[1] + '/in.pt')\n"
-        "torch.save(evaluate(inputs, weight)[0], sys.argv[1] + '/out.pt')"
-    )
-    env = {**os.environ, "QMAMBAIR_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], check=True, env=env, timeout=300)
-    got = torch.load(tmp_path / "out.pt")
-    for name in got:
-        assert relative_error(got[name], want[name]) < 1e-5, name
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [b.name for b in backends("ss2d_scan")])
 def test_opcheck(backend, use_backend):
     use_backend("ss2d_scan", backend)
     tensors = [t.to(device_of(backend)).requires_grad_() for t in make(1, 2, 2, 4, 2, 1).values()]

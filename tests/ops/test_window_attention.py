@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from instruction_sets import with_instruction_sets
 
 from qmambair_basicsr.archs.windows import relative_position_index
 from qmambair_basicsr.ops.backend import backends
 from qmambair_basicsr.ops.window_attention import MASKED, is_fused, window_attention
 
-BACKENDS = [b.name for b in backends("window_attention")]
+BACKENDS = with_instruction_sets([b.name for b in backends("window_attention")])
 
 # (batch, windows, window size, heads, channels of a head)
 SHAPES = {
@@ -59,15 +56,6 @@ def check(inputs):
 def test_parity(backend, shape, masked, use_backend, nan_memory):
     use_backend("window_attention", backend)
     check(make(*SHAPES[shape], masked=masked))
-
-
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
-def test_narrower_instruction_sets(isa, use_backend):
-    """The instruction set is chosen once per process, so the others run in their own."""
-    use_backend("window_attention", "native")
-    code = "import test_window_attention as t\nfor shape in t.SHAPES.values(): t.check(t.make(*shape))"
-    env = {**os.environ, "QMAMBAIR_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=env, timeout=300)
 
 
 def test_reference_is_the_formula():
@@ -117,7 +105,7 @@ def test_views_are_read_in_place(backend, use_backend):
     torch.testing.assert_close(got, window_attention(**inputs, scale=0.3), rtol=0, atol=0)
 
 
-def test_an_image_has_the_same_bits_in_any_batch():
+def test_an_image_has_the_same_bits_in_any_batch(instruction_set):
     inputs = make(3, 7, 4, 2, 12)
     whole = window_attention(**inputs, scale=0.3)
     for image in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -42,6 +43,14 @@ def test_evaluation_takes_the_same_values(kind, bits, role, options):
     with torch.no_grad():
         y = quantizer(x)
     assert torch.equal(quantizer(x), y)
+
+
+def test_values_for_every_instruction_set(instruction_set):
+    """The two tests above once more; one test for all cases, as each takes milliseconds."""
+    for case in CASES:
+        with suppress(pytest.skip.Exception):
+            test_forward_is_dequantized_integers_exactly(*case)
+            test_evaluation_takes_the_same_values(*case)
 
 
 @every

@@ -11,6 +11,7 @@ from qmambair_basicsr.quantizers import DLS, RFA, LSQOffset
 from qmambair_basicsr.quantizers.ste import round_ste, scale_grad
 
 _PATH = Path(__file__).resolve().parents[1] / "data" / "golden" / "official_dls_rfa.pt"
+pytestmark = pytest.mark.usefixtures("instruction_set")
 CASES = {case["name"]: case for case in torch.load(_PATH, weights_only=True)}
 STATISTICS = ("mean", "std", "min", "max")
 
