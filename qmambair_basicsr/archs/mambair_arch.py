@@ -14,8 +14,10 @@ from basicsr.archs.arch_util import Upsample
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .blocks import ResidualStateSpaceBlock, ResidualStateSpaceGroup, conv_channels_last, residual_conv
+from .ss2d import BEHIND_SCAN
 
 _RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
 _NUM_FEAT = 64  # channels of the 'pixelshuffle' tail
@@ -67,17 +69,6 @@ class MambaIR(nn.Module):
     Raises:
         ValueError: An unknown option, upsampler or resi_connection.
     """
-
-    fp_modules: tuple[str, ...] = (
-        "conv_first",
-        "*.cab.*.attention.*",
-        "conv_after_body",
-        "conv_after_body.*",
-        "conv_before_upsample.*",
-        "upsample.*",
-        "conv_last",
-    )
-    """Convolutions that stay in full precision (fnmatch patterns on module names)."""
 
     @strict_options
     def __init__(
@@ -167,3 +158,22 @@ class MambaIR(nn.Module):
         else:
             out = image + self.conv_last(features)
         return out / self.img_range + self.mean
+
+
+@network_info.register(MambaIR)
+def _(net: MambaIR) -> NetworkInfo:
+    return NetworkInfo(
+        channels=net.in_chans,
+        scale=net.upscale,
+        full_precision=(
+            "conv_first",
+            "*.cab.*.attention.*",
+            "conv_after_body",
+            "conv_after_body.*",
+            "conv_before_upsample.*",
+            "upsample.*",
+            "conv_last",
+        ),
+        behind_scan=BEHIND_SCAN,
+        blocks=("layers.*.residual_group.blocks.*",),
+    )

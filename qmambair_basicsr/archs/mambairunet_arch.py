@@ -15,9 +15,13 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .blocks import BlockSequence, ResidualStateSpaceBlock, conv_channels_last
-from .quantized import quantized_init
+from .quantized import quantized_form
+from .ss2d import BEHIND_SCAN
+
+_MULTIPLE = 8  # three halvings
 
 
 class OverlapPatchEmbed(nn.Module):
@@ -52,7 +56,7 @@ class Resample(nn.Module):
 class MambaIRUNet(nn.Module):
     """U-Net for same-size restoration. Input and output (B, C, H, W) with H and W multiples of 8.
 
-    Other sizes are padded by the model class, which reads :attr:`size_multiple`.
+    Other sizes are padded by the model class.
 
     Args:
         inp_channels (int): Channels of the input image.
@@ -70,12 +74,6 @@ class MambaIRUNet(nn.Module):
     Raises:
         ValueError: An unknown option or an impossible combination.
     """
-
-    size_multiple = 8
-    """Input sides must be multiples of this."""
-
-    fp_modules: tuple[str, ...] = ("patch_embed.proj", "*.cab.*.attention.*", "skip_conv", "output")
-    """Convolutions that stay in full precision (fnmatch patterns on module names)."""
 
     @strict_options
     def __init__(
@@ -133,10 +131,14 @@ class MambaIRUNet(nn.Module):
         Raises:
             ValueError: Wrong number of dimensions or channels, or sides that are no multiples of 8.
         """
-        if image.dim() != 4 or image.shape[1] != self.inp_channels or any(n % 8 or n == 0 for n in image.shape[-2:]):
+        if (
+            image.dim() != 4
+            or image.shape[1] != self.inp_channels
+            or any(n % _MULTIPLE or n == 0 for n in image.shape[-2:])
+        ):
             raise ValueError(
                 f"{type(self).__name__}: expected an input of shape (B, {self.inp_channels}, H, W) with H and W "
-                f"multiples of {self.size_multiple} (the model class pads), got {tuple(image.shape)}."
+                f"multiples of {_MULTIPLE} (the model class pads), got {tuple(image.shape)}."
             )
         embedded = self.patch_embed(image)  # (B, H, W, dim)
         skip1 = self.encoder_level1(embedded)
@@ -154,7 +156,19 @@ class MambaIRUNet(nn.Module):
         return self.output(x + self.skip_conv(embedded.permute(0, 3, 1, 2)))
 
 
+@network_info.register(MambaIRUNet)
+def _(net: MambaIRUNet) -> NetworkInfo:
+    return NetworkInfo(
+        channels=net.inp_channels,
+        size_multiple=_MULTIPLE,
+        full_precision=("patch_embed.proj", "*.cab.*.attention.*", "skip_conv", "output"),
+        behind_scan=BEHIND_SCAN,
+        blocks=("encoder_level?.*", "latent.*", "decoder_level?.*", "refinement.*"),
+    )
+
+
 @ARCH_REGISTRY.register()
+@quantized_form(MambaIRUNet)
 class QMambaIRUNet(MambaIRUNet):
     """The graph of :class:`MambaIRUNet`, then ``prepare``.
 
@@ -169,5 +183,3 @@ class QMambaIRUNet(MambaIRUNet):
         ValueError: An unknown option.
         SpecError: Unknown or impossible settings under ``quant``.
     """
-
-    __init__ = quantized_init(MambaIRUNet)

@@ -14,11 +14,13 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .blocks import conv_channels_last, residual_conv
 from .mambair_arch import PatchEmbed, initialise_weights
 from .mambairv2_blocks import ASSB, AttentiveLayer, AttentiveStack, ConvFFN, GatedMLP, Routes
 from .routing import EVAL_ROUTINGS, RoutingNoise, noise_is_shared
+from .ss2d import BEHIND_SCAN
 from .windows import mirror_pad, relative_position_index, window_plan
 
 _UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv", "")
@@ -70,21 +72,6 @@ class MambaIRv2(nn.Module):
     """
 
     ffn: type[nn.Module] = ConvFFN
-
-    fp_modules: tuple[str, ...] = (
-        "conv_first",
-        "conv_after_body",
-        "conv_after_body.*",
-        "conv_before_upsample.*",
-        "upsample.*",
-        "conv_up?",
-        "conv_hr",
-        "conv_last",
-    )
-    """Convolutions that stay in full precision (fnmatch patterns on module names)."""
-
-    routing_modules: tuple[str, ...] = ("*.assm.route.*", "*.embedding[AB]")
-    """Linears and embeddings that pick and hold the prompts: quantized by ``quant: routing`` only."""
 
     @strict_options
     def __init__(
@@ -238,6 +225,28 @@ class MambaIRv2(nn.Module):
         x = self._tail(self.forward_features(shallow) + shallow, x)
         x = x / self.img_range + self.mean
         return x[..., :height, :width]
+
+
+@network_info.register(MambaIRv2)
+def _(net: MambaIRv2) -> NetworkInfo:
+    return NetworkInfo(
+        channels=net.conv_first.in_channels,
+        scale=net.upscale if net.upsampler else 1,
+        full_precision=(
+            "conv_first",
+            "conv_after_body",
+            "conv_after_body.*",
+            "conv_before_upsample.*",
+            "upsample.*",
+            "conv_up?",
+            "conv_hr",
+            "conv_last",
+        ),
+        routing=("*.assm.route.*", "*.embedding[AB]"),
+        behind_scan=BEHIND_SCAN,
+        blocks=("layers.*.residual_group.layers.*",),
+        random_routing=net.eval_routing != "argmax",
+    )
 
 
 @ARCH_REGISTRY.register()

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..layers.matmul import MatMul
 from ..ops.permutation import flat_order
 from ..ops.semantic_order import semantic_order
 from ..ops.window_attention import attend, is_fused, window_attention
 from .blocks import conv_channels_last
-from .matmul import MatMul
 from .routing import RoutingNoise, permute_tokens, pick_policy, pick_prompt
 from .ss2d import ScanParameters
 from .windows import WindowPlan

@@ -5,10 +5,11 @@ from __future__ import annotations
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from .mambair_arch import MambaIR
-from .quantized import quantized_init
+from .quantized import quantized_form
 
 
 @ARCH_REGISTRY.register()
+@quantized_form(MambaIR)
 class QMambaIR(MambaIR):
     """The graph of :class:`MambaIR`, then ``prepare``. Keys of the state_dict: MambaIR's and the quantizers'.
 
@@ -20,5 +21,3 @@ class QMambaIR(MambaIR):
         ValueError: An unknown option.
         SpecError: Unknown or impossible settings under ``quant``.
     """
-
-    __init__ = quantized_init(MambaIR)

@@ -12,7 +12,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from ..quantizers import Quantizer
 from .mambairv2_arch import MambaIRv2, MambaIRv2Light
-from .quantized import quantized_init
+from .quantized import quantized_form
 
 
 class _CalibratesOnBatches(MambaIRv2):
@@ -25,6 +25,7 @@ class _CalibratesOnBatches(MambaIRv2):
 
 
 @ARCH_REGISTRY.register()
+@quantized_form(MambaIRv2)
 class QMambaIRv2(_CalibratesOnBatches):
     """The graph of :class:`MambaIRv2`, then ``prepare``. Keys of the state_dict: MambaIRv2's and the quantizers'.
 
@@ -37,11 +38,8 @@ class QMambaIRv2(_CalibratesOnBatches):
         SpecError: Unknown or impossible settings under ``quant``.
     """
 
-    __init__ = quantized_init(MambaIRv2)
-
 
 @ARCH_REGISTRY.register()
+@quantized_form(MambaIRv2Light)
 class QMambaIRv2Light(_CalibratesOnBatches, MambaIRv2Light):
     """The graph of :class:`MambaIRv2Light`, then ``prepare``. Arguments and errors as :class:`QMambaIRv2`."""
-
-    __init__ = quantized_init(MambaIRv2Light)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import nn
 
 from ..layers import prepare
+from ..layers.info import TWINS, network_info
 from ..quantizers import QuantSpec
 from ..strict import strict_options
 
+Quantized = TypeVar("Quantized", bound=type[nn.Module])
 
-def quantized_init(base: type) -> Callable:
-    """The ``__init__`` of a quantized architecture: the options of ``base`` and ``quant``, then ``prepare``.
+
+def quantized_form(base: type[nn.Module]) -> Callable[[Quantized], Quantized]:
+    """Class decorator of the quantized form of an architecture, which is a subclass of it.
+
+    The constructor takes the options of ``base`` and ``quant`` (the ``quant:`` block), builds ``base`` and calls
+    ``prepare``. It raises ValueError on an unknown option and SpecError on what is wrong in ``quant``, before anything
+    is built.
 
     Args:
-        base (type): Full-precision architecture that the quantized one is derived from.
-
-    Returns:
-        Callable: A constructor that raises ValueError on an unknown option and SpecError on what is wrong in ``quant``,
-        before anything is built.
+        base (type): Full-precision architecture, registered under its class name; its NetworkInfo is registered too.
     """
 
     def __init__(self, quant: Mapping[str, Any], **options: Any):
@@ -26,4 +32,10 @@ def quantized_init(base: type) -> Callable:
         base.__init__(self, **options)
         prepare(self, spec)
 
-    return strict_options(__init__, base=base.__init__)
+    def decorate(cls: Quantized) -> Quantized:
+        cls.__init__ = strict_options(__init__, base=base.__init__)
+        TWINS[cls.__name__] = base.__name__
+        network_info.register(cls)(lambda net: replace(network_info.dispatch(base)(net), twin=base.__name__))
+        return cls
+
+    return decorate

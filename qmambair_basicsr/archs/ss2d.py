@@ -17,20 +17,38 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..layers.sites import SiteModule
 from ..ops.ss2d_scan import ss2d_scan
+from ..quantizers.site import Derived, Site
 
 FOUR_DIRECTIONS = ("row", "col", "row_rev", "col_rev")
 """Scan order of the official weights: direction k reads slice k of every scan parameter."""
 
+BEHIND_SCAN = ("*out_proj",)
+"""Layers behind a scan; under ``act_policy: code`` their input takes the scan's quantizer, as in the release."""
 
-class ScanParameters(nn.Module):
+
+def _decay(logs: torch.Tensor) -> torch.Tensor:
+    """A = -exp(A_logs), in float32 at least."""
+    return -torch.exp(logs.to(torch.promote_types(logs.dtype, torch.float32)))
+
+
+def _decay_logs(decay: torch.Tensor) -> torch.Tensor:
+    return decay.neg().log()
+
+
+DECAY = Derived(_decay, _decay_logs)
+
+
+class ScanParameters(SiteModule):
     """Parameters of K selective scans over one feature map, and the two steps that use them.
 
     Parameters (names and shapes of the official checkpoints): ``x_proj_weight`` (K, R + 2N, D), ``dt_projs_weight``
     (K, D, R), ``dt_projs_bias`` (K, D), ``A_logs`` (K * D, N), ``Ds`` (K * D).
 
-    Every tensor that a quantizer may touch passes through :meth:`site`, which returns it unchanged in a
-    full-precision network; ``prepare`` attaches a ``QuantSelectiveScan`` as ``quantizers`` to change that.
+    Sites: the projections' weights and inputs, one each for all directions; the scan's inputs u, delta (before bias and
+    softplus), A, B, C, D and dt_bias. The scan's state and output stay in full precision (placement of Q-MambaIR's
+    release).
 
     Args:
         d_inner (int): D, channels of the scanned feature map.
@@ -41,6 +59,8 @@ class ScanParameters(nn.Module):
         dt_max (float): Upper end of the same.
         dt_init_floor (float): Smallest step size at initialisation.
     """
+
+    entry_points = ("project", "scan")
 
     def __init__(
         self,
@@ -60,7 +80,6 @@ class ScanParameters(nn.Module):
         self.dt_projs_bias = nn.Parameter(torch.empty(k, d_inner))
         self.A_logs = nn.Parameter(torch.empty(k * d_inner, d_state))
         self.Ds = nn.Parameter(torch.empty(k * d_inner))
-        self.register_module("quantizers", None)
         self.reset_scan_parameters(dt_min, dt_max, dt_init_floor)
 
     @torch.no_grad()
@@ -76,15 +95,38 @@ class ScanParameters(nn.Module):
         self.A_logs.copy_(torch.arange(1, self.d_state + 1, device=self.A_logs.device).log().expand_as(self.A_logs))
         self.Ds.fill_(1)
 
-    def site(self, name: str, tensor: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
-        """The tensor as the network uses it at a quantization site: itself, or fake-quantized after ``prepare``.
+    def quantization_sites(self) -> tuple[Site, ...]:
+        k, d, n, r = len(self.directions), self.d_inner, self.d_state, self.dt_rank
+        # The release stacks the K permuted copies of the map before quantizing it; one map with copies=K is the same.
+        return (
+            *self._projection_sites("x_proj", self.x_proj_weight, d, copies=k),
+            *self._projection_sites("dt_projs", self.dt_projs_weight, r),
+            self._scan_site("u", d, copies=k),
+            self._scan_site("delta", d),
+            self._scan_site("A", n, "A_logs", derived=DECAY),
+            self._scan_site("B", n),
+            self._scan_site("C", n),
+            self._scan_site("D", k * d, "Ds"),
+            self._scan_site("dt_bias", d, "dt_projs_bias"),
+        )
 
-        Args:
-            name (str): Site, one of those in ``layers/quant_scan.py``.
-            tensor (Tensor): Value at the site.
-            source (Tensor | None): Parameter that the value is computed from, if it is not a parameter itself.
-        """
-        return tensor if self.quantizers is None else self.quantizers(name, tensor, source)
+    @staticmethod
+    def _projection_sites(name: str, weight: torch.Tensor, channels: int, copies: int = 1) -> tuple[Site, Site]:
+        common = {"part": name, "operation": name}
+        shape = tuple(weight.shape)  # (K, rows, columns)
+        slot = f"quantizers.{name}"
+        return (
+            Site.of_weight(
+                shape[1], 1, shape=shape, operand="weight", slot=f"{slot}_weight", parameter=f"{name}_weight", **common
+            ),
+            Site.of_act(channels, operand="act", slot=f"{slot}_input", copies=copies, **common),
+        )
+
+    def _scan_site(self, name: str, channels: int, parameter: str | None = None, **more) -> Site:
+        if parameter is not None:
+            more |= {"parameter": parameter, "shape": tuple(getattr(self, parameter).shape)}
+        role = "act" if parameter is None else "param"
+        return Site("scan", role, channels, -1, part=name, operation="scan", slot=f"quantizers.{name}", **more)
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the input-dependent scan parameters of every pixel and direction.
@@ -117,7 +159,7 @@ class ScanParameters(nn.Module):
             Tensor: (B, H, W, D).
         """
         k, d, n = len(self.directions), self.d_inner, self.d_state
-        a = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
+        a = DECAY.value(self.A_logs)
         return ss2d_scan(
             self.site("u", x),
             self.site("delta", delta),

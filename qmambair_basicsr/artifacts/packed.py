@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from ..files import write_bytes
 from ..layers.calibrate import quantizer_keys, quantizers_of
-from ..layers.convert import FrozenCodes, freeze_parameters, parameter_sites, replace_quantizer
+from ..layers.convert import FrozenCodes, freeze_parameters
+from ..layers.sites import parameter_sites
 from ..quantizers import Quantizer
 
 FORMAT = "qmambair_basicsr packed checkpoint"
@@ -283,12 +284,10 @@ def _fill(net: nn.Module, tensors: dict[str, Tensor], shapes: dict[str, list[int
         shape = tuple(shapes.get(site.name, ()))
         scale, zero = take(shape), take(shape)
         bounds = tuple(take((2, *shape))) if site.name in bounded else None
-        quantizer = FrozenCodes(site.quantizer.bits, codes, scale, zero, bounds, site.quantizer.quantizer_name)
-        replace_quantizer(net, site.name, quantizer)
-        value = quantizer.quantize(original)
+        quantizer = FrozenCodes(site.quantizer.bits, codes, scale, zero, bounds, site.quantizer.site)
+        site.replace(quantizer)
         # nothing reads the parameter any more; it shows what the network computes with
-        value = value.neg().log() if site.attribute == "A_logs" else value
-        getattr(site.owner, site.attribute).copy_(value)
+        site.set_tensor(quantizer.quantize(original))
     for _, tensor in list(_learned_state(net)):
         tensor.copy_(take(tuple(tensor.shape)))
     if position != blob.numel():

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..inference.tiling import middle
 from ..layers.calibrate import quantizers_of
-from ..layers.convert import frozen, parameter_sites, set_constant_grids
+from ..layers.convert import frozen, set_constant_grids
+from ..layers.sites import parameter_sites
 from .onnx.codes import (
     NO_CODE,
     ActivationCheck,

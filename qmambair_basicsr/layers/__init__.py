@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from .calibrate import calibrate, uncalibrated
+from .info import NetworkInfo
+from .matmul import MatMul, QuantMatMul
 from .placement import placement
 from .prepare import prepare
 from .quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
-from .quant_matmul import QuantMatMul
-from .quant_scan import QuantSelectiveScan
 
 __all__ = [
+    "MatMul",
+    "NetworkInfo",
     "QuantConv2d",
     "QuantEmbedding",
     "QuantLinear",
     "QuantMatMul",
-    "QuantSelectiveScan",
     "calibrate",
     "placement",
     "prepare",

@@ -11,26 +11,14 @@ that calibration images led to. That changes outputs; integer engines need it, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..archs.ss2d import ScanParameters
 from ..quantizers import DLS, Quantizer, UncalibratedError
+from ..quantizers.site import ACTIVATION, WEIGHT, Site
 from .calibrate import quantizers_of, uncalibrated
-from .quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
-from .quant_matmul import QuantMatMul
-from .quant_scan import PARAMETER_SITES
-
-SCAN_SOURCES = {
-    "x_proj_weight": "x_proj_weight",
-    "dt_projs_weight": "dt_projs_weight",
-    "A": "A_logs",
-    "D": "Ds",
-    "dt_bias": "dt_projs_bias",
-}
-"""Site of a scan -> the parameter of ``ScanParameters`` that its tensor comes from."""
+from .sites import PlacedSite, activation_sites, parameter_sites
 
 
 class FrozenCodes(Quantizer):
@@ -42,7 +30,7 @@ class FrozenCodes(Quantizer):
         scale: float32, broadcastable to ``codes``.
         zero: code of the value 0, as ``scale``; not necessarily an integer.
         bounds: lowest and highest value (DLS in official mode clamps once more), or None.
-        name: place in the network, for messages.
+        site: what is quantized.
     """
 
     codes: Tensor
@@ -56,9 +44,9 @@ class FrozenCodes(Quantizer):
         scale: Tensor,
         zero: Tensor,
         bounds: tuple[Tensor, Tensor] | None = None,
-        name: str = "",
+        site: Site = WEIGHT,
     ) -> None:
-        super().__init__(bits, role="weight", name=name)
+        super().__init__(bits, site)
         self.affine = bounds is None
         self.register_buffer("codes", codes.to(torch.int8))
         self.register_buffer("scale", scale.float())
@@ -85,13 +73,13 @@ class FixedGrid(Quantizer):
 
     Args:
         bits: bit-width.
-        name: place in the network, for messages.
+        site: what is quantized.
     """
 
     grid: Tensor
 
-    def __init__(self, bits: int, name: str = "") -> None:
-        super().__init__(bits, role="act", name=name)
+    def __init__(self, bits: int, site: Site = ACTIVATION) -> None:
+        super().__init__(bits, site)
         self.register_buffer("grid", torch.tensor([1.0, 0.0, self.qmin, self.qmax]))
 
     def set_grid(self, step: float, offset: float, lowest: float, highest: float) -> None:
@@ -111,70 +99,16 @@ class FixedGrid(Quantizer):
         return codes.to(torch.int32), step, offset / step
 
 
-@dataclass(frozen=True)
-class ParameterSite:
-    """A quantized parameter of a network.
-
-    Attributes:
-        name: dotted name of its quantizer.
-        quantizer: the quantizer.
-        parameter: dotted name of the parameter it quantizes.
-        owner: module that holds the parameter.
-        attribute: name of the parameter in ``owner``.
-    """
-
-    name: str
-    quantizer: Quantizer
-    parameter: str
-    owner: nn.Module
-    attribute: str
-
-    def tensor(self) -> Tensor:
-        """What the quantizer is given: the parameter, or A = -exp(A_logs) for the scan's A."""
-        parameter = getattr(self.owner, self.attribute).detach()
-        return -torch.exp(parameter.float()) if self.attribute == "A_logs" else parameter
-
-
-def parameter_sites(net: nn.Module) -> list[ParameterSite]:
-    """Every quantized parameter of a network, in module order; those kept in full precision are left out."""
-    found = []
-    for name, module in net.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(module, QuantLinear | QuantConv2d | QuantEmbedding):
-            sites = [(f"{prefix}weight_quantizer", module.weight_quantizer, "weight")]
-        elif isinstance(module, ScanParameters) and module.quantizers is not None:
-            sites = [(f"{prefix}quantizers.{s}", module.quantizers[s], SCAN_SOURCES[s]) for s in PARAMETER_SITES]
-        else:
-            continue
-        found += [
-            ParameterSite(site, quantizer, f"{prefix}{attribute}", module, attribute)
-            for site, quantizer, attribute in sites
-            if quantizer.bits != 32
-        ]
-    return found
-
-
-def frozen(site: ParameterSite) -> FrozenCodes:
+def frozen(placed: PlacedSite) -> FrozenCodes:
     """The codes of a parameter.
 
     Raises:
         UncalibratedError: its quantizer was never calibrated.
     """
-    quantizer, tensor = site.quantizer, site.tensor()
+    quantizer, tensor = placed.quantizer, placed.tensor()
     codes, scale, zero = quantizer.to_int(tensor)
     bounds = quantizer.output_bounds(tensor)
-    return FrozenCodes(quantizer.bits, codes, scale.detach(), zero.detach(), bounds, quantizer.quantizer_name)
-
-
-def replace_quantizer(net: nn.Module, name: str, quantizer: Quantizer) -> None:
-    """Put another quantizer at a dotted name."""
-    parent, _, leaf = name.rpartition(".")
-    owner = net.get_submodule(parent)
-    quantizer = quantizer.train(net.training)
-    if isinstance(owner, nn.ModuleDict):
-        owner[leaf] = quantizer
-    else:
-        setattr(owner, leaf, quantizer)
+    return FrozenCodes(quantizer.bits, codes, scale.detach(), zero.detach(), bounds, quantizer.site)
 
 
 @torch.no_grad()
@@ -192,8 +126,8 @@ def freeze_parameters(net: nn.Module) -> nn.Module:
         UncalibratedError: a quantizer of the network was never calibrated.
     """
     require_quantized(net)
-    for site in parameter_sites(net.eval()):
-        replace_quantizer(net, site.name, frozen(site))
+    for placed in parameter_sites(net.eval()):
+        placed.replace(frozen(placed))
     return net
 
 
@@ -209,14 +143,9 @@ def require_quantized(net: nn.Module) -> None:
         )
 
 
-def meets_activations(net: nn.Module) -> dict[str, Quantizer]:
-    """Quantizers of activations, and of operands of products, which MambaIRv2 computes from parameters in part."""
-    operands = {q for module in net.modules() if isinstance(module, QuantMatMul) for q in module.children()}
-    return {name: q for name, q in quantizers_of(net).items() if q.role == "act" or q in operands}
-
-
-def _dynamic(net: nn.Module) -> dict[str, DLS]:
-    return {name: q for name, q in meets_activations(net).items() if isinstance(q, DLS)}
+def _dynamic(net: nn.Module) -> dict[str, PlacedSite]:
+    """Name -> site of every activation whose grid follows the tensor."""
+    return {placed.name: placed for placed in activation_sites(net) if isinstance(placed.quantizer, DLS)}
 
 
 @torch.no_grad()
@@ -248,7 +177,9 @@ def freeze_dls(
 
         return hook
 
-    handles = [q.register_forward_pre_hook(watch(name, q)) for name, q in dynamic.items()]
+    handles = [
+        placed.quantizer.register_forward_pre_hook(watch(name, placed.quantizer)) for name, placed in dynamic.items()
+    ]
     net.eval()
     count = 0
     try:
@@ -282,11 +213,11 @@ def set_constant_grids(net: nn.Module, constants: Mapping[str, Sequence[float]])
     Raises:
         ValueError: the network has no dynamic activation quantizer of a name.
     """
-    quantizers = _dynamic(net)
+    dynamic = _dynamic(net)
     for name, constant in constants.items():
-        quantizer = quantizers.get(name)
-        if quantizer is None:
+        if name not in dynamic:
             raise ValueError(f"{type(net).__name__} has no DLS quantizer {name} whose grid could be a constant.")
-        fixed = FixedGrid(quantizer.bits, quantizer.quantizer_name)
+        quantizer = dynamic[name].quantizer
+        fixed = FixedGrid(quantizer.bits, quantizer.site)
         fixed.set_grid(*constant)
-        replace_quantizer(net, name, fixed.to(quantizer.w.device, quantizer.w.dtype))
+        dynamic[name].replace(fixed.to(quantizer.w.device, quantizer.w.dtype))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..archs.ss2d import ScanParameters
 from ..quantizers import Quantizer
-from .quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
-from .quant_matmul import QuantMatMul
-from .quant_scan import PROJECTION_SITES, SCAN_SITES
+from .sites import PlacedSite, network_sites
 
 FULL_PRECISION = "-"
 
@@ -62,7 +60,7 @@ def _row(module: str, weight: Quantizer | None, act: Quantizer | None, parameter
 
 
 def placement(net: nn.Module) -> list[PlacementRow]:
-    """List every module that holds parameters, and every quantized product, with what quantizes it.
+    """List every module that holds parameters, and every part of one that has sites, with what quantizes it.
 
     Scan inputs that are parameters (A, D, dt_bias) carry their quantizer in the weight column, the others (u, delta,
     B, C) in the activation column. Parameters of the quantizers themselves are not counted.
@@ -73,42 +71,34 @@ def placement(net: nn.Module) -> list[PlacementRow]:
     Returns:
         list[PlacementRow]: Rows in module order.
     """
+    placed: dict[nn.Module, list[PlacedSite]] = {}
+    for found in network_sites(net):
+        placed.setdefault(found.owner, []).append(found)
+    inside = {part for module in net.modules() if isinstance(module, Quantizer) for part in module.modules()}
     rows = []
     for name, module in net.named_modules():
-        own = sum(p.numel() for p in module.parameters(recurse=False))
-        if isinstance(module, QuantLinear | QuantConv2d):
-            bias = 0 if module.bias is None else module.bias.numel()
-            rows.append(_row(name, module.weight_quantizer, module.act_quantizer, module.weight.numel(), bias))
-        elif isinstance(module, QuantEmbedding):
-            rows.append(_row(name, module.weight_quantizer, None, module.weight.numel(), 0))
-        elif isinstance(module, QuantMatMul):
-            rows.append(_row(f"{name}.left", None, module.left_quantizer, 0, 0))
-            rows.append(_row(f"{name}.right", None, module.right_quantizer, 0, 0))
-        elif isinstance(module, ScanParameters) and module.quantizers is not None:
-            rows.extend(_scan_rows(name, module))
-        elif own and not _inside_quantizer(net, name):
+        own = 0 if module in inside else sum(p.numel() for p in module.parameters(recurse=False))
+        if module in placed:
+            rows.extend(_site_rows(name, placed[module], own))
+        elif own:
             rows.append(_row(name, None, None, 0, own))
     return rows
 
 
-def _inside_quantizer(net: nn.Module, name: str) -> bool:
-    parts = name.split(".") if name else []
-    return any(isinstance(net.get_submodule(".".join(parts[:i])), Quantizer) for i in range(1, len(parts) + 1))
-
-
-def _scan_rows(name: str, scan: ScanParameters) -> list[PlacementRow]:
-    quantizers = scan.quantizers
-    weights = {"x_proj": scan.x_proj_weight, "dt_projs": scan.dt_projs_weight}
-    parameters = {"A": scan.A_logs, "D": scan.Ds, "dt_bias": scan.dt_projs_bias}
-    rows = [
-        _row(f"{name}.{projection}", quantizers[weight_site], quantizers[act_site], weights[projection].numel(), 0)
-        for projection, (weight_site, act_site) in PROJECTION_SITES.items()
-    ]
-    for site in SCAN_SITES:
-        if site in parameters:
-            rows.append(_row(f"{name}.{site}", quantizers[site], None, parameters[site].numel(), 0))
-        else:
-            rows.append(_row(f"{name}.{site}", None, quantizers[site], 0, 0))
+def _site_rows(name: str, placed: list[PlacedSite], own: int) -> list[PlacementRow]:
+    """Rows of a module: one for each of its parts, and one for its other parameters unless a part is the module."""
+    parts: dict[str, list[PlacedSite]] = {}
+    for found in placed:
+        parts.setdefault(found.site.name, []).append(found)
+    others = own - sum(math.prod(found.site.shape) for found in placed if found.site.parameter is not None)
+    rows = []
+    for part, operands in parts.items():
+        weight = next((f for f in operands if f.site.parameter is not None), None)
+        act = next((f.quantizer for f in operands if f.site.parameter is None), None)
+        count = 0 if weight is None else math.prod(weight.site.shape)
+        rows.append(_row(part, weight and weight.quantizer, act, count, others if part == name else 0))
+    if others and name not in parts:
+        rows.append(_row(name, None, None, 0, others))
     return rows
 
 

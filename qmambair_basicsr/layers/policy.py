@@ -1,7 +1,8 @@
 """Where the activation quantizers of Q-MambaIR go: the release's code and the paper disagree.
 
-* ``code``: DLS on the input of every ``out_proj`` and on the seven scan inputs, LSQ with offset on all other inputs of
-  convolutions and linears (what the published weights were trained with).
+* ``code``: DLS on the seven scan inputs and on the inputs of the layers that the network names (``behind_scan``: every
+  ``out_proj``), LSQ with offset on all other inputs of convolutions and linears (what the published weights were trained
+  with).
 * ``paper``: DLS on every one of them ("embedded into all activation paths").
 
 Here both are ordinary overrides: which type stands for "DLS" is what the option file gives under ``scan``, and which
@@ -10,16 +11,19 @@ for "LSQ with offset" what it gives under ``act``, so the same policies place an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..quantizers.spec import QuantizerSpec, QuantSpec, SpecError
 
 
-def apply_policy(spec: QuantSpec) -> QuantSpec:
+def apply_policy(spec: QuantSpec, behind_scan: Sequence[str]) -> QuantSpec:
     """Write ``spec.act_policy`` out as overrides; those of the option file come later and win.
 
     Args:
         spec (QuantSpec): Settings as the option file gives them.
+        behind_scan (Sequence[str]): Patterns of the layers that ``code`` gives the scan's quantizer, from the network's
+            :class:`NetworkInfo`.
 
     Returns:
         QuantSpec: Settings whose ``overrides`` say everything.
@@ -36,6 +40,6 @@ def apply_policy(spec: QuantSpec) -> QuantSpec:
                 "quant.act_policy: 'paper' uses the scan quantizer everywhere, but quant.scan is not given."
             )
         return spec
-    pattern = "*out_proj" if spec.act_policy == "code" else "*"
-    bits = 32 if spec.scan.bits == 32 else spec.act.bits
-    return replace(spec, overrides=((pattern, {"act": replace(spec.scan, bits=bits)}), *spec.overrides))
+    patterns = tuple(behind_scan) if spec.act_policy == "code" else ("*",)
+    chosen = replace(spec.scan, bits=32 if spec.scan.bits == 32 else spec.act.bits)
+    return replace(spec, overrides=(*((pattern, {"act": chosen}) for pattern in patterns), *spec.overrides))

@@ -12,11 +12,33 @@ from torch import nn
 
 from ..ops.layout import stored_channels_last
 from ..quantizers.base import Quantizer
+from ..quantizers.site import Site
 from .weight_cache import WeightCache
 
 
+def layer_sites(
+    layer: nn.Module, kind: str, channels: int | None = None, channel_dim: int | None = None
+) -> tuple[Site, Site]:
+    """The sites of a layer that multiplies its input with its ``weight``.
+
+    Args:
+        layer: the layer; rows of its weight are its output channels.
+        kind: ``routing`` for both sites, or else ``weight`` for the weight and ``act`` for the input.
+        channels: of the input.
+        channel_dim: of the input.
+    """
+    shape = tuple(layer.weight.shape)
+    weight = Site(kind, "weight", shape[0], 0, shape, operand="weight", slot="weight_quantizer", parameter="weight")
+    act_kind = kind if kind == "routing" else "act"
+    return weight, Site(act_kind, "act", channels, channel_dim, operand="act", slot="act_quantizer")
+
+
 class _WithWeight:
-    """What the layers below share: a weight whose fake-quantized value is kept in evaluation."""
+    """What the layers below share: a weight whose fake-quantized value is kept in evaluation, and their sites."""
+
+    def quantization_sites(self) -> tuple[Site, ...]:
+        """Weight and, where the layer has one, input; of the kind that their quantizers were built for."""
+        return self.sites_of(self, self.weight_quantizer.site.kind)
 
     def quantized_weight(self) -> torch.Tensor:
         """The fake-quantized weight, shaped as ``weight``."""
@@ -55,6 +77,11 @@ class QuantLinear(_WithWeight, nn.Linear):
         self.weight_quantizer = weight_quantizer
         self.act_quantizer = act_quantizer
         self.weight_cache = WeightCache()
+
+    @staticmethod
+    def sites_of(layer: nn.Linear, kind: str = "weight") -> tuple[Site, ...]:
+        """Weight and input of a linear layer, quantized or not; see :func:`layer_sites`."""
+        return layer_sites(layer, kind, layer.in_features, -1)
 
     @classmethod
     def from_float(cls, layer: nn.Linear, weight_quantizer: Quantizer, act_quantizer: Quantizer) -> QuantLinear:
@@ -105,6 +132,11 @@ class QuantConv2d(_WithWeight, nn.Conv2d):
         self.act_quantizer = act_quantizer
         self.weight_cache = WeightCache()
 
+    @staticmethod
+    def sites_of(layer: nn.Conv2d, kind: str = "weight") -> tuple[Site, ...]:
+        """Weight and input of a convolution, quantized or not; see :func:`layer_sites`."""
+        return layer_sites(layer, kind, layer.in_channels, 1)
+
     @classmethod
     def from_float(cls, layer: nn.Conv2d, weight_quantizer: Quantizer, act_quantizer: Quantizer) -> QuantConv2d:
         """Take over a layer; its Parameter objects are shared, not copied."""
@@ -133,6 +165,11 @@ class QuantEmbedding(_WithWeight, nn.Embedding):
         self.weight_quantizer = weight_quantizer
         self.weight_cache = WeightCache()
 
+    @staticmethod
+    def sites_of(layer: nn.Embedding, kind: str = "weight") -> tuple[Site, ...]:
+        """The table of an embedding, quantized or not; see :func:`layer_sites`."""
+        return layer_sites(layer, kind)[:1]
+
     @classmethod
     def from_float(cls, layer: nn.Embedding, weight_quantizer: Quantizer) -> QuantEmbedding:
         """Take over an embedding; its Parameter object is shared, not copied."""
@@ -141,3 +178,11 @@ class QuantEmbedding(_WithWeight, nn.Embedding):
     def forward(self, index: torch.Tensor) -> torch.Tensor:
         """Indices (...) -> (..., embedding_dim)."""
         return F.embedding(index, self.quantized_weight())
+
+
+QUANTIZED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: QuantLinear,
+    nn.Conv2d: QuantConv2d,
+    nn.Embedding: QuantEmbedding,
+}
+"""Layer that has sites without saying so itself -> its quantized form, with ``sites_of`` and ``from_float``."""

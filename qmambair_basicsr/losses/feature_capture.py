@@ -3,41 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from ..strict import nearest
-
-
-def match_modules(net: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Names of the modules that match any pattern, in the network's order.
-
-    Args:
-        net: network.
-        patterns: dotted names; ``*``, ``?`` and ``[...]`` match within one part, so ``layers.*`` means the modules
-            directly in ``layers`` and none inside these.
-
-    Raises:
-        ValueError: a pattern matches nothing.
-    """
-    names = [name for name, _ in net.named_modules() if name]
-    found: set[str] = set()
-    for pattern in patterns:
-        parts = pattern.split(".")
-        hits = [
-            name
-            for name in names
-            if len(split := name.split(".")) == len(parts) and all(map(fnmatchcase, split, parts))
-        ]
-        if not hits:
-            close = nearest(pattern, names, 3, 0.3)
-            raise ValueError(
-                f"layers: {pattern!r} matches no module of {type(net).__name__}; similar names: "
-                f"{', '.join(close) or ', '.join(names[:5])}"
-            )
-        found.update(hits)
-    return [name for name in names if name in found]
+from ..layers.info import match_modules
 
 
 class FeatureCapture:

@@ -21,6 +21,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .. import checkpoints
 from ..inference.tiling import parse_tile_option, run_tiled
+from ..layers.info import size_multiple
 from . import data_order, non_finite
 from .random_stream import seeded
 
@@ -243,7 +244,7 @@ class MambaIRModel(SRModel):
         training = net.training
         net.eval()
         with torch.no_grad():
-            self.output = run_tiled(net, self.lq, self.tile_plan, getattr(net, "size_multiple", 1))
+            self.output = run_tiled(net, self.lq, self.tile_plan, size_multiple(net))
         net.train(training)
 
     def validation(self, dataloader, current_iter, tb_logger, save_img: bool = False) -> None:

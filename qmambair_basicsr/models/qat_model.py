@@ -10,12 +10,13 @@ import torch
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from basicsr.utils import get_root_logger
-from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from .. import checkpoints
 from ..archs.routing import shared_routing_noise
 from ..layers.calibrate import calibrate, quantizer_keys, quantizers_of, uncalibrated
+from ..layers.info import full_precision_twin
 from ..losses.feature_capture import FeatureCapture
 from ..quantizers import UncalibratedError
 from .calibration_data import calibration_batches
@@ -109,11 +110,11 @@ class QATModel(MambaIRModel):
         section = options.network
         if section is None:
             section = {key: value for key, value in self.opt["network_g"].items() if key != "quant"}
-            section["type"] = section["type"].removeprefix("Q")
-            if section["type"] not in ARCH_REGISTRY:
+            section["type"] = full_precision_twin(section["type"])
+            if section["type"] is None:
                 raise ValueError(
-                    f"quant_train: teacher: no full-precision twin {section['type']!r} is registered for "
-                    f"{self.opt['network_g']['type']}; give the teacher's network under `network:`"
+                    f"quant_train: teacher: {self.opt['network_g']['type']} has no full-precision twin; give the "
+                    "teacher's network under `network:`"
                 )
         teacher = build_network(section).to(self.device)
         super().load_network(teacher, options.path, True, options.param_key)

@@ -1,9 +1,12 @@
 """Quantizers: one file per published quantizer, one registry, one way to build them.
 
-A new quantizer is one file plus one line in ``QUANTIZER_REGISTRY`` (see README.md in this folder).
+A new quantizer is one file in this folder (see README.md here).
 """
 
 from __future__ import annotations
+
+import importlib
+import pkgutil
 
 from .base import Quantizer, UncalibratedError
 from .dls import DLS
@@ -16,53 +19,35 @@ from .minmax import MinMax
 from .n2uq import N2UQ
 from .pams import PAMS
 from .quantsr import QuantSR
+from .registry import QUANTIZER_REGISTRY, register_quantizer
 from .rfa import RFA
+from .site import Derived, Site
 from .soft_ste import SoftSTE
 from .spec import QuantizerSpec, QuantSpec, SpecError
 
-QUANTIZER_REGISTRY: dict[str, type[Quantizer]] = {
-    "DLS": DLS,
-    "RFA": RFA,
-    "LSQOffset": LSQOffset,
-    "LSQ": LSQ,
-    "LSQPlus": LSQPlus,
-    "PAMS": PAMS,
-    "QuantSR": QuantSR,
-    "SoftSTE": SoftSTE,
-    "N2UQ": N2UQ,
-    "DoReFa": DoReFa,
-    "MinMax": MinMax,
-    "Identity": Identity,
-}
 
-
-def build_quantizer(
-    spec: QuantizerSpec,
-    *,
-    role: str,
-    channels: int | None = None,
-    channel_dim: int | None = None,
-    name: str = "",
-    copies: int = 1,
-) -> Quantizer:
-    """Build the quantizer that ``spec`` describes.
+def build_quantizer(spec: QuantizerSpec, site: Site) -> Quantizer:
+    """Build the quantizer that ``spec`` describes for a site.
 
     Args:
         spec: validated settings; 32 bits build :class:`Identity` whatever the type.
-        role: ``weight``, ``act`` (dim 0 is the batch) or ``param`` (no batch dimension).
-        channels: size of the channel dimension; needed by per-channel options.
-        channel_dim: index of the channel dimension (may be negative); needed by per-channel options.
-        name: place in the network, for messages.
-        copies: see :class:`Quantizer`.
+        site: what it will quantize.
 
     Raises:
-        SpecError: an option needs the channel count or dimension and it is None.
+        SpecError: an option needs the site's channels and they are not known.
     """
-    shape = {"role": role, "channels": channels, "channel_dim": channel_dim, "name": name, "copies": copies}
     if spec.bits == 32:
-        return Identity(32, **shape)
-    return QUANTIZER_REGISTRY[spec.type](spec.bits, **shape, **spec.options)
+        return Identity(32, site)
+    return QUANTIZER_REGISTRY[spec.type](spec.bits, site, **spec.options)
 
+
+def load_quantizers() -> None:
+    """Import every module of this folder, so that its quantizers are registered."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+load_quantizers()
 
 __all__ = [
     "DLS",
@@ -71,6 +56,7 @@ __all__ = [
     "PAMS",
     "QUANTIZER_REGISTRY",
     "RFA",
+    "Derived",
     "DoReFa",
     "Identity",
     "LSQOffset",
@@ -80,8 +66,10 @@ __all__ = [
     "QuantSpec",
     "Quantizer",
     "QuantizerSpec",
+    "Site",
     "SoftSTE",
     "SpecError",
     "UncalibratedError",
     "build_quantizer",
+    "register_quantizer",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..ops.lsq import lsq
 from ..ops.lsq.reference import codes
 from .base import Quantizer
+from .site import ACTIVATION, Site
 from .spec import Option, SpecError
 
 GRANULARITY = Option("tensor", "parameters per tensor or per channel", choices=("tensor", "channel"))
@@ -26,21 +27,17 @@ class AffineQuantizer(Quantizer):
     def __init__(
         self,
         bits: int,
+        site: Site = ACTIVATION,
         *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
         granularity: str = "tensor",
     ) -> None:
-        super().__init__(bits, role=role, channels=channels, channel_dim=channel_dim, name=name, copies=copies)
+        super().__init__(bits, site)
         self.dim = None
         if granularity == "channel":
-            if channels is None or channel_dim is None:
+            if site.channels is None or site.channel_dim is None:
                 raise SpecError(f"{self._label()}: granularity 'channel' is not possible, this site has no channels")
-            self.dim = channel_dim
-        self.groups = 1 if self.dim is None else channels
+            self.dim = site.channel_dim
+        self.groups = 1 if self.dim is None else site.channels
 
     def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Step (> 0) and offset in use for ``x``, (groups,) each and attached to the graph; offset None for 0."""

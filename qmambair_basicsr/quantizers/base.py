@@ -24,9 +24,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .site import ACTIVATION, ROLES, Site
 from .spec import Option, SpecError, check_bits
-
-ROLES = ("weight", "act", "param")
 
 
 class UncalibratedError(RuntimeError):
@@ -41,14 +40,8 @@ class Quantizer(nn.Module):
 
     Args:
         bits: bit-width; one of ``bit_widths``.
-        role: ``weight``; ``act`` (dim 0 is the batch); ``param`` (a parameter such as A or D of the scan
-            that goes through an activation quantizer: no batch dimension).
-        channels: size of the channel dimension, for per-channel parameters; None when unknown.
-        channel_dim: index of the channel dimension; None when unknown.
-        name: where it sits in the network, for messages; ``prepare`` sets it.
-        copies: how many copies of the tensor the published network would quantize together. SS2D's u is
-            quantized once here, on (B, H, W, D), where the release quantizes four stacked permutations
-            of it; ``copies=4`` keeps the release's gradient scale 1/sqrt(numel * Qp).
+        site: what it quantizes: role, channels, place in the network (for messages); by default an activation of
+            which nothing is known.
 
     Attributes:
         qmin, qmax: smallest and largest code.
@@ -57,7 +50,7 @@ class Quantizer(nn.Module):
         calibrating: plain flag set during calibration.
         dynamic: whether the grid depends on the tensor being quantized (DLS) and not on parameters alone.
         fixed_range: whether the range is a constant, so that the output does not scale with the input.
-        roles: what it can be used for.
+        roles: which roles of sites it can take.
         affine: whether ``forward`` is ``(codes - zero) * scale`` with no clamp after it.
     """
 
@@ -74,25 +67,15 @@ class Quantizer(nn.Module):
     def __init__(
         self,
         bits: int,
-        *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
+        site: Site = ACTIVATION,
     ) -> None:
         super().__init__()
         check_bits(bits, self.bit_widths, f"{type(self).__name__}.bits")
-        if role not in self.roles:
-            raise SpecError(f"{type(self).__name__}: cannot quantize a {role!r}; possible: {', '.join(self.roles)}.")
-        if copies < 1:
-            raise ValueError(f"{type(self).__name__}: copies must be at least 1, got {copies}")
+        if site.role not in self.roles:
+            allowed = ", ".join(self.roles)
+            raise SpecError(f"{type(self).__name__}: cannot quantize a {site.role!r}; possible: {allowed}.")
         self.bits = bits
-        self.role = role
-        self.channels = channels
-        self.channel_dim = channel_dim
-        self.quantizer_name = name
-        self.copies = copies
+        self.site = site
         self.calibrating = False
         self.first_batch_only = False  # the release's way: later calibration batches change nothing
         self.qmin, self.qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -100,6 +83,16 @@ class Quantizer(nn.Module):
         self._ready = False
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("observed", torch.tensor(0, dtype=torch.int64))
+
+    @property
+    def role(self) -> str:
+        """Role of the site."""
+        return self.site.role
+
+    @property
+    def copies(self) -> int:
+        """Copies of the tensor that the published network would quantize together, see :class:`Site`."""
+        return self.site.copies
 
     # ---- what a subclass implements -------------------------------------------------------------------
 
@@ -255,7 +248,7 @@ class Quantizer(nn.Module):
         return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
     def _label(self) -> str:
-        return f"{type(self).__name__} quantizer {self.quantizer_name or '(unnamed)'}"
+        return f"{type(self).__name__} quantizer {self.site.label or '(unnamed)'}"
 
     def _require_initialized(self) -> None:
         if not self.is_initialized():

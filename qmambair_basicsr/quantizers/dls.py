@@ -73,7 +73,9 @@ from ..ops.lsq.reference import codes as lsq_codes
 from .base import Quantizer
 from .lsq import NEGATIVE
 from .lsq_offset import MODE, SEARCH
+from .registry import register_quantizer
 from .search import SAMPLES, subsample
+from .site import ACTIVATION, Site
 from .spec import Option
 from .ste import scale_grad
 
@@ -107,6 +109,7 @@ def initial_weights(bits: int, group: str, convention: str) -> tuple[list[float]
     return w, v, spanning
 
 
+@register_quantizer
 class DLS(Quantizer):
     """Quantizer whose grid follows the statistics of the tensor; see the module docstring.
 
@@ -127,21 +130,17 @@ class DLS(Quantizer):
     def __init__(
         self,
         bits: int,
+        site: Site = ACTIVATION,
         *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
         mode: str = "stable",
         stats: str | None = None,
         init: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(bits, role=role, channels=channels, channel_dim=channel_dim, name=name, copies=copies)
+        super().__init__(bits, site)
         self.mode = mode
         self.affine = mode == "stable"
         wanted = stats or ("sample" if mode == "stable" else "tensor")
-        self.stats = wanted if role == "act" else "tensor"
+        self.stats = wanted if self.role == "act" else "tensor"
         self.first_batch_only = mode == "official"
         chosen = {**INIT.default, **(init or {})}
         self.search = chosen["search"]

@@ -28,11 +28,14 @@ import torch
 from torch import Tensor
 
 from .curve import CurveQuantizer
+from .registry import register_quantizer
+from .site import ACTIVATION, Site
 from .spec import Option
 
 TINY = 1e-12  # smallest divisor: an all-zero tensor gives zeros
 
 
+@register_quantizer
 class DoReFa(CurveQuantizer):
     """DoReFa-Net's quantizers; see the module docstring.
 
@@ -50,18 +53,14 @@ class DoReFa(CurveQuantizer):
     def __init__(
         self,
         bits: int,
+        site: Site = ACTIVATION,
         *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
         rescale: bool = True,
     ) -> None:
-        super().__init__(bits, role=role, channels=channels, channel_dim=channel_dim, name=name, copies=copies)
+        super().__init__(bits, site)
         self.rescale = rescale
-        self.dynamic = role == "weight"
-        if role != "weight":
+        self.dynamic = self.role == "weight"
+        if self.role != "weight":
             self.register_buffer("lower", torch.zeros(1))
             self.register_buffer("upper", torch.ones(1))
 

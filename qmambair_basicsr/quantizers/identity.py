@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from .base import Quantizer
+from .registry import register_quantizer
+from .site import ACTIVATION, Site
 
 
+@register_quantizer
 class Identity(Quantizer):
     """Returns its input. Always initialised; has no integer form."""
 
@@ -19,14 +22,9 @@ class Identity(Quantizer):
     def __init__(
         self,
         bits: int = 32,
-        *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
+        site: Site = ACTIVATION,
     ) -> None:
-        super().__init__(bits, role=role, channels=channels, channel_dim=channel_dim, name=name, copies=copies)
+        super().__init__(bits, site)
         # nothing to save: an unquantized site adds no key to the state_dict
         self.register_buffer("initialized", torch.tensor(True), persistent=False)
         self.register_buffer("observed", torch.tensor(0, dtype=torch.int64), persistent=False)

@@ -34,6 +34,8 @@ from torch import Tensor, nn
 
 from ..ops.lsq import lsq
 from .affine import GRANULARITY, AffineQuantizer
+from .registry import register_quantizer
+from .site import ACTIVATION, Site
 from .ste import learned_step
 
 SCALE_FLOOR = 1e-8
@@ -41,6 +43,7 @@ INITIAL_FLOOR = 1e-6  # an all-zero tensor starts here, well above SCALE_FLOOR
 NEGATIVE = -1e-5  # the authors' border between "signed" and "never negative"
 
 
+@register_quantizer
 class LSQ(AffineQuantizer):
     """Uniform quantizer with a learned step; see the module docstring.
 
@@ -57,23 +60,11 @@ class LSQ(AffineQuantizer):
     def __init__(
         self,
         bits: int,
+        site: Site = ACTIVATION,
         *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
         granularity: str = "tensor",
     ) -> None:
-        super().__init__(
-            bits,
-            role=role,
-            channels=channels,
-            channel_dim=channel_dim,
-            name=name,
-            copies=copies,
-            granularity=granularity,
-        )
+        super().__init__(bits, site, granularity=granularity)
         self.scale = nn.Parameter(torch.ones(self.groups))
         self.register_parameter("offset", None)
         self.register_buffer("signed", torch.tensor(True))

@@ -30,13 +30,16 @@ import torch
 from torch import Tensor, nn
 
 from .lsq import INITIAL_FLOOR, LSQ, NEGATIVE
+from .registry import register_quantizer
 from .search import best_interval
+from .site import ACTIVATION, Site
 from .spec import Option
 
 MODE = Option("stable", "the mended quantizer, or the release's arithmetic", choices=("stable", "official"))
 SEARCH = Option("mse", "fit the start to the calibration data (stable)", choices=("mse", "none"))
 
 
+@register_quantizer
 class LSQOffset(LSQ):
     """LSQ with a learned offset; see the module docstring.
 
@@ -51,25 +54,13 @@ class LSQOffset(LSQ):
     def __init__(
         self,
         bits: int,
+        site: Site = ACTIVATION,
         *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
         granularity: str = "tensor",
         mode: str = "stable",
         search: str = "mse",
     ) -> None:
-        super().__init__(
-            bits,
-            role=role,
-            channels=channels,
-            channel_dim=channel_dim,
-            name=name,
-            copies=copies,
-            granularity=granularity,
-        )
+        super().__init__(bits, site, granularity=granularity)
         self.mode = mode
         self.search = search if mode == "stable" else "none"
         self.first_batch_only = mode == "official"

@@ -28,10 +28,13 @@ from torch import Tensor, nn
 
 from .affine import GRANULARITY, AffineQuantizer
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
+from .registry import register_quantizer
 from .search import best_interval
+from .site import ACTIVATION, Site
 from .ste import learned_step, scale_grad
 
 
+@register_quantizer
 class LSQPlus(AffineQuantizer):
     """Uniform quantizer with learned step and (activations) offset; see the module docstring.
 
@@ -44,25 +47,13 @@ class LSQPlus(AffineQuantizer):
     def __init__(
         self,
         bits: int,
+        site: Site = ACTIVATION,
         *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
         granularity: str = "tensor",
     ) -> None:
-        super().__init__(
-            bits,
-            role=role,
-            channels=channels,
-            channel_dim=channel_dim,
-            name=name,
-            copies=copies,
-            granularity=granularity,
-        )
+        super().__init__(bits, site, granularity=granularity)
         self.scale = nn.Parameter(torch.ones(self.groups))
-        if role != "weight":
+        if self.role != "weight":
             self.offset = nn.Parameter(torch.zeros(self.groups))
 
     def estimate(self, x: Tensor) -> dict[str, Tensor]:

@@ -28,9 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from .affine import GRANULARITY, AffineQuantizer
+from .registry import register_quantizer
+from .site import ACTIVATION, Site
 from .spec import Option, SpecError
 
 
+@register_quantizer
 class MinMax(AffineQuantizer):
     """Uniform quantizer between two bounds; see the module docstring.
 
@@ -53,25 +56,13 @@ class MinMax(AffineQuantizer):
     def __init__(
         self,
         bits: int,
+        site: Site = ACTIVATION,
         *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
         granularity: str = "tensor",
         symmetric: bool = False,
         learnable: bool = False,
     ) -> None:
-        super().__init__(
-            bits,
-            role=role,
-            channels=channels,
-            channel_dim=channel_dim,
-            name=name,
-            copies=copies,
-            granularity=granularity,
-        )
+        super().__init__(bits, site, granularity=granularity)
         if symmetric and bits == 1:
             raise SpecError(f"{self._label()}: one symmetric bit has the single level 0; use symmetric: false")
         self.symmetric = symmetric

@@ -28,11 +28,14 @@ from torch import Tensor, nn
 
 from .curve import CurveQuantizer
 from .lsq import LSQ
+from .registry import register_quantizer
+from .site import ACTIVATION, Site
 from .ste import positive
 
 MIN_GAP = 1e-3
 
 
+@register_quantizer
 class N2UQ(CurveQuantizer, LSQ):
     """LSQ with learned input intervals; see the module docstring.
 
@@ -43,23 +46,11 @@ class N2UQ(CurveQuantizer, LSQ):
     def __init__(
         self,
         bits: int,
+        site: Site = ACTIVATION,
         *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
         granularity: str = "tensor",
     ) -> None:
-        super().__init__(
-            bits,
-            role=role,
-            channels=channels,
-            channel_dim=channel_dim,
-            name=name,
-            copies=copies,
-            granularity=granularity,
-        )
+        super().__init__(bits, site, granularity=granularity)
         self.start = nn.Parameter(torch.full((1,), float(self.qmin)))
         self.gaps = nn.Parameter(torch.ones(self.qmax - self.qmin))
 

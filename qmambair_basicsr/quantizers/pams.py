@@ -26,26 +26,24 @@ from torch import Tensor, nn
 
 from .affine import AffineQuantizer
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
+from .registry import register_quantizer
+from .site import ACTIVATION, Site
 from .ste import positive
 
 
+@register_quantizer
 class PAMS(AffineQuantizer):
     """Symmetric quantizer with a learned bound (activations) or the tensor's own (weights)."""
 
     def __init__(
         self,
         bits: int,
-        *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
+        site: Site = ACTIVATION,
     ) -> None:
-        super().__init__(bits, role=role, channels=channels, channel_dim=channel_dim, name=name, copies=copies)
+        super().__init__(bits, site)
         self.qmin = -self.qmax
-        self.dynamic = role == "weight"
-        if role != "weight":
+        self.dynamic = self.role == "weight"
+        if self.role != "weight":
             self.alpha = nn.Parameter(torch.ones(1))
 
     def estimate(self, x: Tensor) -> dict[str, Tensor]:

@@ -23,9 +23,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .registry import register_quantizer
+from .site import ACTIVATION, Site
 from .soft_ste import SoftSTE
 
 
+@register_quantizer
 class QuantSR(SoftSTE):
     """Soft-rounded LSQ with a learned shift per channel; see the module docstring.
 
@@ -36,26 +39,14 @@ class QuantSR(SoftSTE):
     def __init__(
         self,
         bits: int,
+        site: Site = ACTIVATION,
         *,
-        role: str = "act",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
         granularity: str = "tensor",
     ) -> None:
-        super().__init__(
-            bits,
-            role=role,
-            channels=channels,
-            channel_dim=channel_dim,
-            name=name,
-            copies=copies,
-            granularity=granularity,
-        )
-        if role != "weight":
-            whole = channels is None or channel_dim is None
-            self.tau = nn.Parameter(torch.zeros(1 if whole else channels))
+        super().__init__(bits, site, granularity=granularity)
+        if self.role != "weight":
+            whole = site.channels is None or site.channel_dim is None
+            self.tau = nn.Parameter(torch.zeros(1 if whole else site.channels))
 
     def parameter_health(self) -> dict[str, float]:
         report = super().parameter_health()
@@ -68,5 +59,5 @@ class QuantSR(SoftSTE):
         if self.tau.numel() == 1:
             return self.tau.reshape(())
         shape = [1] * x.ndim
-        shape[self.channel_dim] = -1
+        shape[self.site.channel_dim] = -1
         return self.tau.view(shape)

@@ -45,7 +45,9 @@ from ..ops.rfa.reference import codes, surrogate
 from .base import Quantizer
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
 from .lsq_offset import MODE, SEARCH
+from .registry import register_quantizer
 from .search import best_symmetric_step
+from .site import WEIGHT, Site
 from .spec import Option
 from .ste import learned_step
 
@@ -66,6 +68,7 @@ class _Ordered(torch.autograd.Function):
         return torch.zeros_like(grad).index_add_(0, source, grad), None
 
 
+@register_quantizer
 class RFA(Quantizer):
     """Quantizer with learned thresholds; see the module docstring.
 
@@ -84,17 +87,13 @@ class RFA(Quantizer):
     def __init__(
         self,
         bits: int,
+        site: Site = WEIGHT,
         *,
-        role: str = "weight",
-        channels: int | None = None,
-        channel_dim: int | None = None,
-        name: str = "",
-        copies: int = 1,
         mode: str = "stable",
         search: str = "mse",
         min_gap: float = 0.1,
     ) -> None:
-        super().__init__(bits, role=role, channels=channels, channel_dim=channel_dim, name=name, copies=copies)
+        super().__init__(bits, site)
         self.mode = mode
         self.search = search if mode == "stable" else "none"
         self.min_gap = min_gap

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from ..ops.lsq.reference import codes
 from .lsq import LSQ
+from .registry import register_quantizer
 from .ste import snap, soft_round
 
 
+@register_quantizer
 class SoftSTE(LSQ):
     """LSQ whose rounding has the slope of a tanh curve; see the module docstring.
 

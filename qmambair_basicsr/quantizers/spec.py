@@ -1,34 +1,31 @@
 """Quantization settings: frozen, validated on construction, plain data in and out of YAML.
 
-``QuantSpec.from_dict`` reads the ``quant:`` block of an option file. Every unknown key, quantizer, option
-value or bit-width is refused with the key's path and what is allowed.
+``QuantSpec.from_dict`` reads the ``quant:`` block of an option file. Every unknown key, quantizer, option value or
+bit-width is refused with the key's path and what is allowed, all of them in one message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
-from ..strict import unknown as _unknown
+from ..strict import unknown
+from .registry import QUANTIZER_REGISTRY
+from .site import KINDS, Site
 
-ALL_BITS = (*range(1, 9), 32)
-SITES = ("weight", "act", "scan", "attention", "routing")
 ACT_POLICIES = ("code", "paper")
 
 
 class SpecError(ValueError):
-    """An impossible setting under ``quant:``."""
+    """An impossible setting under ``quant:``; one line for each mistake."""
 
 
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
-def unknown(where: str, kind: str, value: Any, allowed: Iterable[str]) -> SpecError:
-    """An error that names the place, the value, the nearest allowed one and all allowed ones."""
-    return SpecError(_unknown(where, kind, value, allowed))
+def refuse(mistakes: Iterable[str]) -> None:
+    """Raise one SpecError that names all mistakes, if there are any."""
+    found = list(mistakes)
+    if found:
+        raise SpecError("\n".join(found))
 
 
 def check_bits(bits: Any, allowed: Iterable[int], where: str) -> None:
@@ -37,14 +34,20 @@ def check_bits(bits: Any, allowed: Iterable[int], where: str) -> None:
     Raises:
         SpecError: naming ``where``, the value and the allowed widths.
     """
+    refuse(_wrong_bits(bits, allowed, where))
+
+
+def _wrong_bits(bits: Any, allowed: Iterable[int], where: str) -> Iterator[str]:
     allowed = tuple(allowed)
     if isinstance(bits, bool) or not isinstance(bits, int) or bits not in allowed:
-        raise SpecError(f"{where}: bits must be one of {_listed(allowed)} (an integer), got {bits!r}.")
+        listed = ", ".join(map(str, allowed))
+        yield f"{where}: bits must be one of {listed} (an integer), got {bits!r}."
 
 
-def _check_mapping(value: Any, where: str) -> None:
-    if not isinstance(value, Mapping):
-        raise SpecError(f"{where}: expected a mapping such as {{type: LSQ, bits: 4}}, got {value!r}.")
+def _no_mapping(value: Any, where: str) -> str | None:
+    if isinstance(value, Mapping):
+        return None
+    return f"{where}: expected a mapping such as {{type: LSQ, bits: 4}}, got {value!r}."
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,24 @@ class Option:
 
     def check(self, value: Any, where: str) -> None:
         """Raise SpecError unless ``value`` is allowed."""
+        refuse(self.mistakes(value, where))
+
+    def mistakes(self, value: Any, where: str) -> Iterator[str]:
+        """Everything that is wrong with a value, one message each."""
         if self.keys is not None:
-            _check_mapping(value, where)
+            if wrong := _no_mapping(value, where):
+                yield wrong
+                return
             for key, entry in value.items():
                 if key not in self.keys:
-                    raise unknown(where, "key", key, self.keys)
-                self.keys[key].check(entry, f"{where}.{key}")
+                    yield unknown(where, "key", key, self.keys)
+                else:
+                    yield from self.keys[key].mistakes(entry, f"{where}.{key}")
         elif self.choices:
             if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in self.choices):
-                raise unknown(where, "value", value, [str(choice) for choice in self.choices])
+                yield unknown(where, "value", value, self.choices)
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
-            raise SpecError(f"{where}: expected a number in [{self.low}, {self.high}], got {value!r}.")
+            yield f"{where}: expected a number in [{self.low}, {self.high}], got {value!r}."
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class QuantizerSpec:
         options: the type's own options (``mode`` among them); those left out take their defaults.
 
     Raises:
-        SpecError: unknown type or option, impossible value or bit-width.
+        SpecError: unknown type or option, impossible value or bit-width; all mistakes at once.
     """
 
     type: str = "Identity"
@@ -100,41 +110,46 @@ class QuantizerSpec:
     where: str = field(default="quant", compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        from . import QUANTIZER_REGISTRY  # the registry's classes import this module
-
-        if self.type not in QUANTIZER_REGISTRY:
-            raise unknown(f"{self.where}.type", "quantizer", self.type, QUANTIZER_REGISTRY)
-        cls = QUANTIZER_REGISTRY[self.type]
-        allowed = cls.bit_widths if 32 in cls.bit_widths else (*cls.bit_widths, 32)
-        check_bits(self.bits, allowed, f"{self.where}.bits ({self.type})")
-        for key, value in self.options.items():
-            if key not in cls.options:
-                raise unknown(self.where, f"key for {self.type}", key, ["type", "bits", *cls.options])
-            cls.options[key].check(value, f"{self.where}.{key}")
+        refuse(_quantizer_mistakes(self.type, self.bits, self.options, self.where))
 
     @property
     def mode(self) -> str | None:
         """``stable`` or ``official`` for quantizers that have both, else None."""
-        from . import QUANTIZER_REGISTRY
-
         option = QUANTIZER_REGISTRY[self.type].options.get("mode")
         return None if option is None else self.options.get("mode", option.default)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], where: str = "quant") -> QuantizerSpec:
         """Read ``{type, bits, **options}``; ``where`` is the key's path, for messages."""
-        _check_mapping(config, where)
-        config = dict(config)
-        if "type" not in config:
+        if wrong := _no_mapping(config, where):
+            raise SpecError(wrong)
+        options = dict(config)
+        if "type" not in options:
             raise SpecError(f"{where}: no 'type' given; write for example {{type: LSQ, bits: 4}}.")
-        kind = config.pop("type")
-        if "bits" not in config and kind != "Identity":
-            raise SpecError(f"{where}: no 'bits' given for {kind}.")
-        return cls(kind, config.pop("bits", 32), config, where)
+        kind = options.pop("type")
+        mistakes = [] if "bits" in options or kind == "Identity" else [f"{where}: no 'bits' given for {kind}."]
+        bits = options.pop("bits", 32)
+        refuse([*_quantizer_mistakes(kind, bits, options, where), *mistakes])
+        return cls(kind, bits, options, where)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that :meth:`from_dict` reads back."""
         return {"type": self.type, "bits": self.bits, **self.options}
+
+
+def _quantizer_mistakes(kind: str, bits: Any, options: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Everything that is wrong with the settings of one quantizer."""
+    if kind not in QUANTIZER_REGISTRY:
+        yield unknown(f"{where}.type", "quantizer", kind, QUANTIZER_REGISTRY)
+        return
+    cls = QUANTIZER_REGISTRY[kind]
+    for key, value in options.items():
+        if key not in cls.options:
+            yield unknown(where, f"key for {kind}", key, ["type", "bits", *cls.options])
+        else:
+            yield from cls.options[key].mistakes(value, f"{where}.{key}")
+    allowed = cls.bit_widths if 32 in cls.bit_widths else (*cls.bit_widths, 32)
+    yield from _wrong_bits(bits, allowed, f"{where}.bits ({kind})")
 
 
 def _no_quantization() -> QuantizerSpec:
@@ -154,11 +169,11 @@ class QuantSpec:
             dictionary, the dictionary and the one-hot policy.
         act_policy: ``code`` places DLS as the authors' release does, ``paper`` as the paper says
             (see ``layers/policy.py``).
-        overrides: (pattern, {site: QuantizerSpec}) pairs; the pattern (``fnmatch``) is tried on a module's
-            dotted name, and of several that match the last one decides.
+        overrides: (pattern, {kind: QuantizerSpec}) pairs; the pattern (``fnmatch``) is tried on the dotted name of a
+            site's part and on that of its owner, and of several that match the last one decides.
 
     Raises:
-        SpecError: unknown ``act_policy`` or site.
+        SpecError: unknown ``act_policy`` or kind of site.
     """
 
     weight: QuantizerSpec = field(default_factory=_no_quantization)
@@ -170,58 +185,72 @@ class QuantSpec:
     overrides: tuple[tuple[str, Mapping[str, QuantizerSpec]], ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
+        refuse(self._mistakes())
+
+    def _mistakes(self) -> Iterator[str]:
         if self.act_policy not in ACT_POLICIES:
-            raise unknown("quant.act_policy", "value", self.act_policy, ACT_POLICIES)
-        for pattern, sites in self.overrides:
-            for site in sites:
-                if site not in SITES:
-                    raise unknown(f"quant.overrides[{pattern!r}]", "key", site, SITES)
+            yield unknown("quant.act_policy", "value", self.act_policy, ACT_POLICIES)
+        for pattern, chosen in self.overrides:
+            for kind in chosen:
+                if kind not in KINDS:
+                    yield unknown(f"quant.overrides[{pattern!r}]", "key", kind, KINDS)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> QuantSpec:
-        """Read the ``quant:`` block of an option file; sites left out stay full precision.
+        """Read the ``quant:`` block of an option file; kinds of sites left out stay full precision.
 
         Raises:
-            SpecError: on anything unknown or impossible, naming its path.
+            SpecError: on anything unknown or impossible, all mistakes at once, each with its path.
         """
-        _check_mapping(config, "quant")
-        allowed = (*SITES, "act_policy", "overrides")
-        for key in config:
-            if key not in allowed:
-                raise unknown("quant", "key", key, allowed)
-        sites = {site: QuantizerSpec.from_dict(config[site], f"quant.{site}") for site in SITES if site in config}
-        _check_mapping(config.get("overrides", {}), "quant.overrides")
+        refuse(filter(None, [_no_mapping(config, "quant")]))
+        others = {"act_policy": "code", "overrides": {}}
+        others |= {key: config[key] for key in others if key in config}
+        mistakes: list[str] = []
+        kinds = {key: value for key, value in config.items() if key not in others}
+        chosen = _read_kinds(kinds, "quant", mistakes, (*KINDS, *others))
         overrides = []
-        for pattern, entry in config.get("overrides", {}).items():
-            where = f"quant.overrides[{pattern!r}]"
-            _check_mapping(entry, where)
-            for site in entry:
-                if site not in SITES:
-                    raise unknown(where, "key", site, SITES)
-            specs = {site: QuantizerSpec.from_dict(value, f"{where}.{site}") for site, value in entry.items()}
-            overrides.append((str(pattern), specs))
-        return cls(**sites, act_policy=config.get("act_policy", "code"), overrides=tuple(overrides))
+        if wrong := _no_mapping(others["overrides"], "quant.overrides"):
+            mistakes.append(wrong)
+        else:
+            for pattern, entry in others["overrides"].items():
+                where = f"quant.overrides[{pattern!r}]"
+                overrides.append((str(pattern), _read_kinds(entry, where, mistakes, KINDS)))
+        try:
+            spec = cls(**chosen, act_policy=others["act_policy"], overrides=tuple(overrides))
+        except SpecError as error:
+            mistakes.append(str(error))
+        refuse(mistakes)
+        return spec
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that :meth:`from_dict` reads back."""
-        plain: dict[str, Any] = {site: getattr(self, site).to_dict() for site in SITES}
+        plain: dict[str, Any] = {kind: getattr(self, kind).to_dict() for kind in KINDS}
         overrides = {
-            pattern: {site: spec.to_dict() for site, spec in sites.items()} for pattern, sites in self.overrides
+            pattern: {kind: spec.to_dict() for kind, spec in chosen.items()} for pattern, chosen in self.overrides
         }
         return plain | {"act_policy": self.act_policy, "overrides": overrides}
 
-    def resolve(self, name: str, site: str, default: QuantizerSpec | None = None) -> QuantizerSpec:
-        """The quantizer of ``site`` in the module called ``name``.
-
-        Args:
-            name: dotted module name as ``named_modules`` gives it.
-            site: kind of site, one of ``SITES``.
-            default: used instead of the network-wide setting when no override matches.
-        """
-        if site not in SITES:
-            raise unknown("QuantSpec.resolve", "site", site, SITES)
-        chosen = getattr(self, site) if default is None else default
-        for pattern, sites in self.overrides:
-            if site in sites and fnmatchcase(name, pattern):
-                chosen = sites[site]
+    def resolve(self, site: Site) -> QuantizerSpec:
+        """The settings of a site: those of its kind, or those of the last override that means it."""
+        chosen = getattr(self, site.kind)
+        for pattern, kinds in self.overrides:
+            if site.kind in kinds and site.matches(pattern):
+                chosen = kinds[site.kind]
         return chosen
+
+
+def _read_kinds(config: Any, where: str, mistakes: list[str], allowed: Iterable[str]) -> dict[str, QuantizerSpec]:
+    """Read ``{kind: {type, bits, ...}}``; what is wrong is added to ``mistakes``."""
+    if wrong := _no_mapping(config, where):
+        mistakes.append(wrong)
+        return {}
+    chosen = {}
+    for kind, value in config.items():
+        if kind not in KINDS:
+            mistakes.append(unknown(where, "key", kind, allowed))
+            continue
+        try:
+            chosen[kind] = QuantizerSpec.from_dict(value, f"{where}.{kind}")
+        except SpecError as error:
+            mistakes.append(str(error))
+    return chosen

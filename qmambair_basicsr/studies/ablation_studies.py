@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..quantizers import QUANTIZER_REGISTRY, QuantSpec
-from ..quantizers.spec import SITES, QuantizerSpec
+from ..quantizers.site import KINDS
+from ..quantizers.spec import QuantizerSpec
 
 __all__ = ["REFERENCE", "Run", "Study", "plan", "studies", "variant_options"]
 
@@ -154,7 +155,7 @@ def variant_options(opt: Mapping, variant: Quantizers, bits: int, seed: int) -> 
     quant = dict(opt["network_g"]["quant"])
     for site, chosen in (Q_MAMBAIR | {"act_policy": "code"} | dict(variant)).items():
         quant[site] = copy.deepcopy(chosen)
-    for site in SITES:
+    for site in KINDS:
         if site in quant:
             quant[site] = {**quant[site], "bits": bits}
     opt["network_g"]["quant"] = quant
@@ -167,7 +168,7 @@ def digest(opt: Mapping) -> str:
     """Hash of everything that decides a training's result; defaults written out or left out make no difference."""
     plain = {key: value for key, value in opt.items() if key not in ("name", "plugin")}
     spec = QuantSpec.from_dict(opt["network_g"]["quant"])
-    quant = {site: _complete(getattr(spec, site)) for site in SITES}
+    quant = {site: _complete(getattr(spec, site)) for site in KINDS}
     overrides = [(pattern, {site: _complete(s) for site, s in sites.items()}) for pattern, sites in spec.overrides]
     quant |= {"act_policy": spec.act_policy, "overrides": overrides}
     plain["network_g"] = {**opt["network_g"], "quant": quant}
@@ -243,4 +244,4 @@ def plan(
 def available(quantizers: Quantizers, bits: int) -> bool:
     """Whether every quantizer of a variant exists at a width."""
     sites = (Q_MAMBAIR | dict(quantizers)).items()
-    return all(bits in QUANTIZER_REGISTRY[chosen["type"]].bit_widths for site, chosen in sites if site in SITES)
+    return all(bits in QUANTIZER_REGISTRY[chosen["type"]].bit_widths for site, chosen in sites if site in KINDS)

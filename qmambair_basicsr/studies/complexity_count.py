@@ -29,15 +29,12 @@ import torch
 from basicsr.archs import build_network
 from torch import nn
 
-from ..archs.images import image_channels
-from ..archs.ss2d import ScanParameters
 from ..artifacts.packed import SizeReport, save_packed
 from ..layers.calibrate import quantizers_of
-from ..layers.convert import parameter_sites
+from ..layers.info import network_info
 from ..layers.placement import quantizer_scalars
-from .complexity_record import FULL, SCAN, Product, Recorder, watch
-
-_PARAMETER_PARTS = {"x_proj_weight": "x_proj", "dt_projs_weight": "dt_projs"}
+from ..layers.sites import parameter_sites, sites_of
+from .complexity_record import FULL, Product, Recorder, watch
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class LayerCost:
     """What one layer costs, or several equal ones after :func:`collapse`.
 
     Attributes:
-        name: Dotted name; the parts of a selective scan S are S.x_proj, S.dt_projs and S.scan.
+        name: Dotted name; the operations of a module S with raw parameters are S.x_proj, S.scan and so on.
         kind: Class of the layer in the full-precision network, or the part of the scan.
         parameters: Number of parameters.
         parameter_bits: Their bits, added up.
@@ -111,12 +108,6 @@ class Complexity:
         return sum(getattr(row, attribute) for row in self.rows)
 
 
-def _owner(name: str, module: nn.Module, attribute: str) -> str:
-    if isinstance(module, ScanParameters):
-        return f"{name}.{_PARAMETER_PARTS.get(attribute, SCAN)}".lstrip(".")
-    return name
-
-
 def _rows(net: nn.Module, products: dict[str, list[Product]]) -> list[LayerCost]:
     parameter_bits = {site.parameter: site.quantizer.bits for site in parameter_sites(net)}
     hidden = tuple(f"{name}." for name in quantizers_of(net))
@@ -127,8 +118,9 @@ def _rows(net: nn.Module, products: dict[str, list[Product]]) -> list[LayerCost]
         if f"{name}.".startswith(hidden):
             continue
         layers = [name]
+        operations = {site.parameter: site.operation for site in sites_of(module)}
         for attribute, parameter in module.named_parameters(recurse=False):
-            layer = _owner(name, module, attribute)
+            layer = ".".join(part for part in (name, operations.get(attribute)) if part)
             layers.append(layer)
             if id(parameter) not in seen:  # a parameter that two layers share counts once
                 seen.add(id(parameter))
@@ -218,14 +210,15 @@ def measure(network: dict, height: int, width: int, *, packed: bool = True) -> C
         raise ValueError(f"the input must have at least 1 x 1 pixels, got {width} x {height}")
     with torch.device("meta"):
         net = build_network(dict(network))
-    multiple = getattr(net, "size_multiple", 1)
+    info = network_info(net)
+    multiple = info.size_multiple
     height, width = (-(-side // multiple) * multiple for side in (height, width))
     quantized = bool(quantizers_of(net))
     # training mode: in evaluation MambaIRv2 seeds a generator, which the meta device has not. Same products either way
     net.train()
     recorder = Recorder()
     watch(net, recorder)
-    image = torch.empty(1, image_channels(net), height, width, device="meta")
+    image = torch.empty(1, info.channels, height, width, device="meta")
     with torch.no_grad(), recorder:
         out = net(image)
     return Complexity(

@@ -16,13 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..archs.ss2d import ScanParameters
 from ..layers.calibrate import quantizers_of
-from ..layers.quant_scan import PROJECTION_SITES
+from ..layers.sites import SiteModule
 
 FULL = 32
-SCAN = "scan"
-_PARTS = {site: part for part, sites in PROJECTION_SITES.items() for site in sites}
 
 _aten = torch.ops.aten
 _OPERANDS = {  # operator -> positions of the activation and of the weight (of two activations: left and right)
@@ -92,7 +89,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.products: dict[str, list[Product]] = {}
         self.stack: list[str] = []
-        self.parts: dict[str, str] = {}  # name of a scan module -> part that is running
+        self.parts: dict[str, str] = {}  # name of a module with raw sites -> operation that is running
         # storage -> bits. Keyed on storages, which views share; held, so that an address is not used twice
         self._bits: dict[int, tuple[torch.UntypedStorage, int]] = {}
 
@@ -167,15 +164,16 @@ def watch(net: nn.Module, recorder: Recorder) -> None:
     for name, module in net.named_modules():
         module.register_forward_pre_hook(functools.partial(enter, name))
         module.register_forward_hook(leave)
-        if isinstance(module, ScanParameters):
-            module.site = functools.partial(_at_site, recorder.parts, name, module.site)
-            # a scan's methods are called without its forward, so the module that runs is its owner
-            for method in ("project", "scan"):
+        if isinstance(module, SiteModule):
+            operations = {site.slot: site.operation for site in module.quantization_sites()}
+            module.site = functools.partial(_at_site, recorder.parts, name, operations, module.site)
+            # these methods are called without the module's forward, so the module that runs is its owner
+            for method in module.entry_points:
                 setattr(module, method, functools.partial(_inside, recorder, name, getattr(module, method)))
 
 
-def _at_site(parts: dict[str, str], name: str, original, site: str, *args, **kwargs) -> Tensor:
-    parts[name] = _PARTS.get(site, SCAN)
+def _at_site(parts: dict[str, str], name: str, operations: dict, original, site: str, *args, **kwargs) -> Tensor:
+    parts[name] = operations[f"quantizers.{site}"]
     return original(site, *args, **kwargs)
 
 

@@ -5,7 +5,7 @@ Its figures follow from three choices (the text states none of them; every print
 * the network is the one of MambaIR's old ``analysis`` folder: the channel-attention block has two 3x3 convolutions with
   a sixth of the channels, the light network an ``mlp_ratio`` of 1.5. Input: 320 x 320 (640 / 2);
 * costs are those of ``thop``: leaf modules only. Raw parameters of a module with children count as nothing (x_proj,
-  dt_projs, A, D, dt_bias, skip scales), and so does the selective scan. A LayerNorm element counts 4 operations, a pooled
+  the second projection, A, D, dt_bias, skip scales), and so does the selective scan. A LayerNorm element counts 4 operations, a pooled
   element 1;
 * bits/32 of a count on the quantized part, and what that part is differs from cell to cell, see ``_RULES``.
 """
@@ -189,7 +189,7 @@ WHY_THEY_DIFFER = (
     "Another network: the paper counted MambaIR's old analysis code (two 3x3 convolutions with a sixth of the channels in "
     "the channel-attention block; light: mlp_ratio 1.5). The trained light network has pointwise and depthwise "
     "convolutions there and mlp_ratio 1.2, the classic one a third of the channels.",
-    "Raw parameters are left out (thop sees leaf modules only): x_proj, dt_projs, A, D, dt_bias and skip scales.",
+    "Raw parameters are left out (thop sees leaf modules only): both projections of the scan, A, D, dt_bias and skip scales.",
     "The selective scan and both of its projections count no operation; their true share is in the table of -opt.",
     "Light, quantized: the parameters of the channel-attention blocks are dropped altogether, while its operations are "
     "counted. Classic: the convolutions at the end of the groups stay at 32 bits, in the light row they are quantized.",

@@ -20,7 +20,8 @@ from ..data.image_files import list_images
 from ..inference.image_sets import middles
 from ..inference.networks import load_network
 from ..layers.calibrate import quantizers_of
-from ..layers.convert import parameter_sites, require_quantized
+from ..layers.convert import require_quantized
+from ..layers.sites import parameter_sites
 from ..quantizers import Quantizer
 from ..recipes.option_files import TEST_KEYS, read_options
 
@@ -186,7 +187,7 @@ def images_of(folder: Path) -> list[Path]:
 
 def display_name(name: str, quantizer: Quantizer) -> str:
     """What to call the site of a quantizer: the name ``prepare`` gave it, else its place in the network."""
-    return quantizer.quantizer_name or name
+    return quantizer.site.label or name
 
 
 def choose(names: Iterable[str], patterns: Sequence[str] | None) -> list[str]:

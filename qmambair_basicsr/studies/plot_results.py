@@ -18,6 +18,7 @@ from ..data.image_files import match_channels, read_image
 from ..data.matlab_resize import bicubic_downscale, imresize
 from ..inference.image_sets import to_tensor
 from ..inference.tiling import release_spans, run_tiled
+from ..layers.info import size_multiple
 from .benchmark_table import LOWER_IS_BETTER
 from .plot_data import PlotError, images_of
 
@@ -134,7 +135,7 @@ class Restored:
 def restore(net: nn.Module, low: np.ndarray, channels: int) -> np.ndarray:
     """Restore an image, uint8 BGR to uint8 BGR, in the tiles of the published protocol."""
     x = to_tensor(match_channels(low, channels))
-    y = run_tiled(net, x, release_spans, getattr(net, "size_multiple", 1))
+    y = run_tiled(net, x, release_spans, size_multiple(net))
     y = (y[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return match_channels(np.ascontiguousarray(y[..., ::-1]), 3)
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ..layers.calibrate import quantizers_of
-from ..layers.convert import ParameterSite, parameter_sites
+from ..layers.sites import PlacedSite, parameter_sites
 from ..quantizers import RFA
 from .plot_data import PlotError, Site, choose, display_name
 
@@ -120,7 +120,7 @@ def range_figure(sites: Sequence[Site], title: str) -> Figure:
     return figure
 
 
-def rfa_sites(net: nn.Module) -> dict[str, ParameterSite]:
+def rfa_sites(net: nn.Module) -> dict[str, PlacedSite]:
     """Sites of RFA quantizers by name.
 
     Raises:
@@ -180,7 +180,7 @@ def staircase_pages(net: nn.Module, patterns: Sequence[str] | None, title: str) 
     return pages
 
 
-def _staircase(axis: Axes, name: str, site: ParameterSite) -> None:
+def _staircase(axis: Axes, name: str, site: PlacedSite) -> None:
     quantizer = site.quantizer
     codes, scale, zero = quantizer.to_int(site.tensor())
     inside = (site.tensor().float() / scale + zero).flatten().cpu().numpy()

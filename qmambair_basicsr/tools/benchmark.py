@@ -22,6 +22,7 @@ import yaml
 from basicsr.archs import build_network
 from basicsr.utils.options import ordered_yaml
 
+from qmambair_basicsr.layers.info import full_precision_twin
 from qmambair_basicsr.recipes.option_files import TEST_KEYS, OptionFileError, read_options
 from qmambair_basicsr.studies.benchmark_table import (
     Entry,
@@ -69,7 +70,7 @@ def describe(opt: dict) -> Entry:
     bits = tuple((quant.get(site) or {}).get("bits", 32) for site in ("weight", "act"))
     # a post-training method names itself; its quantizers are an implementation detail
     method = (opt.get("ptq") or {}).get("method") or _METHODS.get(kinds) or "+".join(dict.fromkeys(kinds))
-    return Entry(network["type"].removeprefix("Q"), task, method, bits)
+    return Entry(full_precision_twin(network["type"]) or network["type"], task, method, bits)
 
 
 def wanted_metrics(opt: dict, extra: Sequence[str]) -> set[str]:

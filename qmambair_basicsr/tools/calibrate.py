@@ -20,13 +20,13 @@ from rich.progress import track
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..archs.images import image_channels
 from ..arguments import add, command_line
 from ..checkpoints import write_file
 from ..cli import run_tool
 from ..inference.image_sets import middles
 from ..inference.networks import load_full_precision
 from ..layers.calibrate import calibrate, quantizers_of
+from ..layers.info import network_info
 from ..recipes.option_files import read_options
 
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     quantizers = quantizers_of(net)
     if args.checkpoint:
         load_full_precision(net, args.checkpoint, args.param_key)
-    images = list(middles(args.images, image_channels(net), args.middle, args.middle, args.count))
+    images = list(middles(args.images, network_info(net).channels, args.middle, args.middle, args.count))
     calibrate(net, track(images, "calibrate", console=console, transient=True))
     write_file({"params": net.state_dict()}, args.output)
     source = args.checkpoint or f"random weights (seed {args.seed})"

@@ -18,13 +18,13 @@ from torch import nn
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..archs.images import image_channels
 from ..arguments import add, command_line, positive
 from ..artifacts.packed import load_packed, save_packed
 from ..cli import run_tool
 from ..inference.image_sets import middles
 from ..inference.networks import is_packed, load_network, read_network
 from ..layers.calibrate import quantizers_of
+from ..layers.info import network_info
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -105,7 +105,7 @@ def write_onnx(net: nn.Module, args: argparse.Namespace, console: Console) -> No
             raise ValueError("--dls frozen needs --calibration FOLDER (images the constants are taken from)")
         size = args.height, args.width, args.count
         with console.status("freezing DLS grids"):
-            replaced = freeze_dls(net, middles(args.calibration, image_channels(net), *size))
+            replaced = freeze_dls(net, middles(args.calibration, network_info(net).channels, *size))
         console.print(f"{len(replaced)} DLS quantizers frozen", highlight=False)
     # onnxruntime, which alone runs the FP64 file, has no plugin
     wanted = (args.onnx, args.scan, "fp16" if args.fp16 else "fp32"), (args.onnx_fp64, "onnx", "fp64")

@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..archs.images import image_channels
 from ..arguments import add, command_line, positive
 from ..cli import run_tool
 from ..data.image_files import match_channels, read_image
 from ..files import write_bytes
+from ..layers.info import network_info
 from ..studies.plot_data import (
     SAMPLES,
     PlotError,
@@ -74,7 +74,7 @@ def histograms(args: argparse.Namespace) -> list[Path]:
     net, opt = open_network(args.opt, args.checkpoint, args.param_key)
     written = []
     if args.what != "weights":
-        images = image_batches(args.images, image_channels(net), args.count, args.middle)
+        images = image_batches(args.images, network_info(net).channels, args.count, args.middle)
         sites = activation_sites(net, images, args.sites, args.samples, args.seed)
         written += _save_pages(histogram_pages(sites, f"{opt['name']}: activations"), args, "activations")
     if args.what != "activations":
@@ -89,7 +89,7 @@ def ranges(args: argparse.Namespace) -> list[Path]:
     from ..studies.plot_sites import range_figure
 
     net, opt = open_network(args.opt, args.checkpoint, args.param_key)
-    images = image_batches(args.images, image_channels(net), args.count, args.middle)
+    images = image_batches(args.images, network_info(net).channels, args.count, args.middle)
     patterns = args.sites or ["*"]
     sites = activation_sites(net, images, patterns, args.samples, args.seed)
     return save(range_figure(sites, f"{opt['name']}: range of DLS"), args.out, "ranges", args.formats)
@@ -148,7 +148,7 @@ def crops(args: argparse.Namespace) -> list[Path]:
         low = input_of(truth, path, args.images, scale)
         columns = [Restored("input" if scale == 1 else "bicubic", bicubic(low, scale))]
         for (net, _), label in zip(networks, labels, strict=True):
-            columns.append(Restored(label, restore(net, low, image_channels(net))))
+            columns.append(Restored(label, restore(net, low, network_info(net).channels)))
         for entry in args.result:
             label, _, folder = entry.partition("=")
             if not folder:

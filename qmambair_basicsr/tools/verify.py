@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..archs.images import image_channels, output_scale
 from ..arguments import add, command_line
 from ..artifacts.reports import write_report
 from ..artifacts.verify_report import markdown
@@ -39,6 +38,7 @@ from ..cli import run_tool
 from ..inference.image_sets import Sample, load_samples, mean, psnr_between, psnr_of
 from ..inference.networks import network_of
 from ..layers.convert import require_quantized
+from ..layers.info import network_info
 
 SCHEMA_VERSION = 2
 ROUNDING = {"fp32": 1e-7, "fp16": 5e-4}  # of the largest value of a tensor: the last bit
@@ -108,8 +108,9 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
 
     net = network_of(args.opt, args.checkpoint, args.param_key)
     require_quantized(net)
-    scale, multiple = output_scale(net), getattr(net, "size_multiple", 1)
-    samples = load_samples(args.images, args.truth, image_channels(net), scale, args.count, args.middle)
+    info = network_info(net)
+    scale, multiple = info.scale, info.size_multiple
+    samples = load_samples(args.images, args.truth, info.channels, scale, args.count, args.middle)
     artifacts = [open_artifact(path, net) for path in args.artifact]
     full = network_of(args.fp_opt, args.fp_checkpoint) if args.fp_checkpoint else None
     crop = args.crop if args.crop is not None else (scale if scale > 1 else 0)

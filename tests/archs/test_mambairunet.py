@@ -10,6 +10,7 @@ from basicsr.archs import build_network
 
 from qmambair_basicsr.checkpoints import load_fp_state
 from qmambair_basicsr.layers import QuantConv2d, QuantLinear, calibrate
+from qmambair_basicsr.layers.info import network_info
 
 SMALL = {"dim": 32, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "d_state": 2, "mlp_ratio": 1.0}
 LEVELS = {  # level -> (channels / dim, index in num_blocks)
@@ -117,7 +118,7 @@ def test_quantized_form():
     }
     full = build_network({"type": "MambaIRUNet", **SMALL})
     net = build_network({"type": "QMambaIRUNet", **SMALL, "quant": quant})
-    assert net.size_multiple == 8
+    assert network_info(net).size_multiple == 8
     load_fp_state(net, full.state_dict())
     quantized = {name for name, m in net.named_modules() if isinstance(m, QuantLinear | QuantConv2d)}
     plain = {name for name, m in net.named_modules() if type(m) in (torch.nn.Linear, torch.nn.Conv2d)}

@@ -9,12 +9,12 @@ import torch
 from basicsr.archs import build_network
 from torch import nn
 
-from qmambair_basicsr.archs.matmul import MatMul
 from qmambair_basicsr.archs.routing import pick_policy
 from qmambair_basicsr.archs.ss2d import ScanParameters
 from qmambair_basicsr.checkpoints import load_fp_state
 from qmambair_basicsr.layers import QuantConv2d, QuantEmbedding, QuantLinear, QuantMatMul, calibrate, placement
 from qmambair_basicsr.layers.calibrate import quantizers_of
+from qmambair_basicsr.layers.matmul import MatMul
 from qmambair_basicsr.quantizers import SpecError
 
 BODY = {"embed_dim": 12, "d_state": 3, "num_heads": [2, 2], "window_size": 4, "inner_rank": 5, "num_tokens": 8}
@@ -155,4 +155,4 @@ def test_placement_counts_every_parameter_once():
     table = {row.module: row for row in rows}
     layer = "layers.0.residual_group.layers.0"
     assert table[f"{layer}.assm.embeddingB"].weight_bits == 8
-    assert table[f"{layer}.win_mhsa.av_matmul.left"].act == "MinMax"
+    assert table[f"{layer}.win_mhsa.av_matmul.map"].act == "MinMax"

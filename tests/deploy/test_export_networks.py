@@ -11,9 +11,9 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from test_export_onnx import photo
 
-from qmambair_basicsr.archs.images import output_scale
 from qmambair_basicsr.archs.windows import open_window_plan, window_plan
 from qmambair_basicsr.layers import calibrate
+from qmambair_basicsr.layers.info import network_info
 from qmambair_basicsr.ops.backend import exporting
 from qmambair_basicsr.ops.semantic_order import semantic_order
 
@@ -76,7 +76,7 @@ def test_every_registered_network_exports(name, tmp_path):
             for size in ((8, 8), (19, 37)):
                 x = photo(channels, *size)
                 assert_same(onnx_net(x).numpy(), net(x).numpy())
-    assert int(onnx_net.facts["scale"]) == output_scale(net) and onnx_net.facts["arch"] == name
+    assert int(onnx_net.facts["scale"]) == network_info(net).scale and onnx_net.facts["arch"] == name
     assert all(check.equal is not False for check in compare_weights(model, net))
     if name.startswith("Q"):
         checks = compare_activations(tmp_path / "net.onnx", net, x)

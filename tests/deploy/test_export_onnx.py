@@ -14,7 +14,8 @@ from skimage import data
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 from qmambair_basicsr.layers import calibrate
-from qmambair_basicsr.layers.convert import FrozenCodes, freeze_dls, frozen, parameter_sites
+from qmambair_basicsr.layers.convert import FrozenCodes, freeze_dls, frozen
+from qmambair_basicsr.layers.sites import parameter_sites
 from qmambair_basicsr.ops.onnx_nodes import DOMAIN
 from qmambair_basicsr.ops.ss2d_scan import ss2d_scan
 from qmambair_basicsr.ops.ss2d_scan.onnx import SCAN_NODE

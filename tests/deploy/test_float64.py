@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from test_export_networks import OURS, network
 from test_export_onnx import CASES, calibrated, photo
 
-from qmambair_basicsr.archs.images import image_channels
+from qmambair_basicsr.layers.info import network_info
 
 onnx = pytest.importorskip("onnx", reason="extra: export")
 pytest.importorskip("onnxruntime", reason="extra: export")
@@ -151,4 +151,4 @@ def test_the_graph_of_every_quantized_network_is_the_network(name, tmp_path):
     """Statistics of DLS are computed in the graph; attention and routing of MambaIRv2 are quantized as well."""
     net = network(name)
     export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, scan_chunk=4, precision="fp64"))
-    check_all(tmp_path / "net.onnx", net, photo(image_channels(net), 16, 24))
+    check_all(tmp_path / "net.onnx", net, photo(network_info(net).channels, 16, 24))

@@ -16,8 +16,9 @@ from test_export_onnx import CASES, calibrated, photo  # noqa: E402
 
 from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx  # noqa: E402
 from qmambair_basicsr.layers import QuantConv2d, QuantLinear, QuantMatMul  # noqa: E402
-from qmambair_basicsr.layers.convert import freeze_dls, parameter_sites  # noqa: E402
+from qmambair_basicsr.layers.convert import freeze_dls  # noqa: E402
 from qmambair_basicsr.layers.quant_layers import QuantEmbedding  # noqa: E402
+from qmambair_basicsr.layers.sites import parameter_sites  # noqa: E402
 
 
 class Log(trt.ILogger):
@@ -70,9 +71,9 @@ def quantized_layers(net):
         owner = site.parameter.rpartition(".")[0]
         if isinstance(site.owner, QuantConv2d | QuantLinear):
             names.append(owner)
-        elif site.attribute == "x_proj_weight":
+        elif site.site.parameter == "x_proj_weight":
             names.append(f"{owner}.projections.x_proj")
-        elif site.attribute == "dt_projs_weight":
+        elif site.site.parameter == "dt_projs_weight":
             names += [f"{owner}.projections.dt_projs.{k}" for k in range(len(site.owner.directions))]
     return names
 

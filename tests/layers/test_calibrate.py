@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qmambair_basicsr.layers import calibrate, prepare, uncalibrated
+from qmambair_basicsr.layers import NetworkInfo, calibrate, prepare, uncalibrated
 from qmambair_basicsr.quantizers import QuantSpec, UncalibratedError
 
 SPEC = QuantSpec.from_dict({"weight": {"type": "LSQ", "bits": 4}, "act": {"type": "LSQ", "bits": 4}})
@@ -26,7 +26,7 @@ class Two(nn.Module):
 
 @pytest.fixture
 def net():
-    return prepare(Two(), SPEC, fp_modules=())
+    return prepare(Two(), SPEC, NetworkInfo())
 
 
 def test_averages_the_initial_values(net):
@@ -61,7 +61,7 @@ def test_lists_what_is_uncalibrated(net):
 
 def test_calibration_state_is_saved_and_loaded(net):
     calibrate(net, [torch.randn(4, 3)])
-    other = prepare(Two(), SPEC, fp_modules=()).eval()
+    other = prepare(Two(), SPEC, NetworkInfo()).eval()
     other.load_state_dict(net.state_dict())
     x = torch.randn(2, 3)
     assert torch.equal(other(x), net.eval()(x))

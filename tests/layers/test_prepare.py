@@ -10,9 +10,9 @@ from basicsr.archs import build_network
 from torch import nn
 
 from qmambair_basicsr.archs.ss2d import SS2D
-from qmambair_basicsr.layers import QuantConv2d, QuantLinear, prepare
+from qmambair_basicsr.layers import NetworkInfo, QuantConv2d, QuantLinear, prepare
 from qmambair_basicsr.layers.calibrate import quantizers_of
-from qmambair_basicsr.quantizers import QuantSpec, SpecError, build_quantizer
+from qmambair_basicsr.quantizers import QuantSpec, Site, SpecError, build_quantizer
 
 SMALL = {"embed_dim": 32, "d_state": 3, "mlp_ratio": 1.25, "drop_path_rate": 0.0}
 NETS = {
@@ -160,18 +160,20 @@ def test_unknown_constructor_option_is_named():
         build_network({"type": "QMambaIR", "quant": {}, "upscal": 2})
 
 
-def test_other_networks_by_patterns():
+def test_other_networks_by_their_info():
     edsr = build_network({"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 2})
-    prepare(edsr, QuantSpec.from_dict(QUANT), include=("body.*",), fp_modules=())
+    tail = ("conv_first", "conv_after_body", "upsample.*", "conv_last")
+    spec = QuantSpec.from_dict({kind: QUANT[kind] for kind in ("weight", "act")})
+    prepare(edsr, spec, NetworkInfo(full_precision=tail))
     assert set(act_types(edsr)) == {f"body.{i}.conv{j}" for i in (0, 1) for j in (1, 2)}
     assert edsr.train()(torch.rand(1, 3, 6, 6)).isfinite().all()
 
 
-def test_network_without_fp_modules_needs_them():
-    with pytest.raises(ValueError, match="Sequential has no attribute fp_modules"):
+def test_network_of_which_nothing_is_known_is_refused():
+    with pytest.raises(ValueError, match=r"nothing is known about Sequential.*network_info\.register"):
         prepare(nn.Sequential(nn.Linear(2, 2)), QuantSpec.from_dict(QUANT))
-    with pytest.raises(ValueError, match="no layer of Sequential is selected"):
-        prepare(nn.Sequential(nn.Linear(2, 2)), QuantSpec.from_dict(QUANT), fp_modules=("*",))
+    with pytest.raises(ValueError, match="no layer of Sequential can be quantized"):
+        prepare(nn.Sequential(nn.Linear(2, 2)), QuantSpec.from_dict(QUANT), NetworkInfo(full_precision=("*",)))
 
 
 def test_prepared_twice_is_refused():
@@ -183,8 +185,8 @@ def test_prepared_twice_is_refused():
 def test_scan_input_quantized_once_equals_four_stacked_copies():
     """The release quantizes four permuted copies of u together; here u is quantized once with copies=4."""
     spec = QuantSpec.from_dict({"scan": {"type": "LSQ", "bits": 4}}).scan
-    once = build_quantizer(spec, role="act", name="once", copies=4).train()
-    stacked = build_quantizer(spec, role="act", name="stacked").train()
+    once = build_quantizer(spec, Site(copies=4)).train()
+    stacked = build_quantizer(spec, Site()).train()
     x = torch.randn(2, 3, 5, 7)  # (B, H, W, D)
     weights = torch.randn(4, 2, 15, 7)
     order = [torch.arange(15).view(3, 5).flatten(), torch.arange(15).view(3, 5).t().flatten()]

@@ -11,7 +11,7 @@ from basicsr.archs import build_network
 from torch import nn
 
 from qmambair_basicsr.layers import QuantConv2d, QuantLinear, QuantMatMul, calibrate
-from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, UncalibratedError, build_quantizer
+from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, Site, UncalibratedError, build_quantizer
 
 LIGHT = {
     "type": "QMambaIR",
@@ -26,9 +26,7 @@ LIGHT = {
 
 
 def quantizer(kind="LSQ", bits=4, role="act", channels=None, channel_dim=None):
-    return build_quantizer(
-        QuantizerSpec(kind, bits), role=role, channels=channels, channel_dim=channel_dim, name="test"
-    )
+    return build_quantizer(QuantizerSpec(kind, bits), Site.of_role(role, channels, channel_dim))
 
 
 def pair(channels_out, channels_in, channel_dim):

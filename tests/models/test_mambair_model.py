@@ -14,6 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from qmambair_basicsr import checkpoints
+from qmambair_basicsr.layers.info import NetworkInfo, network_info
 from qmambair_basicsr.models import mambair_model
 from qmambair_basicsr.models.non_finite import NonFiniteError, gradient_norm
 
@@ -28,8 +29,6 @@ class Square(nn.Module):
 @ARCH_REGISTRY.register()
 class ProbeNet(nn.Module):
     """Enlarges by 2, holds a buffer that moves with every training forward, insists on sides that divide by 4."""
-
-    size_multiple = 4
 
     def __init__(self, gain=1.0, noisy=False):
         super().__init__()
@@ -46,6 +45,11 @@ class ProbeNet(nn.Module):
         if self.noisy:
             y = y + torch.rand(y.shape)
         return y.repeat_interleave(2, -2).repeat_interleave(2, -1)
+
+
+@network_info.register(ProbeNet)
+def _(net: ProbeNet) -> NetworkInfo:
+    return NetworkInfo(scale=2, size_multiple=4)
 
 
 @pytest.fixture

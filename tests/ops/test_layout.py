@@ -7,7 +7,7 @@ import torch
 
 from qmambair_basicsr.ops.layout import stored_channels_last
 from qmambair_basicsr.ops.lsq import lsq
-from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, build_quantizer
+from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, Site, build_quantizer
 
 KEEP_LAYOUT = ("Identity", "MinMax", "LSQ", "LSQOffset", "DLS")
 
@@ -29,7 +29,7 @@ def test_recognises_channels_last_maps():
 def test_a_slice_of_the_channels_becomes_a_channels_last_map(kind):
     """The depthwise convolution of SS2D gets one half of a projection's channels."""
     x = channels_last(2, 6, 4, 5)[:, :3]
-    quantizer = build_quantizer(QuantizerSpec(kind, 32 if kind == "Identity" else 4), role="act")
+    quantizer = build_quantizer(QuantizerSpec(kind, 32 if kind == "Identity" else 4), Site())
     quantizer.init_from(x)
     out = quantizer(x)
     assert out.is_contiguous(memory_format=torch.channels_last) or kind == "Identity"
@@ -45,7 +45,7 @@ def test_layout_does_not_change_the_result(kind):
         results = []
         x = channels_last(2, 3, 4, 5)
         for start in (x, x.contiguous()):
-            quantizer = build_quantizer(spec, role="act", channels=3, channel_dim=1)
+            quantizer = build_quantizer(spec, Site.of_act(3, 1))
             quantizer.init_from(start)
             start = start.clone().requires_grad_()
             out = quantizer(start)

@@ -10,7 +10,7 @@ import itertools
 import pytest
 import torch
 
-from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, SpecError, build_quantizer
+from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, Site, SpecError, build_quantizer
 
 CHANNELS = 5
 SHAPE = (3, 7, CHANNELS)
@@ -56,9 +56,7 @@ every = pytest.mark.parametrize(("kind", "bits", "role", "options"), CASES, ids=
 def make(kind, bits, role, options, dtype=torch.float32, channels=CHANNELS):
     spec = QuantizerSpec(kind, bits, options)
     try:
-        quantizer = build_quantizer(
-            spec, role=role, channels=channels, channel_dim=-1 if role != "weight" else 2, name="body.0.x"
-        )
+        quantizer = build_quantizer(spec, Site.of_role(role, channels, -1 if role != "weight" else 2, part="body.0.x"))
     except SpecError as error:
         pytest.skip(f"refused as documented: {error}")
     return quantizer.to(dtype)

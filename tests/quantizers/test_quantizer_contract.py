@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantizer_cases import CASES, CHANNELS, SHAPE, disturb, every, make, sample, short
 
-from qmambair_basicsr.quantizers import DLS, QUANTIZER_REGISTRY, QuantizerSpec, build_quantizer, ste
+from qmambair_basicsr.quantizers import DLS, QUANTIZER_REGISTRY, QuantizerSpec, Site, build_quantizer, ste
 
 
 @every
@@ -255,7 +255,7 @@ def test_any_values_give_finite_values_on_the_grid(kind, values, bits):
     cls = QUANTIZER_REGISTRY[kind]
     x = torch.tensor(values).view(1, -1)
     for role in cls.roles:
-        quantizer = build_quantizer(QuantizerSpec(kind, bits), role=role, channels=x.shape[1], channel_dim=1)
+        quantizer = build_quantizer(QuantizerSpec(kind, bits), Site.of_role(role, x.shape[1], 1))
         quantizer.init_from(x)
         y = quantizer.eval()(x)
         codes, scale, zero = quantizer.to_int(x)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from qmambair_basicsr.quantizers import DLS, RFA, LSQOffset
+from qmambair_basicsr.quantizers import DLS, RFA, LSQOffset, Site
 from qmambair_basicsr.quantizers.dls import initial_weights
 from qmambair_basicsr.quantizers.rfa import _Ordered
 
@@ -188,7 +188,7 @@ def test_initialisation_groups(bits):
 def test_copies_scale_the_gradient_as_the_release_does():
     """One tensor counted four times = the release's four stacked copies, each giving a quarter of the gradient."""
     x = torch.randn(1, 64, dtype=torch.float64)
-    single = LSQOffset(4, copies=4).double()
+    single = LSQOffset(4, Site(copies=4)).double()
     single.init_from(x)
     stacked = copy.deepcopy(single)
     stacked.copies = 1

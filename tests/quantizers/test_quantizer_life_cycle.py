@@ -8,8 +8,15 @@ import pytest
 import torch
 from quantizer_cases import disturb, every, make, sample
 
-from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, SpecError, UncalibratedError, build_quantizer
-from qmambair_basicsr.quantizers.base import ROLES
+from qmambair_basicsr.quantizers import (
+    QUANTIZER_REGISTRY,
+    QuantizerSpec,
+    Site,
+    SpecError,
+    UncalibratedError,
+    build_quantizer,
+)
+from qmambair_basicsr.quantizers.site import ROLES
 
 
 @every
@@ -101,7 +108,7 @@ def test_impossible_bits_are_refused_by_name(kind, bits):
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("kind", QUANTIZER_REGISTRY)
 def test_32_bits_leave_the_tensor_alone(kind, role):
-    quantizer = build_quantizer(QuantizerSpec(kind, 32), role=role)
+    quantizer = build_quantizer(QuantizerSpec(kind, 32), Site.of_role(role))
     x = sample()
     assert quantizer.eval()(x) is x
     assert not quantizer.state_dict()

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import qmambair_basicsr.quantizers as package
-from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY
+from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, registry
 from qmambair_basicsr.quantizers.affine import AffineQuantizer
+from qmambair_basicsr.quantizers.site import ACTIVATION
 from qmambair_basicsr.quantizers.ste import positive
 
 TEXT = (Path(package.__file__).parent / "README.md").read_text(encoding="utf-8")
@@ -30,11 +31,14 @@ def test_table_row(kind):
     assert set(ROWS) == set(QUANTIZER_REGISTRY)
 
 
-def test_the_example_is_a_working_quantizer():
+def test_the_example_is_a_working_quantizer(monkeypatch):
     source = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
     source = "\n".join(line[3:] for line in source.splitlines())
     names = {"AffineQuantizer": AffineQuantizer, "nn": nn, "torch": torch, "positive": positive}
+    names |= {"ACTIVATION": ACTIVATION, "register_quantizer": registry.register_quantizer}
+    monkeypatch.setattr(registry, "QUANTIZER_REGISTRY", {})
     exec(source, names)
+    assert {"AbsMax": names["AbsMax"]} == registry.QUANTIZER_REGISTRY
     quantizer = names["AbsMax"](4)
     x = torch.randn(2, 50)
     quantizer.init_from(x)

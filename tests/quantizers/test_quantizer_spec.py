@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, QuantSpec, SpecError, build_quantizer
+from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, QuantSpec, Site, SpecError, build_quantizer
 
 CONFIG = {
     "weight": {"type": "RFA", "bits": 2},
@@ -27,11 +27,11 @@ def test_round_trip_and_plain_data():
 
 def test_the_last_matching_override_decides():
     spec = QuantSpec.from_dict(CONFIG)
-    assert spec.resolve("layers.1.in_proj", "act") == spec.act
-    assert spec.resolve("layers.1.out_proj", "act").type == "DLS"
-    assert spec.resolve("layers.0.out_proj", "act").type == "LSQ"
-    assert spec.resolve("layers.0.out_proj", "weight") == spec.weight
-    assert spec.resolve("layers.1.in_proj", "act", default=spec.scan) == spec.scan
+    assert spec.resolve(Site.of_act(owner="layers.1.in_proj")) == spec.act
+    assert spec.resolve(Site.of_act(owner="layers.1.out_proj")).type == "DLS"
+    assert spec.resolve(Site.of_act(owner="layers.0.out_proj")).type == "LSQ"
+    assert spec.resolve(Site.of_weight(owner="layers.0.out_proj")) == spec.weight
+    assert spec.resolve(Site.of_act(owner="scan", part="layers.0.x_proj")).type == spec.act.type
 
 
 def test_sites_left_out_stay_full_precision():
@@ -73,7 +73,7 @@ def test_refused_by_name(config, words):
 
 def test_per_channel_needs_channels():
     with pytest.raises(SpecError, match=r"granularity.*no channels"):
-        build_quantizer(QuantizerSpec("LSQ", 4, {"granularity": "channel"}), role="param", name="A")
+        build_quantizer(QuantizerSpec("LSQ", 4, {"granularity": "channel"}), Site.of_param(part="A"))
 
 
 def test_mode_of_a_spec():

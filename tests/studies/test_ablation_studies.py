@@ -9,7 +9,7 @@ import pytest
 import yaml
 from basicsr.utils.options import ordered_yaml
 
-from qmambair_basicsr.quantizers import LSQ, QUANTIZER_REGISTRY, QuantSpec, build_quantizer
+from qmambair_basicsr.quantizers import LSQ, QUANTIZER_REGISTRY, QuantSpec, Site, build_quantizer
 from qmambair_basicsr.quantizers.dls import initial_weights
 from qmambair_basicsr.recipes.option_contents import OPTIONS
 from qmambair_basicsr.studies.ablation_studies import available, digest, plan, studies, variant_options
@@ -44,7 +44,7 @@ def test_only_quantizers_differ(opt, study, variant, bits):
     spec = QuantSpec.from_dict(options["network_g"]["quant"])
     assert [getattr(spec, site).bits for site in SITES] == [bits] * 3
     for site, role in zip(SITES, ("weight", "act", "param"), strict=True):
-        build_quantizer(getattr(spec, site), role=role, channels=4, channel_dim=1)
+        build_quantizer(getattr(spec, site), Site.of_role(role, 4, 1))
     assert options["manual_seed"] == 7
     for changed in (options, base := copy.deepcopy(opt)):
         for key in ("name", "manual_seed"):

@@ -15,10 +15,10 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from tiny_networks import TINY_NETWORK
 from torch.utils.flop_counter import FlopCounterMode
 
-from qmambair_basicsr.archs.images import image_channels
 from qmambair_basicsr.artifacts.packed import save_packed
 from qmambair_basicsr.layers import calibrate
 from qmambair_basicsr.layers.calibrate import quantizers_of
+from qmambair_basicsr.layers.info import network_info
 from qmambair_basicsr.layers.placement import placement
 from qmambair_basicsr.ops.backend import ENV
 from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS
@@ -53,7 +53,7 @@ def test_products_are_those_that_torch_counts_while_the_real_network_runs(arch, 
     network = describe(arch)
     result = measure(network, HEIGHT, WIDTH, packed=False)
     net = build_network(copy.deepcopy(network)).eval()
-    image = torch.rand(1, image_channels(net), HEIGHT, WIDTH)
+    image = torch.rand(1, network_info(net).channels, HEIGHT, WIDTH)
     if quantizers_of(net):
         calibrate(net, [image])
     scans = sum(row.macs for row in result.rows if row.kind == "scan")
@@ -77,7 +77,7 @@ def test_packed_size_is_that_of_the_file_of_a_calibrated_network(arch, weight, t
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    calibrate(net, [torch.rand(1, image_channels(net), HEIGHT, WIDTH)])
+    calibrate(net, [torch.rand(1, network_info(net).channels, HEIGHT, WIDTH)])
     path = tmp_path / "packed.safetensors"
     save_packed(net, network, path)
     assert measure(network, HEIGHT, WIDTH).packed.file == path.stat().st_size

@@ -18,12 +18,12 @@ pytest.importorskip("matplotlib")
 
 from tiny_networks import TINY_NETWORK
 
-from qmambair_basicsr.archs.images import image_channels
 from qmambair_basicsr.data.image_files import read_image, write_image
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale
 from qmambair_basicsr.layers import calibrate
 from qmambair_basicsr.layers.calibrate import quantizers_of
-from qmambair_basicsr.layers.convert import parameter_sites
+from qmambair_basicsr.layers.info import network_info
+from qmambair_basicsr.layers.sites import parameter_sites
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, RFA
 from qmambair_basicsr.studies.benchmark_table import Entry, csv_table
 from qmambair_basicsr.studies.plot_data import PlotError, activation_sites, choose, parameter_samples
@@ -52,7 +52,7 @@ def network(arch="QMambaIR", **changes):
 def calibrated(arch="QMambaIR", **changes):
     torch.manual_seed(0)
     net = build_network(network(arch, **changes)).eval()
-    calibrate(net, [torch.rand(1, image_channels(net), 16, 16)])
+    calibrate(net, [torch.rand(1, network_info(net).channels, 16, 16)])
     return net
 
 
@@ -100,7 +100,7 @@ def check_files(out, names):
 @pytest.mark.parametrize("arch", QUANTIZED)
 def test_every_architecture_gives_samples_before_and_after(arch):
     net = calibrated(arch)
-    image = torch.rand(1, image_channels(net), 16, 16)
+    image = torch.rand(1, network_info(net).channels, 16, 16)
     sites = activation_sites(net, [image], None, 500, seed=0)
     assert len(sites) >= 8
     for site in sites:
@@ -146,7 +146,7 @@ def test_shares_are_those_of_all_values(net):
 
 
 def test_without_patterns_one_site_of_each_kind(net):
-    names = [q.quantizer_name for q in quantizers_of(net).values()]
+    names = [q.site.label for q in quantizers_of(net).values()]
     chosen = choose(names, None)
     assert len(chosen) < len(names)
     assert sum(name.endswith("self_attention.u") for name in chosen) == 1

@@ -29,7 +29,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ...layers.calibrate import quantizers_of
-from ...layers.convert import FrozenCodes, ParameterSite, frozen, meets_activations, parameter_sites
+from ...layers.convert import FrozenCodes, frozen
+from ...layers.sites import PlacedSite, activation_sites, parameter_sites
 from .runtime import session
 
 NO_CODE = np.iinfo(np.int16).min
@@ -82,14 +83,14 @@ def _initializers(model: onnx.ModelProto) -> dict[str, TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
-def _weight_nodes(site: ParameterSite) -> list[str]:
+def _weight_nodes(site: PlacedSite) -> list[str]:
     """Names of the nodes that dequantize a parameter, one for each scan direction of dt_projs_weight."""
     scope = site.parameter.rpartition(".")[0]
-    if site.attribute == "weight":
+    if site.site.parameter == "weight":
         return [f"{scope}.weight/DequantizeLinear"]
-    if site.attribute == "x_proj_weight":
+    if site.site.parameter == "x_proj_weight":
         return [f"{scope}.projections.x_proj.weight/DequantizeLinear"]
-    if site.attribute == "dt_projs_weight":
+    if site.site.parameter == "dt_projs_weight":
         return [f"{scope}.projections.dt_projs.{k}.weight/DequantizeLinear" for k in range(site.tensor().shape[0])]
     return []
 
@@ -124,7 +125,7 @@ def compare_weights(model: onnx.ModelProto, net: nn.Module) -> list[WeightCheck]
         found = [nodes[name] for name in _weight_nodes(site) if name in nodes]
         if found:
             parts = [expected] if len(found) == 1 else [_direction(expected, k) for k in range(len(found))]
-            parts = [_as_matrix(part) if site.attribute != "weight" else part for part in parts]
+            parts = [_as_matrix(part) if site.site.parameter != "weight" else part for part in parts]
             groups = getattr(site.owner, "groups", 1)
             equal = all(
                 _matches(
@@ -135,7 +136,7 @@ def compare_weights(model: onnx.ModelProto, net: nn.Module) -> list[WeightCheck]
             checks.append(WeightCheck(site.parameter, "codes", equal, count))
             continue
         # the scan is a method, so its node is named after the module that calls it
-        key = f"{scope.removesuffix('.selectiveScan')}/SS2DScan.{scans.get(site.attribute)}"
+        key = f"{scope.removesuffix('.selectiveScan')}/SS2DScan.{scans.get(site.site.parameter)}"
         if key in constants:
             stored = numpy_helper.to_array(constants[key])
             value = expected.quantize(site.tensor()).numpy()
@@ -214,7 +215,7 @@ def captured_codes(net: nn.Module, image: Tensor) -> dict[str, list[np.ndarray]]
 
         return hook
 
-    active = {n: q for n, q in meets_activations(net).items() if q.bits != 32}
+    active = {placed.name: placed.quantizer for placed in activation_sites(net)}
     handles = [q.register_forward_pre_hook(watch(n, q)) for n, q in active.items()]
     try:
         with torch.no_grad():

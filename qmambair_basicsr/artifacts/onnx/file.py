@@ -18,10 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxscript import ir
 from torch import nn
 
-from ...archs.images import image_channels, output_scale
 from ...files import write_bytes
 from ...layers.calibrate import quantizer_keys, quantizers_of
 from ...layers.convert import constant_grids, freeze_parameters
+from ...layers.info import network_info
 from ...ops.backend import ExportTarget, exporting
 from ...ops.onnx_nodes import DOMAIN
 from ...ops.ss2d_scan.onnx import SCAN_NODE
@@ -88,17 +88,17 @@ def export_onnx(
     Raises:
         ExportError: something in the network cannot be exported; the message names it.
     """
-    if getattr(net, "eval_routing", "argmax") != "argmax":
+    info = network_info(net)
+    if info.random_routing:
         raise ExportError(f"{type(net).__name__} routes tokens with random noise: set eval_routing: argmax")
     if settings.precision == "fp64" and settings.scan == "plugin":
         raise ExportError("the TensorRT plugin has no FP64: export FP64 with standard operators (scan: onnx)")
-    multiple = getattr(net, "size_multiple", 1)
+    multiple, channels = info.size_multiple, info.channels
     if settings.height % multiple or settings.width % multiple:
         raise ExportError(f"height and width must be multiples of {multiple} for {type(net).__name__}")
     dynamic_dls = any(isinstance(q, DLS) and q.role == "act" for q in quantizers_of(net).values())
     original = net
     net = _exportable(net, settings.precision)
-    channels = image_channels(original)
     example = torch.rand(1, channels, settings.height, settings.width, generator=torch.Generator().manual_seed(0))
     shapes = None
     if settings.dynamic:
@@ -117,7 +117,7 @@ def export_onnx(
         float64.lower(model)
     metadata = {
         "arch": type(original).__name__,
-        "scale": str(output_scale(original)),
+        "scale": str(info.scale),
         "size_multiple": str(multiple),
         "in_chans": str(channels),
         "bits": _bits(original),

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ...archs.ss2d import ScanParameters
 from ...layers.convert import FixedGrid, FrozenCodes
+from ...layers.matmul import QuantMatMul
 from ...layers.quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
-from ...layers.quant_matmul import QuantMatMul
 from ...ops.dls.reference import grid as dls_grid
 from ...ops.onnx_nodes import cast, onnx_node
 from ...quantizers import DLS, Identity, Quantizer
@@ -75,7 +75,7 @@ class DynamicGrid(nn.Module):
     def __init__(self, quantizer: DLS):
         super().__init__()
         if quantizer.mode != "stable":
-            raise ExportError(f"{quantizer.quantizer_name}: DLS in official mode needs --dls frozen")
+            raise ExportError(f"{quantizer.site.label}: DLS in official mode needs --dls frozen")
         self.per_sample, self.cap_share = quantizer.stats == "sample", quantizer.cap_share
         self.qmin, self.qmax = quantizer.qmin, quantizer.qmax
         self.register_buffer("w", quantizer.w.detach())
@@ -144,7 +144,7 @@ def activation(quantizer: Quantizer) -> nn.Module:
         shift = 0.0 if offset is None else offset.item()
         return StaticGrid(step.item(), shift, quantizer.qmin, quantizer.qmax, step.dtype)
     raise ExportError(
-        f"{quantizer.quantizer_name}: {type(quantizer).__name__} activations have no symmetric Q/DQ form. "
+        f"{quantizer.site.label}: {type(quantizer).__name__} activations have no symmetric Q/DQ form. "
         "Exportable: DLS, LSQ, LSQOffset and other per-tensor affine quantizers"
     )
 
@@ -298,20 +298,24 @@ def _flattened(frozen: FrozenCodes, part: int | slice) -> FrozenCodes:
 
     codes = frozen.codes[part]
     codes = codes.flatten(0, 1) if isinstance(part, slice) else codes
-    matrix = FrozenCodes(frozen.bits, codes, cut(frozen.scale), cut(frozen.zero), None, frozen.quantizer_name)
+    matrix = FrozenCodes(frozen.bits, codes, cut(frozen.scale), cut(frozen.zero), None, frozen.site)
     return matrix.to(frozen.scale.dtype)
 
 
 class ScanSites(nn.Module):
-    """Stands in for ``QuantSelectiveScan``: same call, exportable content."""
+    """Stands in for ``SiteQuantizers``: same call, exportable content."""
 
     def __init__(self, scan: ScanParameters):
         super().__init__()
         q = scan.quantizers
-        sites = {name: WithoutOffset(activation(q[name])) for name in ("u", "delta", "B", "C")}
-        parameters = {"A": scan.A_logs, "D": scan.Ds, "dt_bias": scan.dt_projs_bias}
-        for name, parameter in parameters.items():
-            sites[name] = Constant(q[name].quantize(parameter)) if q[name].bits != 32 else Unquantized()
+        sites = {}
+        for site in scan.quantization_sites():
+            if site.operation == "scan" and site.parameter is None:
+                sites[site.part] = WithoutOffset(activation(q[site.part]))
+            elif site.operation == "scan":
+                parameter = getattr(scan, site.parameter)
+                whole = q[site.part].bits == 32
+                sites[site.part] = Unquantized() if whole else Constant(q[site.part].quantize(parameter))
         self.sites = nn.ModuleDict(sites)
 
     def forward(self, name: str, tensor: Tensor, source: Tensor | None = None) -> Tensor:

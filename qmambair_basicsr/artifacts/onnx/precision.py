@@ -13,14 +13,14 @@ FP32. Quantized parameters keep the codes and scales they have in FP32.
 from __future__ import annotations
 
 import copy
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
-from ...archs.ss2d import ScanParameters
 from ...layers.calibrate import quantizers_of
 from ...layers.convert import freeze_parameters
+from ...layers.info import network_info
+from ...layers.sites import sites_of
 from . import modules
 
 _FLOAT_MODULES = (
@@ -33,7 +33,6 @@ _FLOAT_MODULES = (
     modules.IntegerWeight,
     modules.StaticGrid,
 )
-_SCAN_PARAMETERS = ("A_logs", "Ds", "dt_projs_bias")
 
 
 def _to_half(_: nn.Module, inputs: tuple) -> tuple:
@@ -65,14 +64,13 @@ def in_double(net: nn.Module) -> nn.Module:
 def make_half(net: nn.Module) -> nn.Module:
     """Turn a network, after ``make_exportable`` where it is quantized, into its FP16 form, in place."""
     kept = {child for m in net.modules() if isinstance(m, modules.FloatWeight) for child in m.modules()}
-    routing = getattr(net, "routing_modules", ())
+    info = network_info(net)
     for name, module in net.named_modules():
-        routes = any(fnmatchcase(name, pattern) for pattern in routing)
         if name.endswith(".route"):
             module.register_forward_pre_hook(_to_float)
-        if isinstance(module, _FLOAT_MODULES) or module in kept or routes:
+        if isinstance(module, _FLOAT_MODULES) or module in kept or info.routes(name):
             continue
-        stay = _SCAN_PARAMETERS if isinstance(module, ScanParameters) else ()
+        stay = {site.parameter for site in sites_of(module) if site.kind == "scan"}
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if tensor.is_floating_point() and key not in stay:
                 tensor.data = tensor.data.half()

@@ -27,7 +27,7 @@ UNITS = (ResidualStateSpaceBlock, ConvFFN, GatedMLP)
 """Modules from one channels-last map (B, H, W, C) to another of the same shape."""
 
 _NODE = "Unit"
-_OF_NO_EFFECT = {"training", "quantizer_name"}
+_OF_NO_EFFECT = {"training", "site"}
 _SIMPLE = (bool, int, float, str, type(None))
 
 

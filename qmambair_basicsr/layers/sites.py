@@ -1,0 +1,173 @@
+"""Every quantization site of a network, and modules whose own tensors pass through sites.
+
+A module with sites has a method ``quantization_sites()`` that lists them (:class:`Site`, names relative to itself),
+whether it is quantized yet or not. :func:`network_sites` walks a network; nothing else needs to know which modules
+have sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..quantizers.base import Quantizer
+from ..quantizers.site import Site
+from .weight_cache import WeightCache
+
+
+class PlacedSite(NamedTuple):
+    """A site of a network with a quantizer in it.
+
+    Attributes:
+        owner: module that has the site.
+        site: the site, with dotted names in the network.
+        quantizer: what sits there.
+    """
+
+    owner: nn.Module
+    site: Site
+    quantizer: Quantizer
+
+    @property
+    def name(self) -> str:
+        """Dotted name of the quantizer."""
+        return self.site.quantizer_path
+
+    @property
+    def parameter(self) -> str | None:
+        """Dotted name of the quantized parameter; None for tensors computed from the input."""
+        return self.site.parameter_path
+
+    @torch.no_grad()
+    def tensor(self) -> Tensor:
+        """What the quantizer of a parameter is given: the parameter, or what the site derives from it."""
+        return self.site.value_of(getattr(self.owner, self.site.parameter).detach())
+
+    @torch.no_grad()
+    def set_tensor(self, value: Tensor) -> None:
+        """Set the parameter so that :meth:`tensor` is ``value``."""
+        parameter = getattr(self.owner, self.site.parameter)
+        parameter.copy_(self.site.parameter_of(value).view(parameter.shape))
+
+    def replace(self, quantizer: Quantizer) -> None:
+        """Put another quantizer in this place, in the training mode of the one that leaves."""
+        parent, _, leaf = self.site.slot.rpartition(".")
+        holder = self.owner.get_submodule(parent)
+        setattr(holder, leaf, quantizer.train(self.quantizer.training))
+
+
+def sites_of(module: nn.Module) -> tuple[Site, ...]:
+    """The sites that a module itself has (none for most), names relative to it."""
+    declared: Callable[[], tuple[Site, ...]] | None = getattr(module, "quantization_sites", None)
+    return () if declared is None else tuple(declared())
+
+
+def network_sites(net: nn.Module) -> list[PlacedSite]:
+    """Every site of a prepared network, in the order of its modules, those with 32 bits included."""
+    found = []
+    for name, module in net.named_modules():
+        for site in sites_of(module):
+            quantizer = _in_slot(module, site.slot)
+            if quantizer is not None:
+                found.append(PlacedSite(module, site.within(name), quantizer))
+    return found
+
+
+def parameter_sites(net: nn.Module) -> list[PlacedSite]:
+    """Every quantized parameter of a network, in module order; those kept in full precision are left out."""
+    return [p for p in network_sites(net) if p.site.parameter is not None and p.quantizer.bits != 32]
+
+
+def activation_sites(net: nn.Module) -> list[PlacedSite]:
+    """Every quantized tensor that is computed anew in each forward, in module order; full precision left out.
+
+    Operands of products count, also where they are computed from parameters alone (MambaIRv2's prompt dictionary).
+    """
+    return [p for p in network_sites(net) if p.site.parameter is None and p.quantizer.bits != 32]
+
+
+def _in_slot(module: nn.Module, slot: str) -> Quantizer | None:
+    for part in slot.split("."):
+        module = module._modules.get(part)
+        if module is None:
+            return None
+    return module
+
+
+class SiteQuantizers(nn.ModuleDict):
+    """Name of a site's slot -> quantizer, of one module whose own tensors are quantized.
+
+    The fake-quantized value of a parameter is kept in evaluation (:class:`WeightCache`).
+
+    Args:
+        quantizers (Mapping[str, Quantizer]): One quantizer for each site.
+        parameters (Iterable[str]): Names of the sites whose tensor depends on a parameter only.
+    """
+
+    def __init__(self, quantizers: Mapping[str, Quantizer], parameters: tuple[str, ...]):
+        super().__init__(quantizers)
+        self.weight_caches = {name: WeightCache() for name in parameters}
+
+    def forward(self, name: str, tensor: Tensor, source: Tensor | None = None) -> Tensor:
+        """Fake-quantize the tensor of a site.
+
+        Args:
+            name (str): Site.
+            tensor (Tensor): Value at that site.
+            source (Tensor | None): Parameter that the value is computed from, if it is not a parameter itself.
+        """
+        if name in self.weight_caches:
+            return self.weight_caches[name](self[name], tensor, source)
+        return self[name](tensor)
+
+    def train(self, mode: bool = True) -> SiteQuantizers:
+        for cache in self.weight_caches.values():
+            cache.clear()
+        return super().train(mode)
+
+
+class SiteModule(nn.Module):
+    """A module whose own tensors pass through sites: raw parameters and what is computed with them.
+
+    A subclass lists its sites in :meth:`quantization_sites`, each in the slot ``quantizers.NAME``, and passes the tensor
+    of each through :meth:`site`, which returns it unchanged in a full-precision network. ``prepare`` attaches the
+    quantizers.
+
+    Attributes:
+        entry_points: Methods that others call instead of the module itself, for tools that watch what runs.
+    """
+
+    entry_points: ClassVar[tuple[str, ...]] = ()
+    quantizers: SiteQuantizers | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_module("quantizers", None)
+
+    def quantization_sites(self) -> tuple[Site, ...]:
+        """The sites of this module, names relative to it, in the order in which their quantizers are kept."""
+        raise NotImplementedError
+
+    def attach_quantizers(self, quantizers: Mapping[str, Quantizer]) -> None:
+        """Take over one quantizer for each site.
+
+        Args:
+            quantizers (Mapping[str, Quantizer]): By the site's slot.
+        """
+        prefix = "quantizers."
+        parameters = [s.slot.removeprefix(prefix) for s in self.quantization_sites() if s.parameter is not None]
+        own = {slot.removeprefix(prefix): quantizer for slot, quantizer in quantizers.items()}
+        self.quantizers = SiteQuantizers(own, tuple(parameters)).train(self.training)
+
+    def site(self, name: str, tensor: Tensor, source: Tensor | None = None) -> Tensor:
+        """The tensor as the network uses it at a site: itself, or fake-quantized after ``prepare``.
+
+        Args:
+            name (str): Site, NAME of its slot ``quantizers.NAME``.
+            tensor (Tensor): Value at the site.
+            source (Tensor | None): Parameter that the value is computed from, if it is not a parameter itself.
+        """
+        return tensor if self.quantizers is None else self.quantizers(name, tensor, source)
