@@ -24,6 +24,7 @@ from ..inference.tiling import parse_tile_option, run_tiled
 from ..layers.info import size_multiple
 from . import data_order, non_finite
 from .random_stream import seeded
+from .validation_record import ValidationRecord
 
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
 _IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}  # options that choose how a step is computed
@@ -56,7 +57,9 @@ class MambaIRModel(SRModel):
         self.rank = opt.get("rank", 0)
         self.tile_plan = parse_tile_option(_tile_option(opt))
         self.order = data_order.attach(opt) if self.is_train else None
+        self.validations = ValidationRecord(opt) if self.is_train else None
         self._iteration = 0
+        self._state: tuple[str, dict] | None = None  # file and content of this iteration's training state
 
         self.net_g = build_network(opt["network_g"]).to(self.device)
         self.print_network(self.net_g)
@@ -170,7 +173,7 @@ class MambaIRModel(SRModel):
         Raises:
             non_finite.NonFiniteError: the loss or a gradient is NaN or infinite; the weights are as before the step.
         """
-        self._iteration = current_iter
+        self._iteration, self._state = current_iter, None
         self.optimizer_g.zero_grad()
         with self.step_randomness():
             losses = self.compute_losses()
@@ -252,6 +255,27 @@ class MambaIRModel(SRModel):
         with seeded(data_order.VALIDATION_STREAM, self.seed):
             super().validation(dataloader, current_iter, tb_logger, save_img)
 
+    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
+        """BasicSR's validation on rank 0; behind the last set of a saved iteration its training state is completed."""
+        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        if self.validations is None:
+            return
+        self.validations.add(current_iter, dataloader.dataset.opt["name"])
+        if self._state and self._state[1]["iter"] == current_iter and not self.validations.missing(current_iter):
+            self._write_state(*self._state)
+
+    def make_up_for_validation(self, iteration: int) -> None:
+        """Validate the sets that a killed run had not been through at the iteration it saved last."""
+        missing = self.validations.missing(iteration)
+        if not missing or self.rank != 0:
+            return
+        get_root_logger().info(f"Iteration {iteration} was saved but not validated on {', '.join(missing)}: done now")
+        tb_logger = self.validations.tb_logger()
+        for loader in self.validations.loaders(missing):
+            self.validation(loader, iteration, tb_logger, self.opt["val"].get("save_img", False))
+        if tb_logger is not None:
+            tb_logger.close()
+
     # -- files ----------------------------------------------------------------------------------------------------
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"):
@@ -298,7 +322,7 @@ class MambaIRModel(SRModel):
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """Write ``ITERATION.state`` atomically: optimizers, schedulers, place in the data, seed, best metrics."""
+        """Write ``ITERATION.state`` atomically: optimizers, schedulers, place in the data, seed, validation."""
         if current_iter == -1:
             return
         state = {
@@ -308,13 +332,20 @@ class MambaIRModel(SRModel):
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "manual_seed": self.seed,
             "data_order": self.order.position(epoch, current_iter) if self.order else None,
-            # plain numbers: metrics return NumPy scalars, which weights_only refuses
-            "best_metric_results": {
-                dataset: {name: {**best, "val": float(best["val"])} for name, best in metrics.items()}
-                for dataset, metrics in getattr(self, "best_metric_results", {}).items()
-            },
         }
-        checkpoints.write_file(state, osp.join(self.opt["path"]["training_states"], f"{current_iter}.state"))
+        self._write_state(osp.join(self.opt["path"]["training_states"], f"{current_iter}.state"), state)
+
+    @master_only
+    def _write_state(self, path: str, state: dict) -> None:
+        """Write a training state with what validation has found so far."""
+        # plain numbers: metrics return NumPy scalars, which weights_only refuses
+        state["best_metric_results"] = {
+            dataset: {name: {**best, "val": float(best["val"])} for name, best in metrics.items()}
+            for dataset, metrics in getattr(self, "best_metric_results", {}).items()
+        }
+        state["validated"] = self.validations.through(state["iter"])
+        checkpoints.write_file(state, path)
+        self._state = path, state
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Write the network (and average) and, within training, the state to resume from."""
@@ -347,6 +378,11 @@ class MambaIRModel(SRModel):
             reason = self.order.resume(resume_state["epoch"], resume_state["iter"], resume_state.get("data_order"))
             if reason is not None:
                 get_root_logger().warning(f"The running epoch begins again from its first sample: {reason}")
+        path = self.opt["path"].get("resume_state") or ""
+        if osp.abspath(osp.dirname(path)) == osp.abspath(self.opt["path"]["training_states"]):
+            self._state = path, resume_state
+        self.validations.add(resume_state["iter"], *resume_state.get("validated", ()))
+        self.make_up_for_validation(resume_state["iter"])
 
 
 def _tile_option(opt: dict) -> object:
