@@ -74,6 +74,7 @@ VOCABULARY = {
     # results
     "--out": Flag("folder to write to", Path, "FOLDER"),
     "--output": Flag("file to write", Path, "FILE"),
+    "--overwrite": Flag("replace files that exist"),
     "--read-only": Flag("run nothing; tables of what is finished"),
     "--list": Flag("print what there is and stop"),
     "--full": Flag("one row per module; without, equal blocks share one"),

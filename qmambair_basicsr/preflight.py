@@ -246,7 +246,12 @@ def checked(parse_options: Callable) -> Callable:
         try:
             opt, args = parse_options(root_path, is_train)
         except FileNotFoundError as err:
-            raise OptionError(f"-opt: file {err.filename} does not exist") from err
+            from .recipes.option_names import how_to_make
+
+            command = how_to_make(err.filename)
+            raise OptionError(
+                f"-opt: file {err.filename} does not exist" + (f"; make it: {command}" if command else "")
+            ) from err
         except yaml.YAMLError as err:
             raise OptionError(f"{source} is not valid YAML: {err}") from err
         except KeyError as err:

@@ -122,6 +122,14 @@ def test_resuming_needs_no_pretrained_weights(opt, tmp_path):
     assert preflight.problems(opt) == []
 
 
+def test_a_missing_file_that_can_be_made_is_said_how(monkeypatch):
+    def parse_options(root_path, is_train=True):
+        return Path("options/test_MambaIR_SRx3.yml").read_text()
+
+    with pytest.raises(preflight.OptionError, match=r"make it: .*tools\.make_options test_MambaIR_SRx3$"):
+        preflight.checked(parse_options)(".")
+
+
 def test_other_projects_options_are_left_alone():
     assert not preflight.concerns_us({"model_type": "SRModel", "network_g": {"type": "EDSR"}})
     assert preflight.concerns_us({"model_type": "SRModel", "network_g": {"type": "MambaIR"}})

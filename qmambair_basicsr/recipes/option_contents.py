@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from .option_data import DATA
-from .option_table import NETS, QUANTIZERS, ROWS, TASKS, WEIGHTS, Recipe, Task, recipe_of
+from .option_table import BLOCKS, DISTILL, NETS, TASKS, WEIGHTS, Recipe, Task, recipe_of
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 PLUGIN = "plugin: !!python/name:qmambair_basicsr.__version__"
@@ -32,28 +32,53 @@ REMARKS = {
     "quant_train.calibration": "batches that initialise every quantizer before the optimizer exists",
     "path.skip_keys_g": "weights of another shape than in the file, which stay as they were initialised",
     "path.strict_load_g": "quantizer keys may be missing from a full-precision file; any other difference stops",
-    "train.total_iter": "README, section Training, lists the published figures these settings are for",
+    "train.total_iter": "qmambair_basicsr/recipes/option_table.py says whose recipe this is",
     "val.pbar": "progress bar over the images",
 }
 
 
-def stem(phase: str, family: str, task: str, bits: int, method: str = "") -> str:
+Bits = int | tuple[int, int]  # of weights and activations; one number for both; 32 = full precision
+
+
+def widths(bits: Bits) -> tuple[int, int]:
+    """Bits of weights and of activations."""
+    return bits if isinstance(bits, tuple) else (bits, bits)
+
+
+def methods() -> dict[str, tuple[str, str, str]]:
+    """How a network can be quantized: name -> quantizers of weights, activations and the scan.
+
+    Without a name it is Q-MambaIR; the name of a quantizer, in lower case, puts that quantizer everywhere.
+    """
+    from ..quantizers import QUANTIZER_REGISTRY  # needs torch, which most of this module does not
+
+    kinds = {kind.lower(): (kind,) * 3 for kind in QUANTIZER_REGISTRY if kind != "Identity"}
+    return {"": ("RFA", "LSQOffset", "DLS")} | kinds
+
+
+def quantizers(method: str) -> tuple[str, str, str]:
+    """Quantizers of weights, activations and the scan; ``distill`` in front does not change them."""
+    return methods()[method.removeprefix(DISTILL).removeprefix("_")]
+
+
+def stem(phase: str, family: str, task: str, bits: Bits, method: str = "") -> str:
     """File name without ending, which is the ``name:`` inside as well."""
-    arch = family if bits == 32 else f"Q{family}"
-    width = "" if bits == 32 else f"_w{bits}a{bits}"
-    return f"{phase}_{arch}_{task}{width}" + (f"_{method}" if method else "")
+    if bits == 32:
+        return f"{phase}_{family}_{task}"
+    weight, act = widths(bits)
+    return f"{phase}_Q{family}_{task}_w{weight}a{act}" + (f"_{method}" if method else "")
 
 
-def network_options(family: str, task: Task, bits: int, method: str = "") -> dict:
-    """The ``network_g`` block of a row; arguments as :func:`train_options`."""
+def network_options(family: str, task: Task, bits: Bits, method: str = "") -> dict:
+    """The ``network_g`` block of a file; arguments as :func:`train_options`."""
     net = {"type": family if bits == 32 else f"Q{family}"}
     if "inp_channels" not in NETS[family, task.size]:
         net |= {"upscale": task.scale, "in_chans": task.in_chans}
     net |= NETS[family, task.size]
     if bits != 32:
-        kinds = QUANTIZERS.get(method, ("RFA", "LSQOffset", "DLS"))
-        sites = zip(("weight", "act", "scan"), kinds, strict=True)
-        net["quant"] = {site: {"type": kind, "bits": bits} for site, kind in sites} | {"act_policy": "code"}
+        weight, act = widths(bits)
+        sites = zip(("weight", "act", "scan"), quantizers(method), (weight, act, act), strict=True)
+        net["quant"] = {site: {"type": kind, "bits": n} for site, kind, n in sites} | {"act_policy": "code"}
     return net
 
 
@@ -62,7 +87,7 @@ def _metrics(task: Task) -> dict:
     return {"psnr": {"type": "calculate_psnr", **shared}, "ssim": {"type": "calculate_ssim", **shared}}
 
 
-def _head(phase: str, family: str, task: Task, bits: int, method: str) -> dict:
+def _head(phase: str, family: str, task: Task, bits: Bits, method: str) -> dict:
     return {
         "name": stem(phase, family, task.name, bits, method),
         "model_type": MODELS[family] if bits == 32 else "QATModel",
@@ -72,7 +97,7 @@ def _head(phase: str, family: str, task: Task, bits: int, method: str) -> dict:
     }
 
 
-def _weights(family: str, task: Task, bits: int, method: str = "") -> str:
+def _weights(family: str, task: Task, bits: Bits, method: str = "") -> str:
     """Full-precision weights are downloaded or shipped; quantized ones are where their training leaves them."""
     if bits == 32:
         return f"{task.weights}/{WEIGHTS.get((family, task.name), f'{family}_{task.name}.pth')}"
@@ -90,9 +115,8 @@ def _distillation(recipe: Recipe) -> dict:
     return {"type": "PixelDistillationLoss", "loss_weight": recipe.distill, "criterion": "l1"}
 
 
-def _alignment(recipe: Recipe) -> dict:
-    blocks = ["layers.*.residual_group.layers.*"]  # of MambaIRv2, the only family with such a recipe
-    return {"type": "FeatureAlignmentLoss", "layers": blocks, "loss_weight": recipe.feature}
+def _alignment(recipe: Recipe, family: str) -> dict:
+    return {"type": "FeatureAlignmentLoss", "layers": [BLOCKS[family]], "loss_weight": recipe.feature}
 
 
 def _schedule(recipe: Recipe) -> dict:
@@ -106,16 +130,17 @@ def _schedule(recipe: Recipe) -> dict:
     }
 
 
-def train_options(family: str, task: Task, bits: int, method: str = "") -> dict:
+def train_options(family: str, task: Task, bits: Bits, method: str = "") -> dict:
     """Contents of a training file.
 
     Args:
         family: ``MambaIR`` ...; the quantized network's type is ``Q`` + family.
         task: Row of ``TASKS``.
-        bits: Width of weights and activations; 32 trains the full-precision network from scratch.
-        method: How, where it is not the published recipe; a key of ``QAT``.
+        bits: Of weights and activations; 32 trains the full-precision network from scratch.
+        method: How, where it is not Q-MambaIR: a key of :func:`methods`, ``distill`` (with a full-precision teacher), or
+            both as ``distill_<key>``.
     """
-    recipe = recipe_of(family, task, bits, method)
+    recipe = recipe_of(family, task, widths(bits)[0], method)
     opt = _head("train", family, task, bits, method)
     opt["datasets"] = {
         "train": {
@@ -155,7 +180,7 @@ def train_options(family: str, task: Task, bits: int, method: str = "") -> dict:
         "total_iter": recipe.total_iter,
         "warmup_iter": -1,
         **({"distill_opt": _distillation(recipe)} if recipe.distill else {"pixel_opt": _loss(recipe)}),
-        **({"feature_opt": _alignment(recipe)} if recipe.feature else {}),
+        **({"feature_opt": _alignment(recipe, family)} if recipe.feature else {}),
     }
     opt["val"] = {"val_freq": recipe.val_freq, "save_img": False, "pbar": True, "metrics": _metrics(task)}
     opt["logger"] = {
@@ -168,7 +193,7 @@ def train_options(family: str, task: Task, bits: int, method: str = "") -> dict:
     return opt
 
 
-def test_options(family: str, task: Task, bits: int, method: str = "") -> dict:
+def test_options(family: str, task: Task, bits: Bits, method: str = "") -> dict:
     """Contents of a test file; arguments as :func:`train_options`."""
     opt = _head("test", family, task, bits, method)
     opt["datasets"] = {f"test_{i}": DATA[name].options(task.scale) for i, name in enumerate(task.tests, start=1)}
@@ -185,7 +210,7 @@ def _leaf(value: object) -> str:
 
 def render(opt: dict) -> str:
     """Options as YAML text: two levels in blocks, what lies below on one line where it holds plain values."""
-    lines = ["# Written by `python -m qmambair_basicsr.tools.make_options`; edit option_table.py, not this file."]
+    lines = ["# Made by `python -m qmambair_basicsr.tools.make_options`; --list shows what else it makes."]
 
     def walk(node: dict, path: tuple[str, ...]) -> None:
         for key, value in node.items():
@@ -209,19 +234,3 @@ def render(opt: dict) -> str:
 
     walk(opt, ())
     return "\n".join(lines) + "\n"
-
-
-def files() -> dict[str, str]:
-    """Every option file: name -> text."""
-    out = {}
-    for phase, family, task, bits, method in ROWS:
-        build = train_options if phase == "train" else test_options
-        out[f"{stem(phase, family, task, bits, method)}.yml"] = render(build(family, TASKS[task], bits, method))
-    return out
-
-
-def drifted(folder: Path = OPTIONS) -> list[str]:
-    """Names of files that are missing, differ from the table, or are not in it."""
-    wanted = files()
-    present = {p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.yml")}
-    return sorted(name for name in wanted.keys() | present.keys() if wanted.get(name) != present.get(name))

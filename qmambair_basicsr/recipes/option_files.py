@@ -23,6 +23,13 @@ def _plain(value):
     return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
+def _advice(file: str | os.PathLike) -> str:
+    from .option_names import how_to_make
+
+    command = how_to_make(file)
+    return f"make it: {command}" if command else "give an option file"
+
+
 def read_options(file: str | os.PathLike, needed: Sequence[str] = (), quantized: bool = False) -> dict:
     """An option file, read with BasicSR's loader.
 
@@ -37,7 +44,7 @@ def read_options(file: str | os.PathLike, needed: Sequence[str] = (), quantized:
     try:
         opt = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=ordered_yaml()[0])
     except FileNotFoundError:
-        raise OptionFileError(f"there is no file {file}; give an option file") from None
+        raise OptionFileError(f"there is no file {file}; {_advice(file)}") from None
     except OSError as err:
         raise OptionFileError(f"{file} cannot be read ({err.strerror}); give an option file") from err
     except (yaml.YAMLError, UnicodeDecodeError) as err:

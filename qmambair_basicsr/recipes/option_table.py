@@ -1,6 +1,6 @@
-"""The one source of every file in ``options/``.
+"""The one source of every option file: those in ``options/``, and those that ``tools.make_options NAME`` makes.
 
-A file is a row: an architecture, a task and a bit-width. A row's contents are put together from five tables:
+A file is an architecture, a task, bit-widths and a method. Its contents are put together from five tables:
 
 ========== ============================================================================================
 ``DATA``    training and test sets (``option_data``)
@@ -10,8 +10,8 @@ A file is a row: an architecture, a task and a bit-width. A row's contents are p
 ``TASKS``   what ties them together: scale, data, metric protocol, where the weights are
 ========== ============================================================================================
 
-To add a task, add one line to ``TASKS`` (and to the other tables what is new in it), list its rows in
-``ROWS``, and run ``python -m qmambair_basicsr.tools.make_options``.
+To add a task, add one line to ``TASKS`` (and to the other tables what is new in it); every file of it can be made then.
+``PUBLISHED`` says which files are committed; ``python -m qmambair_basicsr.tools.make_options`` writes them.
 
 Sources: recipes of the Q-MambaIR paper and of its released ``light x4`` configuration (where the two differ
 the released one is followed: batch 16 per GPU on two GPUs, ground-truth patches of 192, DF2K); full-precision
@@ -20,7 +20,7 @@ recipes of the MambaIR release.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .option_data import CAR_SETS, DN_SETS, QUALITIES, SIGMAS, SR_SETS
 
@@ -111,7 +111,6 @@ class Recipe:
         milestones: Iterations at which the rate is halved; empty = one cosine down to ``eta_min``.
         gt_size: Side of the ground-truth patch in pixels.
         batch: Images per GPU and iteration.
-        gpus: How many GPUs the published figure was trained on (for the comment only).
         ema: Decay of the averaged weights; 0 = none.
         loss: Registered pixel loss; CharbonnierLoss is sqrt(d^2 + 0.001^2).
         val_freq: Validate every so many iterations.
@@ -135,7 +134,6 @@ class Recipe:
     milestones: tuple[int, ...]
     gt_size: int
     batch: int
-    gpus: int
     ema: float = 0.0
     loss: str = "L1Loss"
     val_freq: int = 5000
@@ -161,12 +159,10 @@ _DN_HALF_STEPS = tuple(step // 2 for step in _DN_STEPS)
 _QAT_STEPS = (10_000, 15_000, 17_500, 18_750)
 
 FP = {
-    "classic": Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=4, gpus=8, ema=0.999),
-    "light": Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=16, gpus=2, ema=0.999),
-    "dn": Recipe(
-        800_000, 1e-4, _DN_HALF_STEPS, gt_size=128, batch=2, gpus=8, loss="CharbonnierLoss", start="ColorDN15"
-    ),
-    "car": Recipe(800_000, 1e-4, _DN_HALF_STEPS, gt_size=126, batch=2, gpus=8, loss="CharbonnierLoss", start="CARq40"),
+    "classic": Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=4, ema=0.999),
+    "light": Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=16, ema=0.999),
+    "dn": Recipe(800_000, 1e-4, _DN_HALF_STEPS, gt_size=128, batch=2, loss="CharbonnierLoss", start="ColorDN15"),
+    "car": Recipe(800_000, 1e-4, _DN_HALF_STEPS, gt_size=126, batch=2, loss="CharbonnierLoss", start="CARq40"),
     # the release also grows the patch from 128 to 384 pixels and mixes images, which the stock loop does not do
     "real": Recipe(
         300_000,
@@ -174,31 +170,30 @@ FP = {
         (),
         gt_size=128,
         batch=8,
-        gpus=8,
         loss="CharbonnierLoss",
         optim="AdamW",
         weight_decay=1e-4,
     ),
     # own recipes of one family and task; their official files differ from the rule of the size
     ("MambaIR", "SRx3"): Recipe(
-        250_000, 1e-4, _FP_HALF_STEPS, gt_size=192, batch=4, gpus=8, ema=0.999, start="SRx2", skip=("upsample.*",)
+        250_000, 1e-4, _FP_HALF_STEPS, gt_size=192, batch=4, ema=0.999, start="SRx2", skip=("upsample.*",)
     ),
-    ("MambaIR", "SRx4"): Recipe(250_000, 1e-4, _FP_HALF_STEPS, gt_size=192, batch=4, gpus=8, ema=0.999, start="SRx2"),
+    ("MambaIR", "SRx4"): Recipe(250_000, 1e-4, _FP_HALF_STEPS, gt_size=192, batch=4, ema=0.999, start="SRx2"),
     # from scratch with LR patches of 64, as the author corrected the published files (issues 82 and 96)
-    ("MambaIR", "lightSRx3"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=192, batch=16, gpus=2, ema=0.999),
-    ("MambaIR", "lightSRx4"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=256, batch=16, gpus=2, ema=0.999),
-    ("MambaIR", "ColorDN15"): Recipe(1_600_000, 2e-4, _DN_STEPS, gt_size=128, batch=2, gpus=8, loss="CharbonnierLoss"),
-    ("MambaIR", "CARq40"): Recipe(1_600_000, 2e-4, _DN_STEPS, gt_size=126, batch=2, gpus=8, loss="CharbonnierLoss"),
-    ("MambaIRv2", "SRx2"): Recipe(500_000, 1e-3, _FP_STEPS, gt_size=128, batch=4, gpus=8),
-    ("MambaIRv2", "SRx4"): Recipe(250_000, 1e-4, _FP_HALF_STEPS, gt_size=192, batch=4, gpus=8, start="SRx2"),
-    ("MambaIRv2Light", "lightSRx2"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=16, gpus=2, train="DIV2K"),
-    ("MambaIRv2Light", "lightSRx4"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=192, batch=16, gpus=2, train="DIV2K"),
-    "tiny": Recipe(10_000, 1e-3, (), gt_size=64, batch=4, gpus=0, ema=0.999, val_freq=2000, save_freq=1000, workers=1),
+    ("MambaIR", "lightSRx3"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=192, batch=16, ema=0.999),
+    ("MambaIR", "lightSRx4"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=256, batch=16, ema=0.999),
+    ("MambaIR", "ColorDN15"): Recipe(1_600_000, 2e-4, _DN_STEPS, gt_size=128, batch=2, loss="CharbonnierLoss"),
+    ("MambaIR", "CARq40"): Recipe(1_600_000, 2e-4, _DN_STEPS, gt_size=126, batch=2, loss="CharbonnierLoss"),
+    ("MambaIRv2", "SRx2"): Recipe(500_000, 1e-3, _FP_STEPS, gt_size=128, batch=4),
+    ("MambaIRv2", "SRx4"): Recipe(250_000, 1e-4, _FP_HALF_STEPS, gt_size=192, batch=4, start="SRx2"),
+    ("MambaIRv2Light", "lightSRx2"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=16, train="DIV2K"),
+    ("MambaIRv2Light", "lightSRx4"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=192, batch=16, train="DIV2K"),
+    "tiny": Recipe(10_000, 1e-3, (), gt_size=64, batch=4, ema=0.999, val_freq=2000, save_freq=1000, workers=1),
 }
 FP["demo"] = FP["tiny"]
 QAT = {
-    "classic": Recipe(20_000, 1e-4, _QAT_STEPS, gt_size=192, batch=16, gpus=2, val_freq=1000, calibration=8),
-    "light": Recipe(20_000, 2e-4, _QAT_STEPS, gt_size=192, batch=16, gpus=2, val_freq=1000, calibration=8),
+    "classic": Recipe(20_000, 1e-4, _QAT_STEPS, gt_size=192, batch=16, val_freq=1000, calibration=8),
+    "light": Recipe(20_000, 2e-4, _QAT_STEPS, gt_size=192, batch=16, val_freq=1000, calibration=8),
     **dict.fromkeys(
         ("dn", "car", "real"),
         Recipe(
@@ -207,7 +202,6 @@ QAT = {
             _QAT_STEPS,
             gt_size=128,
             batch=4,
-            gpus=1,
             loss="CharbonnierLoss",
             val_freq=1000,
             calibration=8,
@@ -219,21 +213,20 @@ QAT = {
         (2_000, 3_000, 3_500, 3_750),
         gt_size=64,
         batch=4,
-        gpus=0,
         val_freq=1000,
         save_freq=500,
         workers=1,
         calibration=8,
     ),
-    # (family, task, method, bits): what two CPU cores can do; only training photographs, also for validation
+    # (family, task, bits) with a full-precision teacher: what two CPU cores can do; only training photographs, also for
+    # validation
     **{
-        ("MambaIRv2Light", "lightSRx2", method, bits): Recipe(
+        ("MambaIRv2Light", "lightSRx2", bits): Recipe(
             1200,
             lr,
             (),
             gt_size=64,
             batch=2,
-            gpus=0,
             train="BSDS400T91 train",
             val="BSDS400T91 val",
             val_freq=300,
@@ -245,7 +238,6 @@ QAT = {
             feature=0.02,
         )
         for bits, lr in ((4, 5e-4), (2, 1e-3))
-        for method in ("distill", "distill_lsq")
     },
     # `make demo`: minutes on two CPU cores
     "demo": Recipe(
@@ -254,7 +246,6 @@ QAT = {
         (200, 300, 360),
         gt_size=64,
         batch=4,
-        gpus=0,
         val_freq=1000,
         save_freq=1000,
         workers=1,
@@ -327,36 +318,50 @@ WEIGHTS = {
     ("MambaIRv2Light", "lightSRx4"): "mambairv2_lightSR_x4.pth",
 }
 
-_FAMILIES = (
-    ("MambaIR", tuple(name for name in TASKS if name != "RealDN")),
-    ("MambaIRUNet", ("RealDN",)),
-    ("MambaIRv2", ("SRx2", "SRx4")),
-    ("MambaIRv2Light", ("lightSRx2", "lightSRx4")),
-)
-# (phase, architecture family, task, bits, method); bits 32 = the full-precision network. Eight bits are tested only: that
-# network is trained with the four-bit file and `--force_yml network_g:quant:weight:bits=8 ...`
-ROWS = tuple(
+# (architecture family, task) of every network and task whose constructor keys are known
+PAIRS = tuple((family, task.name) for family, size in NETS for task in TASKS.values() if task.size == size)
+
+DISTILL = "distill"  # the method, or the first part of one, that has a full-precision teacher
+# blocks whose features are aligned with the teacher's; a family without them learns from its output alone
+BLOCKS = {
+    "MambaIR": "layers.*.residual_group.blocks.*",
+    "MambaIRv2": "layers.*.residual_group.layers.*",
+    "MambaIRv2Light": "layers.*.residual_group.layers.*",
+}
+
+# Files in ``options/``, as (phase, family, task, bits, method): x2 of the super-resolution networks, the light x4 that the
+# authors released, the shipped network and the demo, each in full precision and at 4 and 2 bits, and what README reports
+PUBLISHED = tuple(
     (phase, family, task, bits, "")
-    for family, tasks in _FAMILIES
-    for task in tasks
-    for phase, bits in (
-        *((phase, bits) for phase in ("train", "test") for bits in (32, 4, 2)),
-        *((("test", 8),) if family in ("MambaIR", "MambaIRUNet") and not task.startswith(("tiny", "demo")) else ()),
+    for family, task in (
+        ("MambaIR", "SRx2"),
+        ("MambaIR", "lightSRx2"),
+        ("MambaIR", "lightSRx4"),
+        ("MambaIR", "tinySRx2"),
+        ("MambaIR", "demoSRx2"),
+        ("MambaIRv2Light", "lightSRx2"),
     )
+    for phase in ("train", "test")
+    for bits in (32, 4, 2)
 ) + tuple(
     (phase, "MambaIRv2Light", "lightSRx2", bits, method)
-    for method in ("distill", "distill_lsq")
+    for method in (DISTILL, f"{DISTILL}_lsq")
     for phase in ("train", "test")
     for bits in (4, 2)
 )
 
-# method -> quantizers of weights, activations and the scan, where they are not Q-MambaIR's
-QUANTIZERS = {"distill_lsq": ("LSQ", "LSQ", "LSQ")}
-
 
 def recipe_of(family: str, task: Task, bits: int, method: str = "") -> Recipe:
-    """The recipe of an architecture, task and method: its own where it has one, else that of the task's size."""
-    if method:
-        return QAT[family, task.name, method, bits]
+    """The recipe of an architecture, task and method: its own where it has one, else that of the task's size.
+
+    Args:
+        family: ``MambaIR`` ...
+        task: entry of ``TASKS``.
+        bits: of the weights; 32 trains the full-precision network from scratch.
+        method: beginning with ``distill`` where a teacher helps.
+    """
     table = FP if bits == 32 else QAT
-    return table.get((family, task.name)) or table[task.recipe]
+    if method.split("_")[0] != DISTILL:
+        return table.get((family, task.name)) or table[task.recipe]
+    own = table.get((family, task.name, bits))
+    return own or replace(table[task.recipe], distill=1.0, feature=0.02 if family in BLOCKS else 0.0)

@@ -1,44 +1,95 @@
-"""Write ``options/*.yml`` from :mod:`qmambair_basicsr.recipes.option_table`.
+"""Make option files: any combination of network, task, bits and method that goes together.
 
-python -m qmambair_basicsr.tools.make_options            # write them all
-python -m qmambair_basicsr.tools.make_options --check    # exit 1 when a file differs from the table
+python -m qmambair_basicsr.tools.make_options train_QMambaIR_ColorDN25_w4a4   # writes options/train_QMambaIR_ColorDN25_w4a4.yml
+python -m qmambair_basicsr.tools.make_options --list             # which names there are
+python -m qmambair_basicsr.tools.make_options                    # writes the files that are committed
+python -m qmambair_basicsr.tools.make_options --check            # exit 1 when a file is not as it is made
+
+Names: {train|test}_{network}_{task} in full precision, {train|test}_Q{network}_{task}_w{W}a{A}[_{method}] for W bits of
+weights and A bits of activations. Without a method it is Q-MambaIR; the tables are in recipes/option_table.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from ..arguments import add, command_line
+from ..cli import run_tool
 from ..files import write_text
-from ..recipes import option_contents
+from ..recipes import option_names
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
     parser = command_line(__doc__, __spec__.name)
-    add(parser, "--out", "default: the repository's options/", default=option_contents.OPTIONS)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file has drifted")
+    parser.add_argument(
+        "name", nargs="*", metavar="NAME", help="file to make, without folder; without, the committed ones"
+    )
+    add(parser, "--out", default=Path("options"))
+    add(parser, "--list", "names; more widths and methods are named below them")
+    add(parser, "--overwrite")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is not as it is made")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def listing() -> str:
+    """Every name in the usual widths by the published method, and what else a name can say."""
+    names = [row.name for row in option_names.rows()]
+    ways = ", ".join(filter(None, option_names.all_methods()))
+    return "\n".join(
+        [
+            *names,
+            "# _wNaM for other widths: N bits of weights and M of activations, from 1 to 8 where the quantizers have them",
+            f"# _METHOD behind the widths for another method than Q-MambaIR: {ways}",
+            "",
+        ]
+    )
+
+
+def write(rows: Sequence[option_names.Row], folder: Path, overwrite: bool) -> None:
+    """Write files that are not there or, with ``overwrite``, not as they are made.
+
+    Raises:
+        ValueError: a file is there with other contents.
+    """
+    for row in rows:
+        path, text = folder / f"{row.name}.yml", row.text()
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            sys.stderr.write(f"{path} is as it is made\n")
+            continue
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path} has other contents, perhaps yours; --overwrite replaces it")
+        write_text(path, text)
+        sys.stderr.write(f"wrote {path}\n")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line asks; returns the exit status.
+
+    Raises:
+        OptionNameError: a name that stands for nothing.
+        ValueError: a file with other contents is in the way.
+    """
+    if args.list:
+        sys.stdout.write(listing())
+        return 0
+    if args.check:
+        names = option_names.drifted(args.out)
+        for name in names:
+            sys.stderr.write(f"{args.out / name}.yml: not as recipes/option_table.py has it\n")
+        return 1 if names else 0
+    rows = [option_names.parse(Path(name).name) for name in args.name]
+    write(rows or option_names.published(), args.out, args.overwrite)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     args = build_parser().parse_args(argv)
-    if args.check:
-        names = option_contents.drifted(args.out)
-        for name in names:
-            sys.stderr.write(f"{name}: differs from option_table.py\n")
-        return 1 if names else 0
-    wanted = option_contents.files()
-    for name in option_contents.drifted(args.out):
-        target = args.out / name
-        if name in wanted:
-            write_text(target, wanted[name])
-        else:
-            target.unlink()
-        sys.stderr.write(f"{'wrote' if target.exists() else 'removed'} {target}\n")
-    return 0
+    return run_tool(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="crop HR images to multiples of N: BasicSR trains only on pairs of exact scale (12 fits x2 to x4)",
     )
-    common.add_argument("--overwrite", action="store_true", help="redo files that exist")
+    add(common, "--overwrite")
     parser = command_line(__doc__, __spec__.name)
     commands = parser.add_subparsers(dest="command", required=True)
 

@@ -43,6 +43,14 @@ def test_mistakes_name_the_file(tmp_path, content, message):
         read_options(file, TEST_KEYS, quantized=True)
 
 
+def test_a_missing_file_that_can_be_made_is_said_how(tmp_path):
+    command = "python -m qmambair_basicsr.tools.make_options train_QMambaIR_CARq10_w3a5_lsq"
+    with pytest.raises(OptionFileError, match=f"; make it: {command}$"):
+        read_options("options/train_QMambaIR_CARq10_w3a5_lsq.yml")
+    with pytest.raises(OptionFileError, match=f"; make it: {command} --out {tmp_path}$"):
+        read_options(tmp_path / "train_QMambaIR_CARq10_w3a5_lsq.yml")
+
+
 def test_a_folder_is_no_option_file(tmp_path):
     with pytest.raises(OptionFileError, match=r"cannot be read \(Is a directory\); give an option file"):
         read_options(tmp_path)

@@ -1,4 +1,7 @@
-"""Every shipped option file, unchanged but for the network's size, runs two iterations in the folder layout it names."""
+"""Option files, unchanged but for the network's size, run two iterations in the folder layout they name.
+
+All that are committed, and of those made on demand one of every network and task, and one of every method.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ from qmambair_basicsr.data.image_files import write_image
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale
 from qmambair_basicsr.layers.calibrate import calibrate
 from qmambair_basicsr.preflight import checked
-from qmambair_basicsr.recipes import option_contents
 from qmambair_basicsr.recipes.option_data import DATA
-from qmambair_basicsr.recipes.option_table import ROWS, TASKS
+from qmambair_basicsr.recipes.option_names import Row, all_methods, published
+from qmambair_basicsr.recipes.option_table import DISTILL, PAIRS, TASKS
 
 SIDE = 48  # of the images
 SMALL = {
@@ -30,6 +33,17 @@ SMALL = {
     "MambaIRv2": {"depths": [1], "num_heads": [2], "embed_dim": 24, "inner_rank": 4, "num_tokens": 8, "d_state": 1},
 }
 SMALL["MambaIRv2Light"] = SMALL["MambaIRv2"]
+MADE = [
+    *published(),
+    *(
+        Row(phase, family, task, bits)
+        for family, task in PAIRS
+        if (family, task) not in {(row.family, row.task) for row in published()}
+        for phase, bits in (("train", 32), ("train", (4, 8)), ("test", 8))
+    ),
+    *(Row("train", "MambaIR", "lightSRx2", 4, method) for method in all_methods() if method and DISTILL not in method),
+    *(Row("train", family, task, 2, DISTILL) for family, task in (("MambaIR", "ColorDN15"), ("MambaIRUNet", "RealDN"))),
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +64,20 @@ def folder(tmp_path_factory):
     return root
 
 
-def _forced(phase, family, task, bits, method):
-    network = {f"network_g:{key}": value for key, value in SMALL[family].items()}
+def _forced(row, opt):
+    network = {f"network_g:{key}": value for key, value in SMALL[row.family].items()}
     settings = {"num_gpu": 0, **network}
-    if phase == "train":
+    task = TASKS[row.task]
+    if row.phase == "train":
         settings |= {
             "datasets:train:gt_size": 12 * task.scale if task.scale > 1 else 16,
             "datasets:train:batch_size_per_gpu": 1,
             "logger:use_tb_logger": False,
         }
         # lists name files of the real set
-        settings |= {f"datasets:{part}:meta_info_file": "~" for part in ("train", "val")} if method else {}
-        settings |= {} if bits == 32 else {"quant_train:calibration:batches": 1}
+        listed = [part for part in ("train", "val") if "meta_info_file" in opt["datasets"][part]]
+        settings |= {f"datasets:{part}:meta_info_file": "~" for part in listed}
+        settings |= {} if row.bits == 32 else {"quant_train:calibration:batches": 1}
     return [f"{key}={value}".replace(" ", "") for key, value in settings.items()]
 
 
@@ -83,14 +99,14 @@ def _provide_weights(opt, phase, bits):
     torch.save({"params": net.state_dict()}, path)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: option_contents.stem(*row))
+@pytest.mark.parametrize("row", MADE, ids=lambda row: row.name)
 def test_two_iterations(folder, monkeypatch, row):
-    phase, family, task_name, bits, method = row
-    task = TASKS[task_name]
+    phase, bits = row.phase, row.bits
     monkeypatch.chdir(folder)
     torch.set_num_threads(1)
-    file = option_contents.OPTIONS / f"{option_contents.stem(*row)}.yml"
-    command = ["-opt", str(file), "--force_yml", *_forced(phase, family, task, bits, method)]
+    file = folder / f"{row.name}.yml"
+    file.write_text(row.text(), encoding="utf-8")
+    command = ["-opt", str(file), "--force_yml", *_forced(row, row.options())]
     monkeypatch.setattr(sys, "argv", ["run", *command])
     parse = getattr(parse_options, "__wrapped__", parse_options)
     _provide_weights(parse(str(folder), is_train=phase == "train")[0], phase, bits)
@@ -105,7 +121,7 @@ def test_two_iterations(folder, monkeypatch, row):
             model.optimize_parameters(step)
             model.update_learning_rate(step, warmup_iter=opt["train"].get("warmup_iter", -1))
         assert step == 2
-        assert math.isfinite(model.get_current_log()["l_distill" if method else "l_pix"])
+        assert math.isfinite(model.get_current_log()["l_distill" if DISTILL in row.method else "l_pix"])
         assert any(not torch.equal(before[k], v) for k, v in model.net_g.named_parameters())
         return
     datasets = [build_dataset(section) for section in opt["datasets"].values()]

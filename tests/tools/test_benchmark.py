@@ -142,7 +142,7 @@ def test_published_figures_are_those_of_the_sheet(shared_dir):
 
 def test_resumes_and_survives_failures(logs, monkeypatch):
     """Complete logs are not run again; an incomplete one is; a failing file is listed and costs no other row."""
-    incomplete, failing = OPTIONS / "test_MambaIR_SRx2.yml", OPTIONS / "test_MambaIR_SRx4.yml"
+    incomplete, failing = OPTIONS / "test_MambaIR_SRx2.yml", OPTIONS / "test_MambaIR_lightSRx4.yml"
     write_log(logs / "results", incomplete.stem, 38.6, SETS[:2])
     ran = []
 
@@ -172,7 +172,7 @@ def test_resumes_and_survives_failures(logs, monkeypatch):
 def test_read_only_runs_nothing(logs, monkeypatch):
     """What is not there is a failure, not a run."""
     monkeypatch.setattr(benchmark.subprocess, "run", lambda *a, **k: pytest.fail("must not run"))
-    assert _main("-opt", FILES[0], OPTIONS / "test_MambaIR_SRx4.yml", "--read-only") == 1
+    assert _main("-opt", FILES[0], OPTIONS / "test_MambaIR_lightSRx4.yml", "--read-only") == 1
     assert "no log with results" in (logs / "benchmark" / "failures.txt").read_text()
 
 

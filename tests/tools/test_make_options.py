@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 import qmambair_basicsr
-from qmambair_basicsr.recipes import option_contents
-from qmambair_basicsr.recipes.option_table import ROWS
+from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY
+from qmambair_basicsr.recipes import option_contents, option_names
+from qmambair_basicsr.recipes.option_table import PAIRS
 from qmambair_basicsr.tools import make_options
 
-FILES = sorted(option_contents.OPTIONS.glob("*.yml"))
+FILES = [option_contents.OPTIONS / f"{row.name}.yml" for row in option_names.published()]
 
 
 def read(path):
@@ -28,22 +31,85 @@ def leaves(node, path=()):
             yield (*path, key), value
 
 
-def test_every_row_has_its_files_and_none_has_drifted():
-    assert len(FILES) == len(ROWS) == len(set(ROWS))
-    assert option_contents.drifted() == []
+def test_committed_files_are_the_published_ones_and_as_they_are_made():
+    names = [row.name for row in option_names.published()]
+    assert len(names) == len(set(names)) <= 45
+    assert "train_QMambaIR_SRx2_w2a2" in names
+    assert option_names.drifted(option_contents.OPTIONS) == []
 
 
-def test_check_notices_a_changed_a_missing_and_an_extra_file(tmp_path, capsys):
-    assert make_options.main(["--out", str(tmp_path)]) == 0
-    assert make_options.main(["--out", str(tmp_path), "--check"]) == 0
-    changed, missing = "train_MambaIR_SRx2.yml", "test_MambaIR_SRx2.yml"
-    (tmp_path / changed).write_text("name: other\n")
-    (tmp_path / missing).unlink()
-    (tmp_path / "extra.yml").write_text("name: extra\n")
-    assert option_contents.drifted(tmp_path) == sorted([changed, missing, "extra.yml"])
+def test_check_notices_a_changed_and_a_missing_file_and_leaves_others_alone(tmp_path, capsys):
+    out = ["--out", str(tmp_path)]
+    assert make_options.main(out) == 0
+    assert make_options.main([*out, "test_QMambaIR_CARq10_w3a6"]) == 0
+    (tmp_path / "mine.yml").write_text("name: mine\n")
+    assert make_options.main([*out, "--check"]) == 0
+    assert len(list(tmp_path.iterdir())) == len(option_names.published()) + 2
+    changed, missing, made = "train_MambaIR_SRx2", "test_MambaIR_SRx2", "test_QMambaIR_CARq10_w3a6"
+    for name in (changed, made):
+        (tmp_path / f"{name}.yml").write_text("name: other\n")
+    (tmp_path / f"{missing}.yml").unlink()
     capsys.readouterr()
-    assert make_options.main(["--out", str(tmp_path), "--check"]) == 1
-    assert changed in capsys.readouterr().err
+    assert make_options.main([*out, "--check"]) == 1
+    said = capsys.readouterr().err
+    assert [Path(line.split(":")[0]).stem for line in said.splitlines()] == sorted([changed, missing, made])
+
+
+def test_a_file_with_other_contents_is_replaced_only_when_asked(tmp_path, capsys):
+    file = tmp_path / "train_QMambaIR_SRx3_w2a2.yml"
+    file.write_text("name: mine\n")
+    command = [file.stem, "--out", str(tmp_path)]
+    assert make_options.main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err and file.read_text() == "name: mine\n"
+    assert make_options.main([*command, "--overwrite"]) == 0
+    assert read(file)["name"] == file.stem
+
+
+def test_names_are_relative_to_the_working_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert make_options.main(["options/test_MambaIRv2_SRx3.yml"]) == 0
+    assert [p.name for p in (tmp_path / "options").iterdir()] == ["test_MambaIRv2_SRx3.yml"]
+
+
+def test_list_names_everything_that_can_be_made(capsys):
+    assert make_options.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line for line in lines if not line.startswith("#")]
+    assert all(option_names.parse(name).name == name for name in names)
+    assert {f"{phase}_Q{family}_{task}_w4a4" for family, task in PAIRS for phase in ("train", "test")} <= set(names)
+    methods = lines[-1].partition(": ")[2].split(", ")
+    assert set(methods) == {
+        f"{a}{b}" for a in ("", "distill_") for b in map(str.lower, QUANTIZER_REGISTRY) if b != "identity"
+    } | {"distill"}
+
+
+def test_a_name_means_one_file():
+    """Everything that --list promises, without building it."""
+    for row in option_names.rows(tuple(option_names.all_methods())):
+        assert option_names.parse(row.name) == row
+        opt = row.options()
+        assert opt["name"] == row.name and opt["network_g"]["type"].removeprefix("Q") == row.family
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "near"),
+    [
+        ("train_QMambIR_SRx2_w2a2", "network 'QMambIR' is none of", "train_QMambaIR_SRx2_w2a2"),
+        ("train_QMambaIR_SRx5_w2a2", "task 'SRx5' is none of MambaIR's", "train_QMambaIR_SRx"),
+        ("train_QMambaIR_RealDN_w2a2", "task 'RealDN' is none of MambaIR's", "train_QMambaIRUNet_RealDN_w2a2"),
+        ("test_QMambaIR_SRx2_w2a2_lsqq", "method 'lsqq' is none of", "test_QMambaIR_SRx2_w2a2_lsq"),
+        ("test_QMambaIR_SRx2_w1a2", "bits must be one of 2, 3", "test_QMambaIR_SRx2_w2a2"),
+        ("test_QMambaIR_SRx2_w32a4", "32 bits is full precision", "test_QMambaIR_SRx2_w4a4"),
+        ("test_QMambaIR_SRx2", "network 'QMambaIR' is none of MambaIR", "test_MambaIR_SRx2"),
+        ("test_MambaIR_SRx2_w4a4", "network 'MambaIR' is none of QMambaIR", "test_QMambaIR_SRx2_w4a4"),
+        ("tset_MambaIR_SRx2", "a name is", "test_MambaIR_SRx2"),
+    ],
+)
+def test_a_wrong_name_gets_the_reason_and_the_nearest(tmp_path, capsys, name, reason, near):
+    assert make_options.main([name, "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert reason in said and f"the nearest is {near}" in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -62,13 +128,17 @@ def test_file_is_named_registered_and_portable(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_rendering_loses_nothing(path):
     """What the reader sees is the table's dictionary, plus the plugin line."""
-    phase, arch, task, width, method = [*path.stem.split("_", 4), "", ""][:5]
-    bits = int(width.split("a")[1]) if width else 32
-    family = arch if bits == 32 else arch.removeprefix("Q")
-    build = option_contents.train_options if phase == "train" else option_contents.test_options
     opt = read(path)
     opt.pop("plugin")
-    assert opt == build(family, option_contents.TASKS[task], bits, method)
+    assert opt == option_names.parse(path.name).options()
+
+
+def test_widths_may_differ():
+    network = option_names.parse("train_QMambaIR_SRx2_w2a8_pams").options()["network_g"]
+    kinds = {
+        site: (network["quant"][site]["type"], network["quant"][site]["bits"]) for site in ("weight", "act", "scan")
+    }
+    assert kinds == {"weight": ("PAMS", 2), "act": ("PAMS", 8), "scan": ("PAMS", 8)}
 
 
 def test_published_main_job_has_the_released_recipe():
