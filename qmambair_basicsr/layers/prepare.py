@@ -55,7 +55,7 @@ def prepare(net: nn.Module, spec: QuantSpec, info: NetworkInfo | None = None) ->
             raise ValueError(f"prepare: {type(net).__name__} is quantized already ('{name}' is a quantizer).")
     info = network_info(net) if info is None else info
     found = _sites(net, info)
-    if all(site.kind in OPTIONAL_KINDS for _, sites in found for site in sites):
+    if not found:
         raise ValueError(
             f"prepare: no layer of {type(net).__name__} can be quantized; in full precision stay "
             f"{list(info.full_precision)}."
@@ -74,6 +74,17 @@ def prepare(net: nn.Module, spec: QuantSpec, info: NetworkInfo | None = None) ->
             module.attach_quantizers({site.slot: q for site, q in zip(sites, quantizers, strict=True)})
     device = next((p.device for p in net.parameters()), None)
     return net if device is None or device.type == "meta" else net.to(device)
+
+
+def site_kinds(net: nn.Module, info: NetworkInfo | None = None) -> tuple[str, ...]:
+    """Kinds of sites that a full-precision network has: the keys that its ``quant:`` block may hold.
+
+    Args:
+        net: as for :func:`prepare`.
+        info: as for :func:`prepare`.
+    """
+    found = {site.kind for _, sites in _sites(net, network_info(net) if info is None else info) for site in sites}
+    return tuple(kind for kind in KINDS if kind in found)
 
 
 def _sites(net: nn.Module, info: NetworkInfo) -> list[tuple[nn.Module, list[Site]]]:

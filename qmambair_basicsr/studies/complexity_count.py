@@ -2,7 +2,7 @@
 
 The network is built and run on torch's meta device: every operator is executed with its true shapes, nothing is
 computed and no memory is used. Products are counted where torch dispatches them, so a raw parameter that no layer
-holds (``x_proj_weight``) or a product of two feature maps (attention) counts like any layer.
+holds (a projection of the scan) or a product of two feature maps (attention) counts like any layer.
 
 Counted, in multiply-accumulates (MACs): convolutions, matrix products and the selective scan. For each pixel,
 direction and channel the scan ``h <- exp(dt A) h + (dt x) B, y = C h + D x`` multiplies (N = states)::

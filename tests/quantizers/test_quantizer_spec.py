@@ -46,6 +46,15 @@ def test_sites_left_out_stay_full_precision():
         ({"weight": {"type": "RFAA", "bits": 4}}, ["quant.weight.type", "'RFAA'", "'RFA'"]),
         ({"weight": {"bits": 4}}, ["quant.weight", "type"]),
         ({"weight": {"type": "RFA"}}, ["quant.weight", "bits"]),
+        ({"weight": {"type": "RFA", "bitz": 2}}, ["quant.weight", "'bitz'", "'bits'", "no 'bits' given for RFA"]),
+        (
+            {"weight": {"type": "LSK", "bits": 2}, "act": {"type": "DLS", "bits": 9, "mod": 1}, "scna": {}},
+            ["'LSK'", "quant.act.bits (DLS)", "'mod'", "'mode'", "'scna'"],
+        ),
+        (
+            {"act": {"type": "DLS", "bits": 4, "init": {"grp": 1, "group": "G5"}}, "overrides": {"a": {"b": {}}}},
+            ["'grp'", "'G5'", "quant.overrides['a']: unknown key 'b'"],
+        ),
         ({"weight": None}, ["quant.weight", "mapping"]),
         ({"weight": {"type": "RFA", "bits": 0}}, ["quant.weight.bits", "got 0"]),
         ({"weight": {"type": "LSQ", "bits": 1}}, ["quant.weight.bits (LSQ)", "got 1"]),

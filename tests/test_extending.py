@@ -1,0 +1,216 @@
+"""A network of one's own is one file, and so is a quantizer: toys dropped into the package's folders."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+import qmambair_basicsr
+from qmambair_basicsr import archs, quantizers
+from qmambair_basicsr.artifacts.packed import load_packed, save_packed
+from qmambair_basicsr.checkpoints import load_fp_state
+from qmambair_basicsr.layers import MatMul, NetworkInfo, calibrate, prepare
+from qmambair_basicsr.layers.calibrate import quantizers_of
+from qmambair_basicsr.layers.convert import FixedGrid, freeze_dls
+from qmambair_basicsr.layers.info import TWINS, blocks_of, full_precision_twin, network_info
+from qmambair_basicsr.layers.placement import placement
+from qmambair_basicsr.layers.prepare import site_kinds
+from qmambair_basicsr.layers.sites import network_sites, parameter_sites
+from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, QuantSpec, Site, SpecError, build_quantizer
+from qmambair_basicsr.quantizers.site import KINDS, ROLES
+from qmambair_basicsr.studies.complexity_count import measure
+
+TOYS = Path(__file__).parent / "toys"
+QUANT = {
+    "weight": {"type": "RFA", "bits": 4},
+    "act": {"type": "LSQOffset", "bits": 4},
+    "scan": {"type": "DLS", "bits": 4},
+    "attention": {"type": "DLS", "bits": 8},
+}
+NETWORKS = {
+    "ToyPlain": (("weight", "act", "attention"), {"mixer.mix": ("RFA", "LSQOffset", 36), "product.q": ("-", "DLS", 0)}),
+    "ToyScan": (("weight", "act", "scan"), {"decay": ("DLS", "-", 24), "outer": ("RFA", "DLS", 36)}),
+}
+toy_networks = pytest.mark.parametrize("name", NETWORKS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toys():
+    """The files in ``toys/`` as if they lay in the package's folders, for this module only."""
+    known = dict(ARCH_REGISTRY._obj_map), dict(TWINS), dict(QUANTIZER_REGISTRY)
+    with pytest.MonkeyPatch.context() as patch:
+        for package in (archs, quantizers):
+            folder = TOYS / package.__name__.rpartition(".")[-1]
+            patch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        qmambair_basicsr._register_all()
+        quantizers.load_quantizers()
+        yield
+    for registry, before in zip((ARCH_REGISTRY._obj_map, TWINS, QUANTIZER_REGISTRY), known, strict=True):
+        for added in registry.keys() - before:
+            del registry[added]
+    for module in [m for m in sys.modules if m.startswith(f"{qmambair_basicsr.__name__}.") and ".toy_" in m]:
+        del sys.modules[module]
+
+
+def options(name):
+    kinds, _ = NETWORKS[name]
+    return {"type": f"Q{name}", "quant": {kind: QUANT[kind] for kind in kinds}}
+
+
+def calibrated(name):
+    net = build_network(options(name))
+    return calibrate(net, [torch.rand(2, 3, 6, 8)])
+
+
+@toy_networks
+def test_network_trains_and_takes_the_checkpoint_of_its_twin(name):
+    full = build_network({"type": full_precision_twin(f"Q{name}")})
+    assert type(full).__name__ == name and network_info(full).twin is None
+    net = build_network(options(name)).train()
+    assert network_info(net).twin == name
+    load_fp_state(net, full.state_dict())
+    x = torch.rand(2, 3, 6, 8)
+    calibrate(net, [x])
+    y = net(x)
+    y.square().mean().backward()
+    assert y.shape[-1] == 8 * network_info(net).scale and not torch.allclose(y, full(x))
+    gradients = [p.grad for p in net.parameters() if p.requires_grad]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    assert all(p.grad.abs().sum() > 0 for key, p in net.named_parameters() if key.endswith(("log_weight", "decay")))
+
+
+@toy_networks
+def test_sites_are_its_quantizers_and_the_placement_shows_them(name):
+    kinds, expected = NETWORKS[name]
+    assert site_kinds(build_network({"type": name})) == kinds
+    net = build_network(options(name))
+    placed = network_sites(net)
+    assert [p.name for p in placed] == list(quantizers_of(net))
+    assert {p.site.kind for p in placed} == set(kinds)
+    rows = {row.module: row for row in placement(net)}
+    for part, row in expected.items():
+        assert (rows[f"body.0.{part}"].weight, rows[f"body.0.{part}"].act, rows[f"body.0.{part}"].quantized) == row
+    ours = sum(p.numel() for q in quantizers_of(net).values() for p in q.parameters())
+    assert sum(r.quantized + r.full_precision for r in rows.values()) == sum(p.numel() for p in net.parameters()) - ours
+
+
+@toy_networks
+def test_costs_are_counted_with_the_widths_of_the_sites(name):
+    rows = {row.name: row for row in measure(options(name), 6, 8, packed=False).rows}
+    if name == "ToyPlain":
+        mix = rows["body.0.mixer.mix"]
+        assert (mix.parameters, mix.parameter_bits) == (36, 4 * 36)
+        assert [(p.macs, p.weight, p.act) for p in mix.products] == [(6 * 8 * 36, 4, 4)]
+        assert [(p.weight, p.act) for p in rows["body.0.product"].products] == [(8, 8)]
+    else:
+        scan = rows["body.0.scan"]
+        assert (scan.parameters, scan.parameter_bits) == (24, 4 * 24)
+        assert scan.macs == 6 * 8 * 2 * 6 * (4 * 2 + 1)  # 4 N + 1 for each pixel, direction and channel, without D
+
+
+@toy_networks
+def test_packed_file_and_constant_grids(name, tmp_path):
+    pytest.importorskip("safetensors", reason="extra: export")
+    net = calibrated(name).eval()
+    x = torch.rand(1, 3, 6, 8)
+    save_packed(net, options(name), tmp_path / "net.safetensors")
+    loaded = load_packed(tmp_path / "net.safetensors")
+    with torch.no_grad():
+        assert torch.equal(loaded(x), net(x))
+    for before, after in zip(parameter_sites(net), parameter_sites(loaded), strict=True):
+        assert before.site == after.site and torch.equal(
+            before.quantizer(before.tensor()), after.quantizer.quantize(after.tensor())
+        )
+        torch.testing.assert_close(after.tensor(), after.quantizer.quantize(after.tensor()))  # the parameter shows it
+    replaced = freeze_dls(net, [x])
+    assert replaced and all(isinstance(net.get_submodule(path), FixedGrid) for path in replaced)
+
+
+@toy_networks
+def test_blocks_are_found_by_its_info(name):
+    net = build_network({"type": name})
+    assert list(blocks_of(net)) == [f"body.{i}" for i in range(len(net.body))]
+
+
+class Product(nn.Module):
+    """A network with nothing but a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.product = MatMul("attention", ("a", "b"))
+
+    def forward(self, x):
+        return self.product(x, x.transpose(-2, -1))
+
+
+LACKING = {  # name -> (how to build it, facts about it)
+    "ToyPlain": (lambda: build_network({"type": "ToyPlain"}), None),
+    "ToyScan": (lambda: build_network({"type": "ToyScan"}), None),
+    "EDSR": (lambda: build_network({"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_block": 1}), NetworkInfo()),
+    "Product": (Product, NetworkInfo()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_site_that_the_network_lacks_is_refused_by_name(kind):
+    refused = []
+    for name, (build, info) in LACKING.items():
+        net = build()
+        kinds = site_kinds(net, info)
+        spec = QuantSpec.from_dict({k: {"type": "LSQ", "bits": 4} for k in {kind, *kinds}})
+        if kind in kinds:
+            prepare(net, spec, info)
+            assert any(p.site.kind == kind for p in network_sites(net))
+        else:
+            with pytest.raises(SpecError, match=rf"quant\.{kind}: {name} has no such sites.*: {', '.join(kinds)}\)"):
+                prepare(net, spec, info)
+            assert not quantizers_of(net)
+            refused.append(name)
+    assert refused
+
+
+def test_everything_a_network_lacks_is_named_at_once():
+    quant = {k: {"type": "LSQ", "bits": 4} for k in KINDS} | {
+        "overrides": {"*.mixr": {"act": {"type": "LSQ", "bits": 8}}}
+    }
+    with pytest.raises(SpecError) as caught:
+        build_network({"type": "QToyPlain", "quant": quant})
+    message = str(caught.value)
+    assert all(part in message for part in ("quant.scan", "quant.routing", "'*.mixr'", "*.mixer")), message
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_quantizer_keeps_the_contract(role, granularity):
+    site = Site.of_role(role, 5, -1)
+    quantizer = build_quantizer(QuantizerSpec("ToyMean", 4, {"granularity": granularity}), site)
+    x = torch.randn(3, 7, 5)
+    quantizer.init_from(x)
+    codes, scale, zero = quantizer.to_int(x)
+    assert torch.equal((codes - zero) * scale, quantizer(x))
+    assert codes.min() >= -8 and codes.max() <= 7 and scale.numel() == (5 if granularity == "channel" else 1)
+
+
+@toy_networks
+def test_quantizer_in_a_network(name):
+    kinds, _ = NETWORKS[name]
+    quant = {kind: {"type": "ToyMean", "bits": 4, "granularity": "channel"} for kind in kinds if kind != "attention"}
+    net = build_network({"type": f"Q{name}", "quant": quant})
+    calibrate(net, [torch.rand(1, 3, 6, 8)])
+    net(torch.rand(1, 3, 6, 8)).square().mean().backward()
+    steps = [p.grad for key, p in net.named_parameters() if key.endswith(".step")]
+    assert len(steps) == sum(q.bits == 4 for q in quantizers_of(net).values()) and all(
+        g.isfinite().all() for g in steps
+    )
+
+
+def test_wrong_options_of_the_quantizer_are_named():
+    with pytest.raises(SpecError) as caught:
+        QuantSpec.from_dict({"weight": {"type": "ToyMean", "bitz": 2, "granularity": "row"}})
+    assert all(part in str(caught.value) for part in ("'bitz'", "no 'bits' given for ToyMean", "'row'"))
