@@ -55,7 +55,8 @@ class FeatureAlignmentLoss(nn.Module):
     """Sum over blocks of the squared distance between normalised features (see the module docstring).
 
     Args:
-        layers: name patterns of the blocks, for example ``["layers.*.residual_group.blocks.*"]``.
+        layers: name patterns of the modules to compare, for example ``["layers.*.residual_group.blocks.*"]``; None for
+            the blocks that the network names itself (``NetworkInfo.blocks``).
         loss_weight: lambda.
         reduction: ``sum`` over the elements of a block (the formula) or ``mean`` (the releases).
         detach_norm: hold the student's norm constant in the gradient (SPR2Q's release).
@@ -67,15 +68,15 @@ class FeatureAlignmentLoss(nn.Module):
 
     def __init__(
         self,
-        layers: Sequence[str],
+        layers: Sequence[str] | None = None,
         loss_weight: float = 5.0,
         reduction: str = "sum",
         detach_norm: bool = False,
         eps: float = 1e-12,
     ) -> None:
         super().__init__()
-        self.layers = [layers] if isinstance(layers, str) else list(layers)
-        if not self.layers:
+        self.layers = [layers] if isinstance(layers, str) else layers
+        if self.layers is not None and not self.layers:
             raise ValueError("FeatureAlignmentLoss: layers is empty; give name patterns of the blocks to compare")
         if reduction not in ("sum", "mean"):
             raise ValueError(f"FeatureAlignmentLoss: reduction {reduction!r} is unknown; use sum or mean")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..layers.info import match_modules
+from ..layers.info import blocks_of, match_modules
 
 
 class FeatureCapture:
@@ -14,14 +14,14 @@ class FeatureCapture:
 
     Args:
         net: bare network (not its DDP wrapper).
-        patterns: see :func:`match_modules`.
+        patterns: see :func:`match_modules`; None for the network's own blocks.
 
     Raises:
         ValueError: a pattern matches nothing.
     """
 
-    def __init__(self, net: nn.Module, patterns: Sequence[str]) -> None:
-        self.names = match_modules(net, patterns)
+    def __init__(self, net: nn.Module, patterns: Sequence[str] | None) -> None:
+        self.names = list(blocks_of(net)) if patterns is None else match_modules(net, patterns)
         self._features: dict[str, Tensor] = {}
         modules = dict(net.named_modules())
         self._handles = [modules[name].register_forward_hook(self._keep(name)) for name in self.names]

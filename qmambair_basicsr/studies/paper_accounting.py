@@ -21,7 +21,8 @@ import torch
 from basicsr.archs import build_network
 from torch import nn
 
-from ..archs.blocks import ChannelAttention, ResidualStateSpaceBlock
+from ..archs.blocks import ChannelAttention
+from ..layers.info import blocks_of
 from ..recipes.option_table import NETS
 
 SIDE = 320
@@ -111,15 +112,14 @@ def old_network(size: str, changes: dict) -> nn.Module:
     """The network of MambaIR's old analysis code at x2, on the meta device."""
     with torch.device("meta"):
         net = build_network({"type": "MambaIR", "upscale": 2, "in_chans": 3, **NETS["MambaIR", size], **changes})
-        for module in list(net.modules()):
-            if isinstance(module, ResidualStateSpaceBlock):
-                dim = module.ln_2.normalized_shape[0]
-                module.conv_blk.cab = nn.Sequential(
-                    nn.Conv2d(dim, dim // 6, 3, padding=1),
-                    nn.GELU(),
-                    nn.Conv2d(dim // 6, dim, 3, padding=1),
-                    ChannelAttention(dim),
-                )
+        for block in blocks_of(net).values():
+            dim = block.ln_2.normalized_shape[0]
+            block.conv_blk.cab = nn.Sequential(
+                nn.Conv2d(dim, dim // 6, 3, padding=1),
+                nn.GELU(),
+                nn.Conv2d(dim // 6, dim, 3, padding=1),
+                ChannelAttention(dim),
+            )
     return net.eval()
 
 
