@@ -80,7 +80,9 @@ def forced(run, name: str):
 
 def parity(case: Case, call, inputs) -> float:
     """Largest relative deviation of any output from the float64 reference, on the same values."""
-    exact = [t.detach().cpu().double().requires_grad_(t.requires_grad) for t in inputs]
+    exact = [t.detach().cpu() for t in inputs]
+    exact = [t.double() if t.is_floating_point() else t for t in exact]
+    exact = [t.requires_grad_(given.requires_grad) for t, given in zip(exact, inputs, strict=True)]
     return max(relative_error(got, want) for got, want in zip(call(inputs), case.run(exact), strict=True))
 
 

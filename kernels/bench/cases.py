@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from qmambair_basicsr.ops.dls import dls
 from qmambair_basicsr.ops.lsq import lsq
 from qmambair_basicsr.ops.rfa import rfa
-from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS, ss2d_scan
+from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS, named_order, ss2d_scan
+from qmambair_basicsr.ops.ss2d_scan.naive import naive_scan
 
 
 def _none(device: str) -> dict:
@@ -65,7 +65,7 @@ def _bytes(*tensors: torch.Tensor) -> int:
 # ---- scan ----------------------------------------------------------------------------------------------
 
 
-def _scan_inputs(batch, height, width, directions, channels, state, gradient):
+def _scan_inputs(batch, height, width, directions, channels, state, gradient, order=None):
     def make(full: bool, device: str) -> list[torch.Tensor]:
         h, w = (height, width) if full else (4, 4)
         pixels = (batch, h, w, directions)
@@ -78,19 +78,35 @@ def _scan_inputs(batch, height, width, directions, channels, state, gradient):
             torch.ones(directions, channels),
             torch.randn(directions, channels) * 0.5,
         ]
-        return [t.to(device).requires_grad_(gradient) for t in tensors]
+        tensors = [t.to(device).requires_grad_(gradient) for t in tensors]
+        return tensors if order is None else [*tensors, order(h, w, directions).to(device)]
 
     return make
 
 
+def _way(inputs: list[torch.Tensor]) -> dict:
+    """Directions of a scan's inputs: an explicit order where they end with one, else the first K names."""
+    return {"order": inputs[7]} if len(inputs) > 7 else {"directions": DIRECTIONS[: inputs[2].shape[0]]}
+
+
 def _scan(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     with torch.no_grad():
-        return [ss2d_scan(*inputs, directions=DIRECTIONS[: inputs[2].shape[0]])]
+        return [ss2d_scan(*inputs[:7], **_way(inputs))]
 
 
 def _scan_gradients(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    y = ss2d_scan(*inputs, directions=DIRECTIONS[: inputs[2].shape[0]])
-    return [y, *torch.autograd.grad(y, inputs, torch.ones_like(y))]
+    y = ss2d_scan(*inputs[:7], **_way(inputs))
+    return [y, *torch.autograd.grad(y, inputs[:7], torch.ones_like(y))]
+
+
+def _listed(height: int, width: int, count: int) -> torch.Tensor:
+    """The named directions as an explicit order: the same walk, read from memory."""
+    return named_order(DIRECTIONS[:count], height, width)
+
+
+def _shuffled(height: int, width: int, count: int) -> torch.Tensor:
+    """Pixels in random order: no line of memory is where the last one suggests."""
+    return torch.stack([torch.randperm(height * width) for _ in range(count)])
 
 
 def _sequences(t: torch.Tensor) -> torch.Tensor:
@@ -104,26 +120,8 @@ def _sequences(t: torch.Tensor) -> torch.Tensor:
 
 def plain_recurrence(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     """The pure PyTorch scan as published: exp(delta A) and delta B x in full, then a loop over L."""
-    x, delta, A, B, C, D, bias = inputs
-    height, width = x.shape[1:3]
     with torch.no_grad():
-        u = _sequences(x.unsqueeze(3).expand(-1, -1, -1, A.shape[0], -1))  # (B, K, D, L)
-        dt = F.softplus(_sequences(delta) + bias[..., None])
-        b, c = _sequences(B), _sequences(C)
-        decay = torch.exp(torch.einsum("bkdl,kdn->bkdln", dt, A))
-        entry = torch.einsum("bkdl,bknl,bkdl->bkdln", dt, b, u)
-        h = torch.zeros_like(decay[:, :, :, 0])
-        ys = []
-        for i in range(u.shape[-1]):
-            h = decay[:, :, :, i] * h + entry[:, :, :, i]
-            ys.append(torch.einsum("bkdn,bkn->bkd", h, c[..., i]))
-        y = torch.stack(ys, -1) + u * D[..., None]
-        total = 0
-        for k in range(y.shape[1]):
-            part = (y[:, k].flip(-1) if k >= 2 else y[:, k]).transpose(1, 2)
-            part = part.unflatten(1, (width, height)).transpose(1, 2) if k % 2 else part.unflatten(1, (height, width))
-            total = total + part
-        return [total]
+        return [naive_scan(*inputs, directions=DIRECTIONS[: inputs[2].shape[0]])]
 
 
 def mamba_scan(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -162,9 +160,9 @@ def _loop(device: str) -> dict:
     return {"recurrence": plain_recurrence, **_mamba(device)}
 
 
-def _scan_case(name, shape, gradient, baselines=_mamba):
+def _scan_case(name, shape, gradient, baselines=_mamba, order=None):
     run = _scan_gradients if gradient else _scan
-    make = _scan_inputs(*shape, gradient)
+    make = _scan_inputs(*shape, gradient, order)
     outputs = (lambda i: 2 * _bytes(i[0]) + _bytes(*i)) if gradient else (lambda i: _bytes(i[0]))
     return Case(name, "ss2d_scan", make, run, baselines, outputs=outputs)
 
@@ -262,6 +260,9 @@ CASES = {
         _scan_case("scan+grad 2x32x32 K4 D72 N10", (2, 32, 32, 4, 72, 10), True),
         _scan_case("scan+grad 1x256x256 K4 D24 N16", (1, 256, 256, 4, 24, 16), True),
         _scan_case("scan+grad 1x1x4096 K1 D48 N8", (1, 1, 4096, 1, 48, 8), True),
+        _scan_case("scan listed 1x64x64 K4 D120 N16", (1, 64, 64, 4, 120, 16), False, _none, _listed),
+        _scan_case("scan shuffled 1x64x64 K4 D120 N16", (1, 64, 64, 4, 120, 16), False, _none, _shuffled),
+        _scan_case("scan+grad shuffled 1x64x64 K4 D120 N16", (1, 64, 64, 4, 120, 16), True, _none, _shuffled),
         Case(
             "lsq+grad 1M",
             "lsq",

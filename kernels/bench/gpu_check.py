@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -245,6 +246,10 @@ def parity_rows(bench: Bench) -> list[Row]:
             error, passed = check(ss2d_scan, tensors, torch.randn_like(tensors[0]), TOLERANCE)
             shape = f"{batch} x {height} x {width}, D = {channels}, dt {low:g} to {high:g}, A to -{rate:g}"
             rows.append(Row("ss2d_scan", "triton", shape, error, passed))
+            order = torch.stack([torch.randperm(height * width, device=device) for _ in range(4)])
+            listed = partial(ss2d_scan, order=order, merge=False)
+            error, passed = check(listed, tensors, torch.randn_like(tensors[1]), TOLERANCE)
+            rows.append(Row("ss2d_scan", "triton", f"{shape}, explicit order, outputs apart", error, passed))
     return rows
 
 

@@ -36,24 +36,6 @@ NETWORK = {
 }
 
 
-def sequential_scan(x, delta, A, B, C, D=None, delta_bias=None, delta_softplus=True, directions=("row",)):
-    """One row direction over (B, 1, L, D) maps, token by token; arguments as ``ops.ss2d_scan.ss2d_scan``."""
-    import torch
-    from torch.nn import functional as F
-
-    if tuple(directions) != ("row",) or not delta_softplus:
-        raise ValueError(f"this scan knows one direction, 'row', with softplus; got {directions}")
-    u, rate = x.flatten(1, 2), F.softplus(delta.flatten(1, 2)[:, :, 0] + delta_bias[0])  # (B, L, D)
-    decay = torch.exp(rate.unsqueeze(-1) * A[0])  # (B, L, D, N)
-    drive = (rate * u).unsqueeze(-1) * B.flatten(1, 2)[:, :, 0].unsqueeze(2)
-    read = C.flatten(1, 2)[:, :, 0].unsqueeze(-1)  # (B, L, N, 1)
-    state, outputs = torch.zeros_like(decay[:, 0]), []
-    for token in range(u.shape[1]):
-        state = decay[:, token] * state + drive[:, token]
-        outputs.append(torch.matmul(state, read[:, token]).squeeze(-1))
-    return (torch.stack(outputs, 1) + u * D[0]).view_as(x)
-
-
 def peak_mib() -> float:
     """Peak resident set of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -65,6 +47,7 @@ def measure(args: argparse.Namespace) -> None:
 
     from qmambair_basicsr.archs import ss2d
     from qmambair_basicsr.archs.mambairv2_arch import MambaIRv2Light
+    from qmambair_basicsr.ops.ss2d_scan.naive import naive_scan
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -72,7 +55,7 @@ def measure(args: argparse.Namespace) -> None:
     if args.weights:
         net.load_state_dict(torch.load(args.weights, weights_only=True)["params"])
     if args.variant == "sequential":
-        ss2d.ss2d_scan = sequential_scan
+        ss2d.ss2d_scan = naive_scan
     image = torch.rand(1, 3, args.size, args.size)
     with torch.inference_mode():
         net(image[..., :16, :16])

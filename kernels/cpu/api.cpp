@@ -44,6 +44,31 @@ int64_t all_done(int64_t count, int64_t threads, const Task& task) {
   return !failed;
 }
 
+// Whether the kernels can follow the order of a scan: a position outside the map would be read and written, one that is
+// left out would keep whatever the memory of the output held.
+int64_t order_status(const ScanArgs& a) {
+  if (!a.path) {
+    for (int64_t k = 0; k < a.directions; k++)
+      if (a.order[k] < 0 || a.order[k] > 3) return kScanBadOrder;
+    return kScanDone;
+  }
+  if (a.trusted) return kScanDone;
+  const int64_t length = a.height * a.width;
+  uint8_t* const visited = (uint8_t*)std::malloc(length);
+  if (!visited) return kScanNoMemory;
+  bool good = true;
+  for (int64_t k = 0; k < a.directions && good; k++) {
+    std::memset(visited, 0, length);
+    for (int64_t t = 0; t < length && good; t++) {
+      const int64_t pixel = a.path[k * length + t];
+      good = pixel >= 0 && pixel < length && !visited[pixel];
+      if (good) visited[pixel] = 1;
+    }
+  }
+  std::free(visited);
+  return good ? kScanDone : kScanBadOrder;
+}
+
 }  // namespace
 
 const Kernels& kernels() {
@@ -54,7 +79,7 @@ const Kernels& kernels() {
 bool forked() { return getpid() != loaded_in; }
 
 // Changes with every change of an argument list or struct.
-QM_API int64_t qm_abi() { return 3; }
+QM_API int64_t qm_abi() { return 4; }
 
 // Digest of the sources this library was built from, as ops/build.py computes it.
 QM_API const char* qm_sources() { return QM_SOURCES; }
@@ -69,9 +94,10 @@ QM_API int64_t qm_threaded() {
 #endif
 }
 
-// Outputs and states of a scan.
-QM_API void qm_scan_forward(const ScanArgs* args) {
+// Outputs and states of a scan; a ScanStatus.
+QM_API int64_t qm_scan_forward(const ScanArgs* args) {
   const ScanArgs& a = *args;
+  if (const int64_t status = order_status(a)) return status;
   const int64_t width = kernels().scan.width, blocks = (a.channels + width - 1) / width;
   const int64_t K = a.directions, outer = a.merge ? 1 : K;
   const int64_t groups = forward_groups(a.batch * outer, blocks, a.threads);
@@ -80,18 +106,21 @@ QM_API void qm_scan_forward(const ScanArgs* args) {
     const int64_t first = group * blocks / groups * width, last = (group + 1) * blocks / groups * width;
     for (int64_t d = a.merge ? 0 : k; d < (a.merge ? K : k + 1); d++) kernels().scan.forward(a, image, d, first, last);
   });
+  return kScanDone;
 }
 
-// Gradients of a scan; returns 0 when memory ran out.
+// Gradients of a scan; a ScanStatus.
 QM_API int64_t qm_scan_backward(const ScanArgs* args) {
   const ScanArgs& a = *args;
+  if (const int64_t status = order_status(a)) return status;
   const int64_t K = a.directions, outer = a.merge ? 1 : K;
-  return all_done(a.batch * outer * a.groups, a.threads, [&](int64_t i) {
+  const bool done = all_done(a.batch * outer * a.groups, a.threads, [&](int64_t i) {
     const int64_t group = i % a.groups, k = i / a.groups % outer, image = i / a.groups / outer;
     bool done = true;
     for (int64_t d = a.merge ? 0 : k; d < (a.merge ? K : k + 1); d++) done &= kernels().scan.backward(a, image, d, group);
     return done;
   });
+  return done ? kScanDone : kScanNoMemory;
 }
 
 // Window attention; returns 0 when memory ran out.

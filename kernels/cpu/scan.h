@@ -12,7 +12,9 @@ struct ScanArgs {
   int64_t save_states;  // a state after every chunk, else only the last one
   int64_t merge;        // directions run one after the other and add into one map; else one map per direction
   int64_t threads;
-  const int64_t* order;  // (K) 0 row-major, 1 column-major, 2 and 3 the same backwards
+  int64_t trusted;       // the caller has checked that every row of `path` is a permutation; else it is checked here
+  const int64_t* order;  // (K) 0 row-major, 1 column-major, 2 and 3 the same backwards; not read where there is a path
+  const int32_t* path;   // (K, H * W) or null: raster positions in the order of the visit, a permutation per direction
 
   // input maps, channels (or states) contiguous; strides of batch, row, column, direction in elements
   const float* x;
@@ -35,6 +37,9 @@ struct ScanArgs {
   float* dD;          // (B, K, D)
   float* dbias;       // (B, K, D)
 };
+
+// What the C functions of the scan return.
+enum ScanStatus : int64_t { kScanDone = 0, kScanNoMemory = 1, kScanBadOrder = 2 };
 
 // Backward of channel group `group` of one image in one direction.
 typedef bool ScanBackward(const ScanArgs& args, int64_t image, int64_t direction, int64_t group);

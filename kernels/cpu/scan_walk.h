@@ -12,19 +12,24 @@ constexpr int kMaxState = 256;
 constexpr float kLog2e = 1.44269504f;
 constexpr float kLongestStep = 1e30f;  // of dt in exponents, which stay finite: exp(dt A) is 0 long before
 
-// Row and column of the t-th pixel that a direction visits.
+// Where the pixels lie that a direction visits one after the other.
 struct Walk {
-  int64_t inner, length;
+  int64_t inner, length, width;
+  const int32_t* path;
   bool columns, reverse;
 
   Walk(const ScanArgs& a, int64_t direction)
-      : inner(a.order[direction] & 1 ? a.height : a.width),
-        length(a.height * a.width),
-        columns(a.order[direction] & 1),
-        reverse(a.order[direction] & 2) {}
+      : length(a.height * a.width),
+        width(a.width),
+        path(a.path ? a.path + direction * length : nullptr),
+        columns(!path && a.order[direction] & 1),
+        reverse(!path && a.order[direction] & 2) {
+    inner = columns ? a.height : a.width;
+  }
 
   // Offsets of tokens [begin, end) in a map with these strides.
   void offsets(const int64_t* stride, int64_t begin, int64_t end, int64_t* out) const {
+    if (path) return listed(stride, begin, end, out);
     const int64_t outer_stride = stride[columns ? 2 : 1], inner_stride = stride[columns ? 1 : 2];
     const int64_t first = reverse ? length - 1 - begin : begin, by = reverse ? -1 : 1;
     int64_t line = first / inner, place = first % inner;
@@ -35,6 +40,15 @@ struct Walk {
         line += by;
         place = reverse ? inner - 1 : 0;
       }
+    }
+  }
+
+  // The same along a path.
+  void listed(const int64_t* stride, int64_t begin, int64_t end, int64_t* out) const {
+    if (stride[1] == width * stride[2]) {  // rows follow each other without a gap: no division
+      for (int64_t t = begin; t < end; t++) *out++ = path[t] * stride[2];
+    } else {
+      for (int64_t t = begin; t < end; t++) *out++ = path[t] / width * stride[1] + path[t] % width * stride[2];
     }
   }
 

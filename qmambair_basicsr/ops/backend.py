@@ -93,6 +93,8 @@ def exporting(target: ExportTarget | None = None) -> Iterator[None]:
 
 def export_target() -> ExportTarget | None:
     """What is being exported; None outside :func:`exporting`."""
+    if torch.compiler.is_dynamo_compiling():  # torch.compile cannot look into a context variable, and exports nothing
+        return None
     return _target.get()
 
 

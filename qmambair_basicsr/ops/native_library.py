@@ -14,7 +14,7 @@ import torch
 
 from .build import LIBRARY, sources_digest
 
-ABI = 3
+ABI = 4
 _BUILD = "python -m qmambair_basicsr.ops.build"
 
 

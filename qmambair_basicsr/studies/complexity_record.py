@@ -7,7 +7,7 @@ copies, permutations, look-ups, padding) to the product that reads them. What no
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -58,19 +58,16 @@ class Product:
     act: int = FULL
 
 
-def scan_products(
-    x: Tensor, a: Tensor, directions: Sequence[int], bits: dict[str, int], has_d: bool
-) -> tuple[Product, ...]:
+def scan_products(x: Tensor, a: Tensor, bits: dict[str, int], has_d: bool) -> tuple[Product, ...]:
     """Multiplications of ``ops.ss2d_scan``.
 
     Args:
         x: (B, H, W, D) shared by the directions, or (B, H, W, K, D).
         a: (K, D, N).
-        directions: The K directions.
         bits: Widths of ``x``, ``dt`` (after softplus), ``A``, ``B``, ``C`` and ``D``.
         has_d: Whether there is a skip weight D.
     """
-    positions = prod(x.shape[:3]) * len(directions) * a.shape[1]
+    positions = prod(x.shape[:3]) * a.shape[0] * a.shape[1]
     states = positions * a.shape[2]
     products = [
         Product(states, bits["A"], bits["dt"]),
@@ -129,7 +126,7 @@ class Recorder(TorchDispatchMode):
         bits = {name: self.bits_of(given[name]) for name in ("x", "A", "B", "C", "D")}
         computed = given["softplus"] or given["delta_bias"] is not None
         bits["dt"] = FULL if computed else self.bits_of(given["delta"])
-        return scan_products(given["x"], given["A"], given["directions"], bits, given["D"] is not None)
+        return scan_products(given["x"], given["A"], bits, given["D"] is not None)
 
     def _add(self, products: Iterable[Product]) -> None:
         name = self.stack[-1] if self.stack else ""

@@ -28,7 +28,7 @@ from qmambair_basicsr.ops.ss2d_scan import triton_gradient, triton_kernels
 
 CUDA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FLOATS = {"qmin", "qmax", "cap_share", "floor_share", "floor", "grad_scale"}
-SCAN = {"N": 16, "BD": 32, "CHUNK": 64, "SOFTPLUS": True, "HAS_BIAS": True}
+SCAN = {"N": 16, "BD": 32, "CHUNK": 64, "SOFTPLUS": True, "HAS_BIAS": True, "LISTED": False}
 LSQ = {"PER_SCALE": True, "PER_OFFSET": True, "HAS_OFFSET": True}
 
 # label -> kernel, its constants, warps, element type of x, delta, B, C and dy
@@ -40,9 +40,20 @@ KERNELS = {
         for mode, kind in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"))
     },
     "adjoint_chunk": (triton_kernels.adjoint_chunk, {**SCAN, "BN": 16}, 1, "fp32"),
+    **{
+        f"forward_chunk[mode {mode}, listed]": (
+            triton_kernels.forward_chunk,
+            {**SCAN, "BN": 16, "T": 16, "HAS_SKIP": True, "MODE": mode, "LISTED": True}, 1, "fp32",
+        )
+        for mode in (0, 1, 2)
+    },
+    "adjoint_chunk[listed]": (triton_kernels.adjoint_chunk, {**SCAN, "BN": 16, "LISTED": True}, 1, "fp32"),
     "carry": (triton_kernels.carry, {"N": 16, "BC": 16, "BD": 32, "REVERSE": True}, 1, "fp32"),
-    "to_sequence": (triton_gradient.to_sequence, {"N": 16, "BN": 16, "BT": 64}, 2, "fp16"),
-    "to_raster": (triton_gradient.to_raster, {"N": 16, "BN": 16, "BT": 64}, 2, "fp32"),
+    "to_sequence": (triton_gradient.to_sequence, {"N": 16, "BN": 16, "BT": 64, "LISTED": False}, 2, "fp16"),
+    "to_raster": (triton_gradient.to_raster, {"N": 16, "BN": 16, "BT": 64, "LISTED": False}, 2, "fp32"),
+    "to_sequence[listed]": (triton_gradient.to_sequence, {"N": 16, "BN": 16, "BT": 64, "LISTED": True}, 2, "fp16"),
+    "to_raster[listed]": (triton_gradient.to_raster, {"N": 16, "BN": 16, "BT": 64, "LISTED": True}, 2, "fp32"),
+    "gradient_chunk[listed]": (triton_gradient.gradient_chunk, {**SCAN, "HAS_SKIP": True, "LISTED": True}, 1, "fp32"),
     "gradient_chunk[fp32]": (triton_gradient.gradient_chunk, {**SCAN, "HAS_SKIP": True}, 1, "fp32"),
     "gradient_chunk[bf16]": (triton_gradient.gradient_chunk, {**SCAN, "HAS_SKIP": True}, 1, "bf16"),
     "lsq_forward": (lsq.lsq_forward, {**LSQ, "BLOCK": 1024}, 4, "fp32"),
@@ -60,7 +71,7 @@ MAPS = {"x_ptr", "dt_ptr", "b_ptr", "c_ptr", "dy_ptr", "src_ptr"}
 
 
 def _type(name: str, kind: str) -> str:
-    if name == "code_ptr":
+    if name == "order_ptr":
         return "*i32"
     if name.endswith("_ptr"):
         return f"*{kind if name in MAPS else 'fp32'}"

@@ -1,9 +1,8 @@
-"""Inputs of the scan tests and the recurrence as the papers write it."""
+"""Inputs of the scan tests."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias")
 DIRECTIONS = ("row", "col", "row_rev", "col_rev")
@@ -34,29 +33,6 @@ def make(batch, height, width, directions, channels, state, *, steps=(1e-3, 0.1)
         bias,
     )
     return dict(zip(NAMES, tensors, strict=True))
-
-
-def recurrence(x, delta, A, B, C, D=None, delta_bias=None, softplus=True, directions=DIRECTIONS):
-    """``ss2d_scan`` pixel by pixel in plain autograd operations."""
-    batch, height, width, channels = x.shape
-    orders = {
-        "row": [(i, j) for i in range(height) for j in range(width)],
-        "col": [(i, j) for j in range(width) for i in range(height)],
-    }
-    total = torch.zeros_like(x)
-    for k, name in enumerate(directions):
-        order = orders[name.removesuffix("_rev")]
-        h = x.new_zeros(batch, channels, A.shape[-1])
-        values = {}
-        for i, j in reversed(order) if name.endswith("_rev") else order:
-            dt = delta[:, i, j, k] + (0 if delta_bias is None else delta_bias[k])
-            dt = F.softplus(dt) if softplus else dt
-            u = x[:, i, j]
-            h = torch.exp(dt[..., None] * A[k]) * h + (dt * u)[..., None] * B[:, i, j, k, None]
-            values[i, j] = (h * C[:, i, j, k, None]).sum(-1) + (0 if D is None else D[k] * u)
-        rows = [torch.stack([values[i, j] for j in range(width)], 1) for i in range(height)]
-        total = total + torch.stack(rows, 1)
-    return total
 
 
 def relative_error(got, want):

@@ -12,19 +12,15 @@ from scan_cases import DIRECTIONS, make, relative_error
 from qmambair_basicsr.ops import backend
 from qmambair_basicsr.ops.selective_scan import selective_scan
 from qmambair_basicsr.ops.ss2d_scan import mamba_ssm, ss2d_scan
+from qmambair_basicsr.ops.ss2d_scan.naive import recurrence
 
 
 def sequence_scan(u, delta, A, B, C, D, bias, softplus):
-    """mamba_ssm's definition, token by token: u, delta (B, D, L), A (D, N), B, C (B, G, N, L)."""
-    dt = delta if bias is None else delta + bias[:, None]
-    dt = F.softplus(dt) if softplus else dt
-    per_group = u.shape[1] // B.shape[1]
-    B, C = (t.repeat_interleave(per_group, 1) for t in (B, C))  # (B, D, N, L)
-    h, out = u.new_zeros(*u.shape[:2], A.shape[1]), []
-    for t in range(u.shape[2]):
-        h = torch.exp(dt[:, :, t, None] * A) * h + (dt[:, :, t] * u[:, :, t])[..., None] * B[..., t]
-        out.append((h * C[..., t]).sum(-1) + (0 if D is None else D * u[:, :, t]))
-    return torch.stack(out, 2), h
+    """What mamba_ssm computes: u, delta (B, D, L), A (D, N), B, C (B, G, N, L) -> y (B, D, L), last state (B, D, N)."""
+    u, delta = (t.unflatten(1, (B.shape[1], -1)) for t in (u, delta))  # (B, G, D / G, L)
+    A, D, bias = (None if t is None else t.unflatten(0, (B.shape[1], -1)) for t in (A, D, bias))
+    y, h = recurrence(u, delta, A, B, C, D, bias, softplus)
+    return y.flatten(1, 2), h.flatten(1, 2)
 
 
 class _StandIn(torch.autograd.Function):
@@ -97,6 +93,21 @@ def test_directions_become_groups(calls, directions, optional):
     first = inputs["x"] if directions[0] == "row" else inputs["x"].transpose(1, 2).flip(1, 2)
     assert torch.equal(calls[0]["u"][:, :5], first.flatten(1, 2).transpose(1, 2))
     want = _run(lambda **t: ss2d_scan(**t, directions=directions), inputs, torch.float64, weight)
+    assert relative_error(got[0], want[0]) < 1e-5
+    for name, a, b in zip(inputs, got[1], want[1], strict=True):
+        assert relative_error(a, b) < 1e-5, name
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_explicit_orders_and_outputs_kept_apart(calls, apart):
+    inputs, order = make(2, 3, 4, 2, 5, 2), torch.stack([torch.randperm(12) for _ in range(2)])
+    if apart:
+        inputs["x"] = torch.randn(2, 3, 4, 2, 5)
+    weight = torch.randn(2, 3, 4, 2, 5)
+    got = _run(lambda **t: ss2d_scan(**t, order=order, merge=False), inputs, torch.float32, weight)
+    first = inputs["x"][:, :, :, 0] if apart else inputs["x"]
+    assert torch.equal(calls[0]["u"][:, :5], first.flatten(1, 2)[:, order[0]].transpose(1, 2))
+    want = _run(lambda **t: ss2d_scan(**t, order=order, merge=False), inputs, torch.float64, weight)
     assert relative_error(got[0], want[0]) < 1e-5
     for name, a, b in zip(inputs, got[1], want[1], strict=True):
         assert relative_error(a, b) < 1e-5, name

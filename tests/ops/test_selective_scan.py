@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from qmambair_basicsr.ops.selective_scan import selective_scan
+from qmambair_basicsr.ops.ss2d_scan.naive import recurrence
 
 
 def written_out(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
-    """The recurrence over full (B, D, N) tensors, one position at a time; output and last state."""
+    """The plain recurrence with mamba_ssm's arguments: output and last state. Every channel is a scan of its own."""
     batch, channels, length = u.shape
 
     def spread(t):  # -> (B, D, N, L)
@@ -22,17 +23,13 @@ def written_out(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softpl
         t = t.unsqueeze(1) if t.dim() == 3 else t
         return t.repeat_interleave(channels // t.shape[1], 1)
 
-    dt = delta if delta_bias is None else delta + delta_bias[:, None]
-    dt = F.softplus(dt) if delta_softplus else dt
-    b, c = spread(B), spread(C)
-    h, ys = u.new_zeros(batch, channels, A.shape[1]), []
-    for t in range(length):
-        step = dt[:, :, t, None]
-        h = torch.exp(step * A) * h + step * b[..., t] * u[:, :, t, None]
-        ys.append((h * c[..., t]).sum(-1))
-    y = torch.stack(ys, -1)
-    y = y if D is None else y + D[:, None] * u
-    return (y if z is None else y * F.silu(z)), h
+    def single(t, axis):
+        return None if t is None else t.unsqueeze(axis)
+
+    weights = single(D, 1), single(delta_bias, 1), delta_softplus
+    y, h = recurrence(single(u, 2), single(delta, 2), single(A, 1), spread(B), spread(C), *weights)
+    y = y.squeeze(2)
+    return (y if z is None else y * F.silu(z)), h.squeeze(2)
 
 
 LAYOUTS = {"shared": (2, 3, 70), "groups": (2, 2, 3, 70), "constant": (6, 3)}

@@ -7,11 +7,12 @@ import multiprocessing
 import pytest
 import torch
 from instruction_sets import with_instruction_sets
-from scan_cases import DIRECTIONS, NAMES, make, recurrence, relative_error
+from scan_cases import DIRECTIONS, NAMES, make, relative_error
 
 from qmambair_basicsr.ops import ss2d_scan as package
 from qmambair_basicsr.ops.backend import backends
 from qmambair_basicsr.ops.ss2d_scan import ss2d_scan
+from qmambair_basicsr.ops.ss2d_scan.naive import naive_scan
 
 BACKENDS = with_instruction_sets([b.name for b in backends("ss2d_scan")])
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,7 +67,7 @@ def evaluate(inputs, weight=None, dtype=None, device="cpu", **options):
 
 def test_reference_is_the_recurrence():
     inputs = {k: t.double().requires_grad_() for k, t in make(2, 5, 7, 4, 3, 2).items()}
-    got, want = ss2d_scan(**inputs), recurrence(**inputs)
+    got, want = ss2d_scan(**inputs), naive_scan(**inputs)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     weight = torch.randn_like(want)
     grads = [torch.autograd.grad((y * weight).sum(), list(inputs.values())) for y in (got, want)]
@@ -215,8 +216,8 @@ def test_native_after_fork(use_backend):
 def test_opcheck(backend, use_backend):
     use_backend("ss2d_scan", backend)
     tensors = [t.to(device_of(backend)).requires_grad_() for t in make(1, 2, 2, 4, 2, 1).values()]
-    torch.library.opcheck(torch.ops.qmambair.ss2d_scan.default, (*tensors, True, [0, 1, 2, 3], True))
-    without = (*tensors[:5], None, None, True, [0, 1, 2, 3], True)
+    torch.library.opcheck(torch.ops.qmambair.ss2d_scan.default, (*tensors, None, True, [0, 1, 2, 3], True, True))
+    without = (*tensors[:5], None, None, None, True, [0, 1, 2, 3], True, True)
     torch.library.opcheck(torch.ops.qmambair.ss2d_scan.default, without)
 
 

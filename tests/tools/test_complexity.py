@@ -21,10 +21,10 @@ from qmambair_basicsr.layers.calibrate import quantizers_of
 from qmambair_basicsr.layers.info import network_info
 from qmambair_basicsr.layers.placement import placement
 from qmambair_basicsr.ops.backend import ENV
-from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS
+from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS, named_order, ss2d_scan
 from qmambair_basicsr.recipes.option_contents import OPTIONS
 from qmambair_basicsr.studies.complexity_count import collapse, measure
-from qmambair_basicsr.studies.complexity_record import scan_products
+from qmambair_basicsr.studies.complexity_record import Recorder, scan_products
 from qmambair_basicsr.studies.paper_accounting import table4
 from qmambair_basicsr.tools import complexity
 
@@ -158,7 +158,19 @@ def test_scan_formula_counts_the_multiplications_of_the_recurrence():
                 y = y + Tally(0.3) * state[i]
     x, a = torch.empty(1, 1, pixels, channels), torch.empty(len(DIRECTIONS), channels, states)
     widths = dict.fromkeys(("x", "dt", "A", "B", "C", "D"), 32)
-    assert sum(p.macs for p in scan_products(x, a, range(4), widths, has_d=True)) == Tally.count
+    assert sum(p.macs for p in scan_products(x, a, widths, has_d=True)) == Tally.count
+
+
+def test_an_explicit_order_counts_as_the_named_directions_do():
+    x, delta, a = torch.randn(1, 3, 4, 5), torch.rand(1, 3, 4, 2, 5), -torch.rand(2, 5, 3)
+    b, c = torch.randn(1, 3, 4, 2, 3), torch.randn(1, 3, 4, 2, 3)
+    counts = []
+    for way in ({"directions": DIRECTIONS[:2]}, {"order": named_order(DIRECTIONS[:2], 3, 4), "merge": False}):
+        with Recorder() as recorder:
+            ss2d_scan(x, delta, a, b, c, **way)
+        counts.append(recorder.products)
+    assert counts[0] == counts[1]
+    assert counts[0]
 
 
 def test_attention_and_routing_count_with_their_quantizers():

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "../attention.h"
@@ -13,7 +14,7 @@
 
 extern "C" {
 const char* qm_isa();
-void qm_scan_forward(const ScanArgs*);
+int64_t qm_scan_forward(const ScanArgs*);
 int64_t qm_scan_backward(const ScanArgs*);
 int64_t qm_attention_forward(const AttentionArgs*);
 int64_t qm_attention_backward(const AttentionArgs*);
@@ -50,35 +51,66 @@ Buffer random_buffer(int64_t n, float scale = 1.f, bool odd = false) {
   return b;
 }
 
-void scan(int64_t batch, int64_t height, int64_t width, int64_t K, int64_t D, int64_t N, bool merge, bool odd) {
-  const int64_t pixels = batch * height * width, order[4] = {0, 1, 2, 3};
+// The ways to go through a map: named directions, a path from one dense map, a path with rows apart and a map per direction.
+enum Way { kNamed, kListed, kListedApart };
+
+void scan(int64_t batch, int64_t height, int64_t width, int64_t K, int64_t D, int64_t N, bool merge, bool odd, Way way) {
+  const int64_t pixels = batch * height * width, length = height * width, order[4] = {0, 1, 2, 3};
+  const int64_t gap = way == kListedApart ? 1 : 0, per_pixel = gap ? K * D : D;  // of x and dy; pixels between their rows
   ScanArgs a = {};
   a.batch = batch, a.height = height, a.width = width, a.directions = K, a.channels = D, a.state = N;
   a.chunk = 64, a.groups = D / 64 > 1 ? D / 64 : 1, a.softplus = 1, a.save_states = 1, a.merge = merge, a.threads = 1;
   a.order = order;
-  const int64_t chunks = (height * width + a.chunk - 1) / a.chunk, map = pixels * D * (merge ? 1 : K);
-  const Buffer x = random_buffer(pixels * D, 1, odd), delta = random_buffer(pixels * K * D, 4, odd);
-  const Buffer B = random_buffer(pixels * K * N, 1, odd), C = random_buffer(pixels * K * N), dy = random_buffer(pixels * D);
+  std::vector<int32_t> path(K * length);
+  for (int64_t k = 0; k < K; k++) {
+    for (int64_t t = 0; t < length; t++) path[k * length + t] = (int32_t)t;
+    for (int64_t t = length - 1; t > 0; t--)
+      std::swap(path[k * length + t], path[k * length + (int64_t)((random_value() + 1) / 2 * t)]);
+  }
+  if (way != kNamed) a.path = path.data(), a.order = nullptr;
+  const int64_t chunks = (length + a.chunk - 1) / a.chunk, map = pixels * D * (merge ? 1 : K);
+  const int64_t image = (height * (width + gap) - gap) * per_pixel;
+  const Buffer x = random_buffer(batch * image, 1, odd), delta = random_buffer(pixels * K * D, 4, odd);
+  const Buffer B = random_buffer(pixels * K * N, 1, odd), C = random_buffer(pixels * K * N), dy = random_buffer(batch * image);
   Buffer A = random_buffer(K * N * D, 1e4f), skip = random_buffer(K * D), bias = random_buffer(K * D);
   for (float& v : A) v = -std::fabs(v);
   Buffer y(map), dx(map), states(batch * K * chunks * N * D), ddelta(pixels * K * D), dB(a.groups * pixels * K * N);
   Buffer dC(dB.size()), dA(batch * K * N * D), dD(batch * K * D), dbias(batch * K * D);
-  const int64_t shared[4] = {height * width * D, width * D, D, 0}, all[4] = {shared[0] * K, shared[1] * K, D * K, D};
+  const int64_t given[4] = {image, (width + gap) * per_pixel, per_pixel, gap ? D : 0};
+  const int64_t all[4] = {height * width * K * D, width * K * D, K * D, D};
   const int64_t maps[4] = {height * width * K * N, width * K * N, K * N, N};
   for (int i = 0; i < 4; i++) {
-    a.x_stride[i] = a.dy_stride[i] = shared[i];
+    a.x_stride[i] = a.dy_stride[i] = given[i];
     a.delta_stride[i] = all[i];
     a.B_stride[i] = a.C_stride[i] = maps[i];
   }
   a.x = x.data(), a.delta = delta.data(), a.B = B.data(), a.C = C.data(), a.dy = dy.data(), a.A = A.data();
   a.D = skip.data(), a.bias = bias.data(), a.y = y.data(), a.dx = dx.data(), a.states = states.data();
   a.ddelta = ddelta.data(), a.dB = dB.data(), a.dC = dC.data(), a.dA = dA.data(), a.dD = dD.data(), a.dbias = dbias.data();
-  qm_scan_forward(&a);
-  if (!qm_scan_backward(&a)) std::abort();
+  if (qm_scan_forward(&a) != kScanDone || qm_scan_backward(&a) != kScanDone) std::abort();
   a.save_states = 0;
   Buffer last(batch * K * N * D);
   a.states = last.data();
-  qm_scan_forward(&a);
+  if (qm_scan_forward(&a) != kScanDone) std::abort();
+}
+
+// Orders that would lead the kernels astray are refused before anything is read: the maps are null.
+void hostile_orders() {
+  const int64_t good[2] = {0, 3};
+  ScanArgs a = {};
+  a.batch = 1, a.height = 2, a.width = 3, a.directions = 2, a.channels = 1, a.state = 1, a.chunk = 64, a.groups = 1;
+  a.threads = 1, a.order = good;
+  for (const int32_t wrong : {-1, 6, 4, INT32_MIN, INT32_MAX}) {
+    const std::vector<int32_t> path = {0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, wrong};
+    a.path = path.data();
+    if (qm_scan_forward(&a) != kScanBadOrder || qm_scan_backward(&a) != kScanBadOrder) std::abort();
+  }
+  a.path = nullptr;
+  for (const int64_t wrong : {-1, 4}) {
+    const int64_t order[2] = {0, wrong};
+    a.order = order;
+    if (qm_scan_forward(&a) != kScanBadOrder || qm_scan_backward(&a) != kScanBadOrder) std::abort();
+  }
 }
 
 void quantizers(int64_t rows, int64_t cols, bool odd) {
@@ -126,16 +158,19 @@ void attention(int64_t batch, int64_t windows, int64_t tokens, int64_t heads, in
 }  // namespace
 
 int main() {
+  hostile_orders();
   for (const bool odd : {false, true}) {
     for (const int64_t state : {1, 5, 8, 10, 16}) {
       for (const int64_t channels : {1, 7, 16, 33, 130}) {
         for (const bool merge : {true, false}) {
-          scan(1, 1, 1, 4, channels, state, merge, odd);
-          scan(2, 5, 13, 4, channels, state, merge, odd);
+          for (const Way way : {kNamed, kListed, kListedApart}) {
+            scan(1, 1, 1, 4, channels, state, merge, odd, way);
+            scan(2, 5, 13, 4, channels, state, merge, odd, way);
+          }
         }
       }
     }
-    scan(1, 10, 20, 1, 3, 256, true, odd);
+    scan(1, 10, 20, 1, 3, 256, true, odd, odd ? kNamed : kListed);
     for (const int64_t dim : {1, 12, 128}) attention(1, 3, 16, 2, dim, odd, odd), attention(2, 1, 32, 1, dim, !odd, odd);
     for (const int64_t cols : {1, 15, 63, 500, 20000}) quantizers(3, cols, odd);
   }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..backend import BackendError, export_target
 from ..ss2d_scan import scan
 
 _ROW = 0  # direction code of a forward scan
@@ -59,7 +60,10 @@ def selective_scan(
     Raises:
         ValueError: a shape that does not fit.
         TypeError: complex A, B or C.
+        BackendError: the last state of a network that is exported.
     """
+    if return_last_state and export_target() is not None:
+        raise BackendError("selective_scan: the last state has no ONNX form")
     if u.dim() != 3 or A.dim() != 2 or A.shape[0] != u.shape[1]:
         raise ValueError(f"selective_scan: u must be (B, D, L) and A (D, N), got {tuple(u.shape)} and {tuple(A.shape)}")
     batch, channels, length = u.shape
@@ -85,6 +89,7 @@ def selective_scan(
         weights(delta_bias),
         delta_softplus,
         [_ROW] * groups,
+        merge=False,
     )
     y = y.squeeze(1).flatten(2).transpose(1, 2)  # (B, D, L)
     if z is not None:

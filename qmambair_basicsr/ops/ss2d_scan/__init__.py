@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import torch
 
 from ..backend import choose, export_target
+from .orders import DIRECTIONS, check_form, codes, named_order, verified
+
+__all__ = ["BACKENDS", "DIRECTIONS", "named_order", "scan", "ss2d_scan"]
 
 BACKENDS = ("native", "triton", "mamba_ssm", "reference")
-DIRECTIONS = ("row", "col", "row_rev", "col_rev")  # the index is the code that backends get
 
 
 def ss2d_scan(
@@ -26,19 +28,24 @@ def ss2d_scan(
     D: torch.Tensor | None = None,
     delta_bias: torch.Tensor | None = None,
     delta_softplus: bool = True,
-    directions: Sequence[str] = DIRECTIONS,
+    directions: Sequence[str] | None = None,
+    *,
+    order: torch.Tensor | None = None,
+    merge: bool = True,
 ) -> torch.Tensor:
-    """Scan a map in each direction and sum the outputs at their pixels.
+    """Scan a map in each direction and sum the outputs at their pixels, or keep them apart.
 
     In direction k, with t running over the pixels in that direction's order and
     ``dt = softplus(delta + delta_bias)``::
 
         h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t        y_t = C_t . h_t + D x_t
 
-    The state h is float32 (float64 for float64 inputs). Differentiable once in every tensor.
+    The state h is float32 (float64 for float64 inputs). Differentiable once in every tensor but order. Every tensor
+    but order is indexed at raster positions, whatever the order.
 
     Args:
-        x: (B, H, W, D), channels last; may be a non-contiguous view.
+        x: (B, H, W, D), channels last, read by every direction; or (B, H, W, K, D), one map per direction. May be a
+            non-contiguous view.
         delta: (B, H, W, K, D), step sizes before bias and softplus.
         A: (K, D, N), negative, i.e. ``-exp(A_logs)``.
         B, C: (B, H, W, K, N), input and output maps of the state.
@@ -46,22 +53,29 @@ def ss2d_scan(
         delta_bias: (K, D), added to delta, or None.
         delta_softplus: apply softplus; otherwise delta + delta_bias must be non-negative already.
         directions: K of ``row`` (row-major), ``col`` (column-major), ``row_rev``, ``col_rev`` (the same backwards).
-            SS2D uses all four in this order, MambaIRv2 ``("row",)`` with H = 1.
+            SS2D uses all four in this order, MambaIRv2 ``("row",)`` with H = 1. None: all four.
+        order: (K, H * W) int32 or int64, instead of ``directions``: entry [k, t] is the raster position i * W + j of
+            the pixel that direction k visits at step t. Every row must be a permutation of range(H * W); that is
+            checked once per tensor (and again after it was changed in place), so keep the tensor.
+            :func:`named_order` gives the rows of named directions.
+        merge: sum the outputs of the directions; otherwise hand each back.
 
     Returns:
-        (B, H, W, D) in x's dtype.
+        (B, H, W, D), or (B, H, W, K, D) with ``merge=False``, in x's dtype.
 
     Raises:
-        ValueError: an unknown direction, or a shape that does not fit; both shapes are named.
+        ValueError: an unknown direction, a shape that does not fit (both shapes are named), an order that is no
+            permutation, both ``directions`` and ``order``.
+        TypeError: complex tensors.
     """
-    codes = []
-    for name in directions:
-        if name not in DIRECTIONS:
-            raise ValueError(f"ss2d_scan: direction {name!r} is unknown; use {', '.join(DIRECTIONS)}")
-        codes.append(DIRECTIONS.index(name))
-    if x.dim() != 4:
-        raise ValueError(f"ss2d_scan: x must be (B, H, W, D), got shape {tuple(x.shape)}")
-    return scan(x, delta, A, B, C, D, delta_bias, delta_softplus, codes)[0]
+    if order is not None and directions is not None:
+        raise ValueError(
+            "ss2d_scan: give directions or order, not both; named_order gives the rows of named directions"
+        )
+    if order is not None and not isinstance(order, torch.Tensor):
+        raise ValueError(f"ss2d_scan: order must be a tensor (K, H * W), got {type(order).__name__}")
+    named = [] if order is not None else codes(DIRECTIONS if directions is None else directions)
+    return scan(x, delta, A, B, C, D, delta_bias, delta_softplus, named, order, merge)[0]
 
 
 def scan(
@@ -74,20 +88,42 @@ def scan(
     delta_bias: torch.Tensor | None,
     delta_softplus: bool,
     directions: list[int],
+    order: torch.Tensor | None = None,
+    merge: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The operator under :func:`ss2d_scan` and ``selective_scan``, with direction codes.
 
     Args:
-        x: (B, H, W, D) shared by all directions, outputs summed; or (B, H, W, K, D), each direction with its own map
-            and its own output.
+        directions: K codes; empty when ``order`` is given.
         others: as in :func:`ss2d_scan`.
 
     Returns:
-        y, shaped as x, and states (B, K, n, N, D) whose last entry in dimension 2 is the final state (not
-        differentiable).
+        y, as :func:`ss2d_scan` returns it, and states (B, K, n, N, D) whose last entry in dimension 2 is the final
+        state (not differentiable).
     """
+    target = export_target()
+    if target is not None:
+        from . import onnx
+
+        _check(x, delta, A, B, C, D, delta_bias, order, directions)
+        y = onnx.scan(x, delta, A, B, C, D, delta_bias, delta_softplus, directions, order, merge, target)
+        return y, y.new_empty(0)  # a graph has no states to hand out
+    save = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, delta, A, B, C, D, delta_bias)
+    )
+    return torch.ops.qmambair.ss2d_scan(
+        x, delta, A, B, C, D, delta_bias, order, delta_softplus, directions, merge, save
+    )
+
+
+def _check(x, delta, A, B, C, D, delta_bias, order, directions) -> None:
+    """Dtypes, devices and shapes of an operator's inputs, traced or real; values of an order aside."""
+    if x.dim() not in (4, 5):
+        raise ValueError(f"ss2d_scan: x must be (B, H, W, D) or (B, H, W, K, D), got shape {tuple(x.shape)}")
+    if A.dim() != 3:
+        raise ValueError(f"ss2d_scan: A must be (K, D, N), got shape {tuple(A.shape)}")
     batch, height, width = x.shape[:3]
-    count, channels, state = len(directions), x.shape[-1], A.shape[-1]
+    count, channels, state = (A.shape[0] if order is not None else len(directions)), x.shape[-1], A.shape[-1]
     pixels = (batch, height, width, count)
     expected = {
         "x": (x, (*pixels, channels) if x.dim() == 5 else (batch, height, width, channels)),
@@ -99,68 +135,91 @@ def scan(
         "delta_bias": (delta_bias, (count, channels)),
     }
     for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
             raise ValueError(
                 f"ss2d_scan: {name} must have shape {shape} for x {tuple(x.shape)}, {count} directions and "
                 f"N = {state}; got {tuple(tensor.shape)}"
             )
-    tensors = [t for t, _ in expected.values() if t is not None]
-    if any(t.is_complex() for t in tensors):
-        raise TypeError("ss2d_scan: complex tensors are not supported (the models of this package are real)")
-    if 0 in x.shape:
-        raise ValueError(f"ss2d_scan: x is empty, shape {tuple(x.shape)}")
-    target = export_target()
-    if target is not None:
-        from . import onnx
+        if tensor.is_complex():
+            raise TypeError("ss2d_scan: complex tensors are not supported (the models of this package are real)")
+        if tensor.device != x.device:
+            raise ValueError(f"ss2d_scan: {name} is on {tensor.device}, x on {x.device}")
+    if 0 in x.shape or 0 in A.shape:
+        raise ValueError(f"ss2d_scan: empty input, x {tuple(x.shape)} and A {tuple(A.shape)}")
+    if order is None:
+        if not all(0 <= code < len(DIRECTIONS) for code in directions):
+            raise ValueError(f"ss2d_scan: direction codes are 0 to {len(DIRECTIONS) - 1}, got {directions}")
+        return
+    if directions:
+        raise ValueError(f"ss2d_scan: give directions or order, not both; got directions {directions}")
+    if order.device != x.device:
+        raise ValueError(f"ss2d_scan: order is on {order.device}, x on {x.device}")
+    check_form(order, count, height * width)
 
-        y = onnx.scan(x, delta, A, B, C, D, delta_bias, delta_softplus, directions, target)
-        return y, y.new_empty(0)  # a graph has no states to hand out
-    save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return torch.ops.qmambair.ss2d_scan(x, delta, A, B, C, D, delta_bias, delta_softplus, directions, save)
+
+def _paths(x, A, order, directions) -> list[int] | torch.Tensor:
+    """What backends get: direction codes, or an order they can rely on."""
+    return directions if order is None else verified(order, A.shape[0], x.shape[1] * x.shape[2])
 
 
-_INPUTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
+def _output_shape(x, A, merge) -> tuple[int, ...]:
+    return (*x.shape[:3], x.shape[-1]) if merge else (*x.shape[:3], A.shape[0], x.shape[-1])
+
+
+def _states_shape(x, A, save_states) -> tuple[int, ...]:
+    chunk = choose("ss2d_scan", BACKENDS, x).CHUNK
+    chunks = (x.shape[1] * x.shape[2] + chunk - 1) // chunk if save_states else 1
+    return x.shape[0], A.shape[0], chunks, A.shape[2], A.shape[1]
+
+
+_INPUTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, Tensor? order"
 
 
 @torch.library.custom_op(
     "qmambair::ss2d_scan",
     mutates_args=(),
-    schema=f"({_INPUTS}, bool softplus, int[] directions, bool save_states) -> (Tensor, Tensor)",
+    schema=f"({_INPUTS}, bool softplus, int[] directions, bool merge, bool save_states) -> (Tensor, Tensor)",
 )
-def _forward(x, delta, A, B, C, D, delta_bias, softplus, directions, save_states):
+def _forward(x, delta, A, B, C, D, delta_bias, order, softplus, directions, merge, save_states):
+    _check(x, delta, A, B, C, D, delta_bias, order, directions)
     module = choose("ss2d_scan", BACKENDS, x)
-    return module.forward(x, delta, A, B, C, D, delta_bias, softplus, directions, save_states)
+    paths = _paths(x, A, order, directions)
+    return module.forward(x, delta, A, B, C, D, delta_bias, softplus, paths, merge, save_states)
 
 
 @_forward.register_fake
-def _forward_fake(x, delta, A, B, C, D, delta_bias, softplus, directions, save_states):
-    chunk = choose("ss2d_scan", BACKENDS, x).CHUNK
-    chunks = (x.shape[1] * x.shape[2] + chunk - 1) // chunk if save_states else 1
+def _forward_fake(x, delta, A, B, C, D, delta_bias, order, softplus, directions, merge, save_states):
+    _check(x, delta, A, B, C, D, delta_bias, order, directions)
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shape = (x.shape[0], len(directions), chunks, A.shape[2], A.shape[1])
-    return x.new_empty(x.shape), x.new_empty(shape, dtype=work)
+    return x.new_empty(_output_shape(x, A, merge)), x.new_empty(_states_shape(x, A, save_states), dtype=work)
 
 
 @torch.library.custom_op(
     "qmambair::ss2d_scan_backward",
     mutates_args=(),
-    schema=f"(Tensor dy, {_INPUTS}, Tensor states, bool softplus, int[] directions) "
+    schema=f"(Tensor dy, {_INPUTS}, Tensor states, bool softplus, int[] directions, bool merge) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _backward(dy, x, delta, A, B, C, D, delta_bias, states, softplus, directions):
+def _backward(dy, x, delta, A, B, C, D, delta_bias, order, states, softplus, directions, merge):
+    _check(x, delta, A, B, C, D, delta_bias, order, directions)
+    given, expected = (dy.shape, states.shape), (_output_shape(x, A, merge), _states_shape(x, A, True))
+    if given != expected:
+        raise ValueError(f"ss2d_scan: dy and states must have shapes {expected}, got {tuple(map(tuple, given))}")
     module = choose("ss2d_scan", BACKENDS, x)
-    grads = module.backward(dy, x, delta, A, B, C, D, delta_bias, states, softplus, directions)
+    paths = _paths(x, A, order, directions)
+    grads = module.backward(dy, x, delta, A, B, C, D, delta_bias, states, softplus, paths)
     return tuple(x.new_empty(0) if g is None else g for g in grads)  # an operator returns tensors only
 
 
 @_backward.register_fake
-def _backward_fake(dy, x, delta, A, B, C, D, delta_bias, states, softplus, directions):
+def _backward_fake(dy, x, delta, A, B, C, D, delta_bias, order, states, softplus, directions, merge):
     return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in (x, delta, A, B, C, D, delta_bias))
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, softplus, directions, _ = inputs
-    ctx.softplus, ctx.directions = softplus, directions
+    *tensors, ctx.softplus, ctx.directions, ctx.merge, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[1])
 
@@ -168,9 +227,9 @@ def _setup_context(ctx, inputs, output):
 def _autograd(ctx, dy, _):
     *tensors, states = ctx.saved_tensors
     if dy is None:
-        return (None,) * 10
-    grads = torch.ops.qmambair.ss2d_scan_backward(dy, *tensors, states, ctx.softplus, ctx.directions)
-    return *(None if t is None else g for t, g in zip(tensors, grads, strict=True)), None, None, None
+        return (None,) * 12
+    grads = torch.ops.qmambair.ss2d_scan_backward(dy, *tensors, states, ctx.softplus, ctx.directions, ctx.merge)
+    return *(None if t is None else g for t, g in zip(tensors[:-1], grads, strict=True)), *(None,) * 5
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -41,13 +41,13 @@ def is_available() -> tuple[bool, str]:
     return True, f"mamba_ssm on {torch.cuda.get_device_name()}"
 
 
-def sequences(t: torch.Tensor, directions: list[int]) -> torch.Tensor:
+def sequences(t: torch.Tensor, directions: list[int] | torch.Tensor) -> torch.Tensor:
     """(B, H, W, C), one map for all, or (B, H, W, K, C) -> (B, K, C, L), each direction in its order."""
     maps = [t] * len(directions) if t.dim() == 4 else t.unbind(3)
     return torch.stack([to_sequence(m, d).transpose(1, 2) for m, d in zip(maps, directions, strict=True)], 1)
 
 
-def _maps(seq: torch.Tensor, directions: list[int], height: int, width: int) -> torch.Tensor:
+def _maps(seq: torch.Tensor, directions: list[int] | torch.Tensor, height: int, width: int) -> torch.Tensor:
     """(B, K, C, L) -> (B, H, W, K, C): the inverse of :func:`sequences`."""
     maps = [to_map(seq[:, k].transpose(1, 2), d, height, width) for k, d in enumerate(directions)]
     return torch.stack(maps, 3)
@@ -61,14 +61,14 @@ def kernel_arguments(x, delta, A, B, C, D, delta_bias, directions):
     return u, steps, flat[0], b, c, flat[1], flat[2]
 
 
-def forward(x, delta, A, B, C, D, delta_bias, softplus, directions, save_states):
+def forward(x, delta, A, B, C, D, delta_bias, softplus, directions, merge, save_states):
     """As ``reference.forward``, the states being the last one alone: (B, K, 1, N, D)."""
     _, height, width = x.shape[:3]
     u, steps, a, b, c, skip, bias = kernel_arguments(x, delta, A, B, C, D, delta_bias, directions)
     y, last = _scan()(u, steps, a, b, c, skip, z=None, delta_bias=bias, delta_softplus=softplus, return_last_state=True)
     y = _maps(y.unflatten(1, (len(directions), -1)), directions, height, width)
     states = last.float().unflatten(1, (len(directions), -1)).transpose(2, 3).unsqueeze(2)
-    return (y.sum(3) if x.dim() == 4 else y).contiguous(), states.contiguous()
+    return (y.sum(3) if merge else y).contiguous(), states.contiguous()
 
 
 def backward(dy, x, delta, A, B, C, D, delta_bias, states, softplus, directions):

@@ -16,6 +16,7 @@ __all__ = ["CHUNK", "DEVICES", "backward", "forward", "is_available"]
 DEVICES = ("cpu",)
 CHUNK = 64
 _MAX_STATE = 256
+_DONE, _NO_MEMORY = 0, 1  # ``enum ScanStatus`` in kernels/cpu/scan.h
 _GROUP = 64  # channels that share one partial sum of dB and dC
 
 _Strides = ctypes.c_int64 * 4
@@ -26,8 +27,11 @@ class _ScanArgs(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "height", "width", "directions", "channels", "state")),
-        *((name, ctypes.c_int64) for name in ("chunk", "groups", "softplus", "save_states", "merge", "threads")),
-        *((name, ctypes.c_void_p) for name in ("order", "x", "delta", "B", "C", "dy")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("chunk", "groups", "softplus", "save_states", "merge", "threads", "trusted")
+        ),
+        *((name, ctypes.c_void_p) for name in ("order", "path", "x", "delta", "B", "C", "dy")),
         *((f"{name}_stride", _Strides) for name in ("x", "delta", "B", "C", "dy")),
         *((name, ctypes.c_void_p) for name in ("A", "D", "bias", "y", "dx", "states")),
         *((name, ctypes.c_void_p) for name in ("ddelta", "dB", "dC", "dA", "dD", "dbias")),
@@ -52,7 +56,8 @@ class _Call:
         maps = {"x": x, "delta": delta, "B": B, "C": C, "dy": dy}
         self.maps = {name: dense_last(t) for name, t in maps.items() if t is not None}
         self.A, self.D, self.bias = _dense(A.transpose(1, 2)), _dense(D), _dense(delta_bias)
-        self.order = (ctypes.c_int64 * len(directions))(*directions)
+        explicit = isinstance(directions, torch.Tensor)
+        self.order = directions if explicit else (ctypes.c_int64 * len(directions))(*directions)
         self.shape = (*x.shape[:3], len(directions), x.shape[-1], A.shape[-1])
         names = ("batch", "height", "width", "directions", "channels", "state")
         self.args = _ScanArgs(
@@ -61,7 +66,9 @@ class _Call:
             groups=max(1, x.shape[-1] // _GROUP),
             softplus=softplus,
             threads=threads(),
-            order=ctypes.addressof(self.order),
+            trusted=explicit,  # ``orders.verified`` has looked at it, and nobody writes to it
+            order=None if explicit else ctypes.addressof(self.order),
+            path=address(self.order) if explicit else None,
             A=address(self.A),
             D=address(self.D),
             bias=address(self.bias),
@@ -69,29 +76,39 @@ class _Call:
             **{f"{name}_stride": _strides(t) for name, t in self.maps.items()},
         )
 
-    def output_map(self, x: torch.Tensor, tasks: int) -> torch.Tensor:
-        """Memory for a map shaped as x: one per direction where merging would leave threads idle."""
+    def output_map(self, like: torch.Tensor, merge: bool, tasks: int) -> torch.Tensor:
+        """Memory for a map: one per direction where they are kept apart or where merging would leave threads idle."""
         batch, height, width, count, channels, _ = self.shape
-        self.args.merge = x.dim() == 4 and (count == 1 or batch * tasks >= 2 * self.args.threads)
+        self.args.merge = merge and (count == 1 or batch * tasks >= 2 * self.args.threads)
         shape = (batch, height, width, channels) if self.args.merge else (batch, height, width, count, channels)
-        return x.new_empty(shape, dtype=torch.float32)
+        return like.new_empty(shape, dtype=torch.float32)
+
+    def run(self, name: str) -> None:
+        """Call a C function."""
+        symbol = getattr(library(), name)
+        symbol.restype = ctypes.c_int64
+        status = symbol(ctypes.byref(self.args))
+        if status == _NO_MEMORY:
+            raise MemoryError("ss2d_scan: no memory for the scratch of the CPU kernels")
+        if status != _DONE:
+            raise ValueError("ss2d_scan: the CPU kernels refuse an order that is no permutation of the pixels")
 
 
-def _merged(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The map shaped and typed as x, directions summed in their order."""
-    return (add_in_order(t.unbind(3)) if t.dim() > x.dim() else t).to(x.dtype)
+def _finished(t: torch.Tensor, merge: bool, dtype: torch.dtype) -> torch.Tensor:
+    """The map with its directions summed in their order, if they have to be."""
+    return (add_in_order(t.unbind(3)) if merge and t.dim() == 5 else t).to(dtype)
 
 
-def forward(x, delta, A, B, C, D, delta_bias, softplus, directions, save_states):
+def forward(x, delta, A, B, C, D, delta_bias, softplus, directions, merge, save_states):
     """See ``reference.forward``."""
     call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions)
     batch, height, width, count, channels, state = call.shape
     chunks = -(-height * width // CHUNK) if save_states else 1
-    y = call.output_map(x, tasks=-(-channels // 16))
+    y = call.output_map(x, merge, tasks=-(-channels // 16))
     states = y.new_empty(batch, count, chunks, state, channels)
     call.args.save_states, call.args.y, call.args.states = save_states, y.data_ptr(), states.data_ptr()
-    library().qm_scan_forward(ctypes.byref(call.args))
-    return _merged(y, x), states
+    call.run("qm_scan_forward")
+    return _finished(y, merge, x.dtype), states
 
 
 def backward(dy, x, delta, A, B, C, D, delta_bias, states, softplus, directions):
@@ -99,19 +116,19 @@ def backward(dy, x, delta, A, B, C, D, delta_bias, states, softplus, directions)
     call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions, dy)
     batch, height, width, count, channels, state = call.shape
     args, groups = call.args, call.args.groups
-    dx = call.output_map(x, tasks=groups)
+    shared = x.dim() == 4
+    dx = call.output_map(x, shared, tasks=groups)
     ddelta = dx.new_empty(batch, height, width, count, channels)
     dB, dC = (dx.new_empty(groups, batch, height, width, count, state) for _ in range(2))
     dA = dx.new_empty(batch, count, state, channels)
     dD, dbias = (None if t is None else dx.new_empty(batch, count, channels) for t in (D, delta_bias))
+    states = _dense(states)
     args.save_states, args.states, args.dx = 1, states.data_ptr(), dx.data_ptr()
     for name, t in (("ddelta", ddelta), ("dB", dB), ("dC", dC), ("dA", dA), ("dD", dD), ("dbias", dbias)):
         setattr(args, name, address(t))
-    library().qm_scan_backward.restype = ctypes.c_int64
-    if not library().qm_scan_backward(ctypes.byref(args)):
-        raise MemoryError("ss2d_scan: no memory for the scratch of the CPU backward pass")
+    call.run("qm_scan_backward")
     return (
-        _merged(dx, x),
+        _finished(dx, shared, x.dtype),
         ddelta.to(delta.dtype),
         add_in_order(dA).transpose(1, 2).contiguous().to(A.dtype),
         add_in_order(dB).to(B.dtype),

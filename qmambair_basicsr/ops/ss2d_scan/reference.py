@@ -29,34 +29,39 @@ def is_available() -> tuple[bool, str]:
     return True, "plain PyTorch"
 
 
-def to_sequence(t: torch.Tensor, direction: int) -> torch.Tensor:
+def to_sequence(t: torch.Tensor, direction: int | torch.Tensor) -> torch.Tensor:
     """Read a map (B, H, W, ...) in a direction's order.
 
     Args:
         t: map, channels last.
-        direction: 0 row-major, 1 column-major, 2 and 3 the same backwards.
+        direction: 0 row-major, 1 column-major, 2 and 3 the same backwards; or the raster positions (H*W,) in the order
+            of the visit.
 
     Returns:
         sequence (B, H*W, ...).
     """
+    if isinstance(direction, torch.Tensor):
+        return t.flatten(1, 2).index_select(1, direction)
     seq = (t.transpose(1, 2) if direction % 2 else t).flatten(1, 2)
     return seq.flip(1) if direction >= 2 else seq
 
 
-def to_map(seq: torch.Tensor, direction: int, height: int, width: int) -> torch.Tensor:
+def to_map(seq: torch.Tensor, direction: int | torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Put a sequence (B, H*W, ...) back at the pixels (B, H, W, ...): the inverse of :func:`to_sequence`."""
+    if isinstance(direction, torch.Tensor):
+        return torch.empty_like(seq).index_copy_(1, direction.long(), seq).unflatten(1, (height, width))
     seq = seq.flip(1) if direction >= 2 else seq
     if direction % 2:
         return seq.unflatten(1, (width, height)).transpose(1, 2)
     return seq.unflatten(1, (height, width))
 
 
-def _stack(t: torch.Tensor, directions: list[int]) -> torch.Tensor:
+def _stack(t: torch.Tensor, directions: list[int] | torch.Tensor) -> torch.Tensor:
     """(B, H, W, K, C), direction k's values at raster positions -> (B, K, L, C) in the order of each direction."""
     return torch.stack([to_sequence(t[:, :, :, k], d) for k, d in enumerate(directions)], 1)
 
 
-def _unstack(seq: torch.Tensor, directions: list[int], height: int, width: int) -> torch.Tensor:
+def _unstack(seq: torch.Tensor, directions: list[int] | torch.Tensor, height: int, width: int) -> torch.Tensor:
     """(B, K, L, C) -> (B, H, W, K, C): the inverse of :func:`_stack`."""
     return torch.stack([to_map(seq[:, k], d, height, width) for k, d in enumerate(directions)], 3)
 
@@ -135,29 +140,30 @@ def forward(
     D: torch.Tensor | None,
     delta_bias: torch.Tensor | None,
     softplus: bool,
-    directions: list[int],
+    directions: list[int] | torch.Tensor,
+    merge: bool,
     save_states: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs of the scan, and the states the backward pass starts from.
 
     Args:
-        x: (B, H, W, D), read by every direction, whose outputs are summed; or (B, H, W, K, D), one map per
-            direction, outputs kept apart.
+        x: (B, H, W, D), read by every direction; or (B, H, W, K, D), one map per direction.
         delta: (B, H, W, K, D).
         A: (K, D, N).
         B, C: (B, H, W, K, N).
         D, delta_bias: (K, D) or None.
         softplus: dt = softplus(delta + delta_bias) instead of the sum itself.
-        directions: K codes, 0 row-major, 1 column-major, 2 and 3 the same backwards.
+        directions: K codes, 0 row-major, 1 column-major, 2 and 3 the same backwards; or (K, H*W) int32, contiguous, for
+            each direction the raster positions in the order of the visit, every row a permutation.
+        merge: sum the outputs of the directions; otherwise keep them apart.
         save_states: keep the state after every chunk.
 
     Returns:
-        y, shaped and typed as x; states (B, K, n, N, D) after each chunk of ``CHUNK`` tokens with
+        y (B, H, W, D) or unmerged (B, H, W, K, D), typed as x; states (B, K, n, N, D) after each chunk of ``CHUNK`` tokens with
         n = ceil(H W / CHUNK), or the last state alone, n = 1. float32 (float64 for float64 inputs).
     """
     _, height, width = x.shape[:3]
     length = height * width
-    shared = x.dim() == 4
     xs, _, dt, a, b, c = _prepare(x, delta, A, B, C, delta_bias, softplus, directions)
 
     h = dt.new_zeros(*dt.shape[1:4], *a.shape[-2:])  # (B, K, chunks, N, D)
@@ -173,7 +179,7 @@ def forward(
     if D is not None:
         y.addcmul_(xs, D.to(y.dtype).unsqueeze(1))
     y = _unstack(_unchunked(y, length), directions, height, width)  # (B, H, W, K, D)
-    y = y.sum(3) if shared else y
+    y = y.sum(3) if merge else y
     return y.to(x.dtype), states if save_states else states[:, :, -1:].clone()
 
 
@@ -188,7 +194,7 @@ def backward(
     delta_bias: torch.Tensor | None,
     states: torch.Tensor,
     softplus: bool,
-    directions: list[int],
+    directions: list[int] | torch.Tensor,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of the scan.
 
@@ -199,7 +205,7 @@ def backward(
         dA = sum_t dt_t r_t h_{t-1}     ddt_t = sum_n (A r_t h_{t-1} + g_t B_t x_t)
 
     Args:
-        dy: gradient of y, shaped as x.
+        dy: gradient of y, shaped as this.
         states: what :func:`forward` returned with ``save_states=True``.
         others: as in :func:`forward`.
 

@@ -56,19 +56,19 @@ def _per_direction(t: torch.Tensor, count: int) -> torch.Tensor:
     return t.unsqueeze(2).expand(-1, -1, count, -1) if t.dim() == 3 else t
 
 
-def _partial(x: torch.Tensor, length: int, count: int) -> torch.Tensor:
+def _partial(like: torch.Tensor, length: int, count: int, merge: bool) -> torch.Tensor:
     """Where the directions write what is summed afterwards: (K, B, L, D) seen as (B, L, K, D); or the result itself."""
-    batch, channels = x.shape[0], x.shape[-1]
-    if x.dim() == 5 or count == 1:
-        return x.new_empty(batch, length, count, channels)
-    return x.new_empty(count, batch, length, channels, dtype=torch.float32).permute(1, 2, 0, 3)
+    batch, channels = like.shape[0], like.shape[-1]
+    if not merge or count == 1:
+        return like.new_empty(batch, length, count, channels)
+    return like.new_empty(count, batch, length, channels, dtype=torch.float32).permute(1, 2, 0, 3)
 
 
-def _reduced(partial: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The result shaped as x from what :func:`_partial` gave."""
-    if x.dim() == 5 or partial.shape[2] == 1:
-        return partial.view(x.shape)
-    return partial.sum(2).to(x.dtype).view(x.shape)
+def _reduced(partial: torch.Tensor, like: torch.Tensor, merge: bool) -> torch.Tensor:
+    """The map (B, H, W, D), or (B, H, W, K, D) unless directions are merged, from what :func:`_partial` gave."""
+    if merge:
+        partial = partial.squeeze(2) if partial.shape[2] == 1 else partial.sum(2).to(like.dtype)
+    return partial.unflatten(1, like.shape[1:3])
 
 
 class _Launch:
@@ -92,7 +92,8 @@ class _Launch:
         self.a = (A.transpose(1, 2).to(torch.float32) * math.log2(math.e)).contiguous()  # (K, N, D)
         self.skip = None if D is None else D.to(torch.float32).contiguous()
         self.bias = None if delta_bias is None else delta_bias.to(torch.float32).contiguous()
-        self.codes = _codes(tuple(directions), x.device)
+        self.listed = isinstance(directions, torch.Tensor)
+        self.order = directions if self.listed else _codes(tuple(directions), x.device)
         self.softplus = softplus
         self.block_n = next_power_of_2(self.state)
         # one channel per lane; the interpreter has no lanes and would only compute padding
@@ -111,11 +112,11 @@ class _Launch:
             self.x, self.delta, self.b, self.c, self.a,
             dummy if self.skip is None else self.skip,
             dummy if self.bias is None else self.bias,
-            self.codes,
+            self.order,
             *(dummy if t is None else t for t in (entering, out, sums, y)),
             *_strides(self.x), *_strides(self.delta), *_strides(self.b), *_strides(self.c), *strides, *self.sizes,
             N=self.state, BN=self.block_n, BD=self.block_d, CHUNK=CHUNK, T=_TILE, SOFTPLUS=self.softplus,
-            HAS_SKIP=self.skip is not None, HAS_BIAS=self.bias is not None, MODE=mode, num_warps=1,
+            HAS_SKIP=self.skip is not None, HAS_BIAS=self.bias is not None, LISTED=self.listed, MODE=mode, num_warps=1,
         )  # fmt: skip
 
     def carry(self, local, sums, out, slots, reverse):
@@ -127,26 +128,26 @@ class _Launch:
 
     def adjoint_chunk(self, dy, out, sums):
         self.kernels.adjoint_chunk[self.grid](
-            dy, self.delta, self.c, self.a, self.a if self.bias is None else self.bias, self.codes, out, sums,
+            dy, self.delta, self.c, self.a, self.a if self.bias is None else self.bias, self.order, out, sums,
             *_strides(dy), *_strides(self.delta), *_strides(self.c), *self.sizes,
             N=self.state, BN=self.block_n, BD=self.block_d, CHUNK=CHUNK, SOFTPLUS=self.softplus,
-            HAS_BIAS=self.bias is not None, num_warps=1,
+            HAS_BIAS=self.bias is not None, LISTED=self.listed, num_warps=1,
         )  # fmt: skip
 
     def to_sequence(self, t):
         padded = self.chunks * CHUNK
         out = self.new(self.pairs, self.state, padded)
         self.gradients.to_sequence[(self.chunks, self.pairs)](
-            t, out, self.codes, *_strides(t), self.count, self.height, self.width, padded,
-            N=self.state, BN=self.block_n, BT=CHUNK, num_warps=2,
+            t, out, self.order, *_strides(t), self.count, self.height, self.width, padded,
+            N=self.state, BN=self.block_n, BT=CHUNK, LISTED=self.listed, num_warps=2,
         )  # fmt: skip
         return out
 
     def to_raster(self, parts, like):
         out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         self.gradients.to_raster[(self.chunks, self.pairs)](
-            parts, out, self.codes, self.count, self.height, self.width, self.chunks * CHUNK, self.blocks,
-            N=self.state, BN=self.block_n, BT=CHUNK, num_warps=2,
+            parts, out, self.order, self.count, self.height, self.width, self.chunks * CHUNK, self.blocks,
+            N=self.state, BN=self.block_n, BT=CHUNK, LISTED=self.listed, num_warps=2,
         )  # fmt: skip
         return out
 
@@ -155,10 +156,10 @@ class _Launch:
             dy, self.x, self.delta, self.to_sequence(self.b), self.to_sequence(self.c), self.a,
             self.a if self.skip is None else self.skip,
             self.a if self.bias is None else self.bias,
-            self.codes, fine, r, dx, ddelta, db, dc, da, dskip, dbias,
+            self.order, fine, r, dx, ddelta, db, dc, da, dskip, dbias,
             *_strides(dy), *_strides(self.x), *_strides(self.delta), *_strides(dx), *self.sizes, self.chunks * CHUNK,
             N=self.state, BD=self.block_d, CHUNK=CHUNK, SOFTPLUS=self.softplus,
-            HAS_SKIP=self.skip is not None, HAS_BIAS=self.bias is not None, num_warps=1,
+            HAS_SKIP=self.skip is not None, HAS_BIAS=self.bias is not None, LISTED=self.listed, num_warps=1,
         )  # fmt: skip
 
 
@@ -172,7 +173,8 @@ def forward(
     D: torch.Tensor | None,
     delta_bias: torch.Tensor | None,
     softplus: bool,
-    directions: list[int],
+    directions: list[int] | torch.Tensor,
+    merge: bool,
     save_states: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs and chunk states; arguments and results as in ``reference.forward``.
@@ -186,10 +188,10 @@ def forward(
     run.forward_chunk(0, None, local, sums, None)
     states = torch.empty_like(local)
     run.carry(local, sums, states, run.chunks, reverse=False)
-    y = _partial(x, run.length, run.count)
+    y = _partial(x, run.length, run.count, merge)
     run.forward_chunk(1, states, None, None, y)
     states = states.view(run.batch, run.count, *states.shape[1:])
-    return _reduced(y, x), states if save_states else states[:, :, -1:].clone()
+    return _reduced(y, x, merge), states if save_states else states[:, :, -1:].clone()
 
 
 @on_its_device
@@ -204,7 +206,7 @@ def backward(
     delta_bias: torch.Tensor | None,
     states: torch.Tensor,
     softplus: bool,
-    directions: list[int],
+    directions: list[int] | torch.Tensor,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of the scan; arguments and results as in ``reference.backward``."""
     run = _Launch(x, delta, A, B, C, D, delta_bias, softplus, directions)
@@ -219,7 +221,8 @@ def backward(
 
     fine = run.new(run.pairs, run.chunks * (CHUNK // _TILE), run.state, run.channels)
     run.forward_chunk(2, states, fine, None, None)
-    dx = _partial(x, run.length, run.count)
+    shared = x.dim() == 4
+    dx = _partial(x, run.length, run.count, shared)
     ddelta = torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
     db, dc = (run.new(run.pairs, run.blocks, run.state, run.chunks * CHUNK) for _ in range(2))
     da = local.zero_()
@@ -228,7 +231,7 @@ def backward(
 
     da = da.view(run.batch, run.count, *chunk_shape[1:]).sum((0, 2))  # (K, N, D)
     return (
-        _reduced(dx, x),
+        _reduced(dx, x, shared),
         ddelta,
         da.transpose(1, 2).contiguous().to(A.dtype),
         run.to_raster(db, B),

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .triton_kernels import expm1, pixel, plain, softplus
+from .triton_kernels import direction, expm1, pixel, plain, softplus
 
 
 @triton.jit
@@ -39,7 +39,20 @@ def _flip(x, BD: tl.constexpr):
 
 @triton.jit
 def to_sequence(
-    src_ptr, dst_ptr, code_ptr, sb, st, sk, K, H, W, padded, N: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr
+    src_ptr,
+    dst_ptr,
+    order_ptr,
+    sb,
+    st,
+    sk,
+    K,
+    H,
+    W,
+    padded,
+    N: tl.constexpr,
+    BN: tl.constexpr,
+    BT: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """B or C at raster positions -> float32 (B K, N, padded) in each direction's order, zero past the last token."""
     t = tl.program_id(0) * BT + tl.arange(0, BT)
@@ -47,7 +60,7 @@ def to_sequence(
     k = pair % K
     n = tl.arange(0, BN)
     inside = t < H * W
-    p = pixel(tl.where(inside, t, 0), tl.load(code_ptr + k), H, W).to(tl.int64)
+    p = pixel(tl.where(inside, t, 0), direction(order_ptr, k, H, W, LISTED), H, W, LISTED).to(tl.int64)
     src = src_ptr + (pair // K) * sb + k * sk + p[:, None] * st + n[None, :]
     value = tl.load(src, mask=inside[:, None] & (n < N)[None, :], other=0.0).to(tl.float32)
     dst = dst_ptr + pair * N * padded + n[None, :] * padded + t[:, None]
@@ -55,7 +68,20 @@ def to_sequence(
 
 
 @triton.jit
-def to_raster(src_ptr, dst_ptr, code_ptr, K, H, W, padded, parts, N: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr):
+def to_raster(
+    src_ptr,
+    dst_ptr,
+    order_ptr,
+    K,
+    H,
+    W,
+    padded,
+    parts,
+    N: tl.constexpr,
+    BN: tl.constexpr,
+    BT: tl.constexpr,
+    LISTED: tl.constexpr,
+):
     """dB or dC: partial sums (B K, parts, N, padded) in each direction's order -> contiguous (B, L, K, N) at raster
     positions, added up in a fixed order."""
     t = tl.program_id(0) * BT + tl.arange(0, BT)
@@ -69,7 +95,7 @@ def to_raster(src_ptr, dst_ptr, code_ptr, K, H, W, padded, parts, N: tl.constexp
     for _ in range(parts):
         total += tl.load(src, mask=mask, other=0.0)
         src += N * padded
-    p = pixel(tl.where(inside, t, 0), tl.load(code_ptr + k), H, W).to(tl.int64)
+    p = pixel(tl.where(inside, t, 0), direction(order_ptr, k, H, W, LISTED), H, W, LISTED).to(tl.int64)
     dst = dst_ptr + (((pair // K) * H * W + p) * K + k)[:, None] * N + n[None, :]
     tl.store(dst, total, mask=mask)
 
@@ -84,7 +110,7 @@ def gradient_chunk(
     a_ptr,
     skip_ptr,
     bias_ptr,
-    code_ptr,
+    order_ptr,
     states_ptr,
     r_ptr,
     dx_ptr,
@@ -117,6 +143,7 @@ def gradient_chunk(
     SOFTPLUS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Gradients of one chunk, 16 tokens at a time from its end; within these, one n at a time.
 
@@ -136,7 +163,7 @@ def gradient_chunk(
     in_d = d < D
     rows = tl.arange(0, T)
     is_first = rows[:, None] == 0
-    code = tl.load(code_ptr + k)
+    way = direction(order_ptr, k, H, W, LISTED)
 
     bias = tl.zeros((BD,), tl.float32)
     if HAS_BIAS:
@@ -162,7 +189,7 @@ def gradient_chunk(
         t = tile * T + rows
         inside = t < length
         mask = inside[:, None] & in_d[None, :]
-        p = pixel(tl.where(inside, t, 0), code, H, W).to(tl.int64)
+        p = pixel(tl.where(inside, t, 0), way, H, W, LISTED).to(tl.int64)
         raw = tl.load(dt_ptr + plain(p, st, d), mask=mask, other=0.0).to(tl.float32) + bias[None, :]
         dt = raw
         if SOFTPLUS:

@@ -34,10 +34,24 @@ def expm1(z):
 
 
 @triton.jit
-def pixel(t, code, H, W):
-    """Raster position of token t in a direction (0 row-major, 1 column-major, 2 and 3 the same backwards)."""
-    s = tl.where(code >= 2, H * W - 1 - t, t)
-    return tl.where(code % 2 == 1, (s % H) * W + s // H, s)
+def direction(order_ptr, k, H, W, LISTED: tl.constexpr):
+    """What :func:`pixel` needs to know of direction k: its code, or where its list of pixels starts."""
+    if LISTED:
+        found = order_ptr + k * H * W
+    else:
+        found = tl.load(order_ptr + k)
+    return found
+
+
+@triton.jit
+def pixel(t, way, H, W, LISTED: tl.constexpr):
+    """Raster position of token t in a direction: 0 row-major, 1 column-major, 2 and 3 the same backwards; or listed."""
+    if LISTED:
+        p = tl.load(way + t)
+    else:
+        s = tl.where(way >= 2, H * W - 1 - t, t)
+        p = tl.where(way % 2 == 1, (s % H) * W + s // H, s)
+    return p
 
 
 @triton.jit
@@ -61,7 +75,7 @@ def forward_chunk(
     a_ptr,
     skip_ptr,
     bias_ptr,
-    code_ptr,
+    order_ptr,
     enter_ptr,
     out_ptr,
     sums_ptr,
@@ -93,6 +107,7 @@ def forward_chunk(
     SOFTPLUS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    LISTED: tl.constexpr,
     MODE: tl.constexpr,
 ):
     """Run the recurrence over one chunk. MODE 0: from zero, keep the last state and the sum of dt; 1: from the state
@@ -109,7 +124,7 @@ def forward_chunk(
     tile = plain(n, D, d)
     in_tile = in_n[:, None] & in_d[None, :]
 
-    code = tl.load(code_ptr + k)
+    way = direction(order_ptr, k, H, W, LISTED)
     a = tl.load(a_ptr + k * N * D + tile, mask=in_tile, other=0.0)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + k * D + d, mask=in_d, other=0.0)
@@ -129,11 +144,12 @@ def forward_chunk(
     total = tl.zeros((BD,), tl.float32)
     first = chunk * CHUNK
     steps = tl.minimum(CHUNK, H * W - first)
-    p = pixel(first, code, H, W)
-    # from token to token: one pixel or one row on, and at the end of a line to the start of the next
-    last = H * W - 1
-    step = tl.where(code % 2 == 1, W, 1)
-    step = tl.where(code >= 2, -step, step)
+    p = pixel(first, way, H, W, LISTED)
+    if not LISTED:
+        # from token to token: one pixel or one row on, and at the end of a line to the start of the next
+        last = H * W - 1
+        step = tl.where(way % 2 == 1, W, 1)
+        step = tl.where(way >= 2, -step, step)
     for i in range(steps):
         if MODE == 2:  # noqa: SIM102 (this one is decided when the kernel is compiled)
             if i % T == 0:
@@ -158,8 +174,11 @@ def forward_chunk(
             if HAS_SKIP:
                 y += skip * x
             tl.store(y_ptr + row * yt + d, y, mask=in_d)
-        p += step
-        p = tl.where(p > last, p - last, tl.where(p < 0, p + last, p))
+        if LISTED:
+            p = tl.load(way + first + tl.minimum(i + 1, steps - 1))
+        else:
+            p += step
+            p = tl.where(p > last, p - last, tl.where(p < 0, p + last, p))
     if MODE == 0:
         at = pair * chunks + chunk
         tl.store(out_ptr + at * N * D + tile, h, mask=in_tile)
@@ -173,7 +192,7 @@ def adjoint_chunk(
     c_ptr,
     a_ptr,
     bias_ptr,
-    code_ptr,
+    order_ptr,
     out_ptr,
     sums_ptr,
     gb,
@@ -195,6 +214,7 @@ def adjoint_chunk(
     CHUNK: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Run the adjoint r <- exp(dt A) (r + C dy) backwards over one chunk from zero; keep its last value, sum dt."""
     d = tl.program_id(0) * BD + tl.arange(0, BD)
@@ -209,7 +229,7 @@ def adjoint_chunk(
     tile = plain(n, D, d)
     in_tile = in_n[:, None] & in_d[None, :]
 
-    code = tl.load(code_ptr + k)
+    way = direction(order_ptr, k, H, W, LISTED)
     a = tl.load(a_ptr + k * N * D + tile, mask=in_tile, other=0.0)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + k * D + d, mask=in_d, other=0.0)
@@ -221,11 +241,12 @@ def adjoint_chunk(
     total = tl.zeros((BD,), tl.float32)
     first = chunk * CHUNK
     steps = tl.minimum(CHUNK, H * W - first)
-    p = pixel(first + steps - 1, code, H, W)
-    last = H * W - 1
-    step = tl.where(code % 2 == 1, W, 1)
-    step = tl.where(code >= 2, step, -step)  # towards the first token
-    for _ in range(steps):
+    p = pixel(first + steps - 1, way, H, W, LISTED)
+    if not LISTED:
+        last = H * W - 1
+        step = tl.where(way % 2 == 1, W, 1)
+        step = tl.where(way >= 2, step, -step)  # towards the first token
+    for i in range(steps):
         row = p.to(tl.int64)
         raw = tl.load(dt_ptr + row * st + d, mask=in_d, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + row * gt + d, mask=in_d, other=0.0).to(tl.float32)
@@ -238,8 +259,11 @@ def adjoint_chunk(
         r = r + c[:, None] * dy[None, :]
         r = r + r * expm1(dt[None, :] * a)
         total += dt
-        p += step
-        p = tl.where(p > last, p - last, tl.where(p < 0, p + last, p))
+        if LISTED:
+            p = tl.load(way + first + tl.maximum(steps - 2 - i, 0))
+        else:
+            p += step
+            p = tl.where(p > last, p - last, tl.where(p < 0, p + last, p))
     at = pair * chunks + chunk
     tl.store(out_ptr + at * N * D + tile, r, mask=in_tile)
     tl.store(sums_ptr + at * D + d, total, mask=in_d)
