@@ -16,10 +16,15 @@ CHANNELS = 5
 SHAPE = (3, 7, CHANNELS)
 
 
-def _variants(name: str) -> list[dict]:
-    """Every choice of every option of a quantizer with the others left at their defaults, in each mode."""
+def _variants(name: str, role: str) -> list[dict]:
+    """Every choice of every option of a quantizer with the others left at their defaults, in each mode.
+
+    Options inside an option (where DLS starts) are combined for one role alone: they do not look at the role.
+    """
     single = [{}]
     for key, option in QUANTIZER_REGISTRY[name].options.items():
+        if option.keys and role != "act":
+            continue
         if option.keys:
             inner = [[(k, choice) for choice in entry.choices] for k, entry in option.keys.items()]
             single += [{key: dict(pairs)} for pairs in itertools.product(*inner)]
@@ -36,7 +41,7 @@ def _cases():
         if name == "Identity":
             continue
         for role in cls.roles:
-            for options in _variants(name):
+            for options in _variants(name, role):
                 yield name, 4, role, options
             for bits in (1, 2, 3, 8) if role != "param" else ():
                 if bits in cls.bit_widths:
