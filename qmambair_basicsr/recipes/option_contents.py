@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from .option_data import DATA
-from .option_table import BLOCKS, DISTILL, NETS, TASKS, WEIGHTS, Recipe, Task, recipe_of
+from .option_table import DISTILL, NETS, TASKS, WEIGHTS, Recipe, Task, recipe_of
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 PLUGIN = "plugin: !!python/name:qmambair_basicsr.__version__"
@@ -115,8 +115,8 @@ def _distillation(recipe: Recipe) -> dict:
     return {"type": "PixelDistillationLoss", "loss_weight": recipe.distill, "criterion": "l1"}
 
 
-def _alignment(recipe: Recipe, family: str) -> dict:
-    return {"type": "FeatureAlignmentLoss", "layers": [BLOCKS[family]], "loss_weight": recipe.feature}
+def _alignment(recipe: Recipe) -> dict:
+    return {"type": "FeatureAlignmentLoss", "loss_weight": recipe.feature}  # of the network's own blocks
 
 
 def _schedule(recipe: Recipe) -> dict:
@@ -180,7 +180,7 @@ def train_options(family: str, task: Task, bits: Bits, method: str = "") -> dict
         "total_iter": recipe.total_iter,
         "warmup_iter": -1,
         **({"distill_opt": _distillation(recipe)} if recipe.distill else {"pixel_opt": _loss(recipe)}),
-        **({"feature_opt": _alignment(recipe, family)} if recipe.feature else {}),
+        **({"feature_opt": _alignment(recipe)} if recipe.feature else {}),
     }
     opt["val"] = {"val_freq": recipe.val_freq, "save_img": False, "pbar": True, "metrics": _metrics(task)}
     opt["logger"] = {

@@ -322,12 +322,6 @@ WEIGHTS = {
 PAIRS = tuple((family, task.name) for family, size in NETS for task in TASKS.values() if task.size == size)
 
 DISTILL = "distill"  # the method, or the first part of one, that has a full-precision teacher
-# blocks whose features are aligned with the teacher's; a family without them learns from its output alone
-BLOCKS = {
-    "MambaIR": "layers.*.residual_group.blocks.*",
-    "MambaIRv2": "layers.*.residual_group.layers.*",
-    "MambaIRv2Light": "layers.*.residual_group.layers.*",
-}
 
 # Files in ``options/``, as (phase, family, task, bits, method): x2 of the super-resolution networks, the light x4 that the
 # authors released, the shipped network and the demo, each in full precision and at 4 and 2 bits, and what README reports
@@ -364,4 +358,4 @@ def recipe_of(family: str, task: Task, bits: int, method: str = "") -> Recipe:
     if method.split("_")[0] != DISTILL:
         return table.get((family, task.name)) or table[task.recipe]
     own = table.get((family, task.name, bits))
-    return own or replace(table[task.recipe], distill=1.0, feature=0.02 if family in BLOCKS else 0.0)
+    return own or replace(table[task.recipe], distill=1.0, feature=0.02)
