@@ -101,11 +101,10 @@ def _row(name: str) -> Row | str:
     if match is None:
         return "a name is {train|test}_{network}_{task}, followed for a quantized network by _w4a4 or _w4a4_{method}"
     phase, network, task, weight, act, method = match.groups(default="")
-    families = {family for family, _ in PAIRS}
-    family = network if not weight else network.removeprefix("Q")
-    if family not in families or (weight and not network.startswith("Q")):
-        wanted = sorted(f"Q{f}" for f in families) if weight else sorted(families)
-        return f"network {network!r} is none of {', '.join(wanted)}"
+    families = {f"Q{family}" if weight else family: family for family, _ in PAIRS}
+    if network not in families:
+        return f"network {network!r} is none of {', '.join(families)}"
+    family = families[network]
     if (family, task) not in PAIRS:
         return f"task {task!r} is none of {family}'s: {', '.join(t for f, t in PAIRS if f == family)}"
     if not weight:

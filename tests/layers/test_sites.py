@@ -22,7 +22,6 @@ from qmambair_basicsr.layers.info import blocks_of, full_precision_twin, network
 from qmambair_basicsr.layers.prepare import site_kinds
 from qmambair_basicsr.layers.sites import activation_sites, network_sites, parameter_sites, sites_of
 from qmambair_basicsr.quantizers import Site
-from qmambair_basicsr.recipes.option_table import BLOCKS
 
 PACKAGE = Path(qmambair_basicsr.__file__).parent
 QUANT = {
@@ -158,8 +157,3 @@ def test_layers_and_quantizers_import_no_network():
 def test_nobody_guesses_what_a_network_is():
     guess = re.compile(r"""getattr\(net\w*, ["']|hasattr\(net\w*, ["']|removeprefix\(["']Q["']\)""")
     assert not [str(p) for p in source_files("") if guess.search(p.read_text(encoding="utf-8"))]
-
-
-@pytest.mark.parametrize("family", BLOCKS)
-def test_option_files_compare_the_blocks_of_the_network(family):
-    assert network_info(full_precision(family)).blocks == (BLOCKS[family],)
