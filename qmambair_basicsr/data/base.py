@@ -135,6 +135,11 @@ class RestorationDataset(Dataset):
 
     # -- options -----------------------------------------------------------------------------------------------
 
+    @classmethod
+    def option_keys(cls) -> frozenset[str]:
+        """Every key that the options of this class may have."""
+        return _LOOP_KEYS | _OWN_KEYS | cls.keys
+
     def _check_options(self) -> None:
         check_keys(self.title, self.opt, sorted(_LOOP_KEYS | _OWN_KEYS | self.keys))
         for option in self.roots.values():

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from .. import preflight
+from .. import schema
 from ..arguments import add, command_line, natural
 from ..cli import run_tool
 from ..data.image_memory import images_in_memory
@@ -38,7 +38,7 @@ __all__ = ["main", "test_options", "training_options"]
 
 
 def forced(opt: dict, entries: Sequence[str]) -> dict:
-    """Options with ``KEY:KEY=VALUE`` entries applied; values are YAML. Misspelt keys are found by the preflight check.
+    """Options with ``KEY:KEY=VALUE`` entries applied; values are YAML. Misspelt keys are found by the schema.
 
     Raises:
         ValueError: an entry without ``=``, or a section that the file does not have.
@@ -224,7 +224,7 @@ def ablation(args: argparse.Namespace) -> int:
         # what is wrong with all runs is said before the first
         first = copy.deepcopy(runs[0].opt)
         first["datasets"] |= test["datasets"]
-        preflight.check(first, str(args.opt))
+        schema.check(first, str(args.opt))
         with images_in_memory(args.image_memory * 2**20):
             failed = run_all(runs, test, store, report)
     write_plot(report(), store.root)
