@@ -17,6 +17,7 @@ from torch import nn
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .blocks import ResidualStateSpaceBlock, ResidualStateSpaceGroup, conv_channels_last, residual_conv
+from .option_rules import MAMBAIR, check_mambair
 from .ss2d import BEHIND_SCAN
 
 _RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
@@ -69,6 +70,9 @@ class MambaIR(nn.Module):
     Raises:
         ValueError: An unknown option, upsampler or resi_connection.
     """
+
+    option_rules = MAMBAIR
+    check_options = staticmethod(check_mambair)
 
     @strict_options
     def __init__(

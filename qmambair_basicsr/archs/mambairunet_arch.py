@@ -18,6 +18,7 @@ from torch import nn
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .blocks import BlockSequence, ResidualStateSpaceBlock, conv_channels_last
+from .option_rules import UNET, check_unet
 from .quantized import quantized_form
 from .ss2d import BEHIND_SCAN
 
@@ -74,6 +75,9 @@ class MambaIRUNet(nn.Module):
     Raises:
         ValueError: An unknown option or an impossible combination.
     """
+
+    option_rules = UNET
+    check_options = staticmethod(check_unet)
 
     @strict_options
     def __init__(

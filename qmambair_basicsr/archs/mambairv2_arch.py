@@ -19,6 +19,7 @@ from ..strict import strict_options
 from .blocks import conv_channels_last, residual_conv
 from .mambair_arch import PatchEmbed, initialise_weights
 from .mambairv2_blocks import ASSB, AttentiveLayer, AttentiveStack, ConvFFN, GatedMLP, Routes
+from .option_rules import MAMBAIRV2, check_mambairv2
 from .routing import EVAL_ROUTINGS, RoutingNoise, noise_is_shared
 from .ss2d import BEHIND_SCAN
 from .windows import mirror_pad, relative_position_index, window_plan
@@ -72,6 +73,9 @@ class MambaIRv2(nn.Module):
     """
 
     ffn: type[nn.Module] = ConvFFN
+
+    option_rules = MAMBAIRV2
+    check_options = staticmethod(check_mambairv2)
 
     @strict_options
     def __init__(

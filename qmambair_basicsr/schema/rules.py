@@ -243,7 +243,7 @@ class List(Rule):
     @property
     def words(self) -> str:
         size = f"{self.least} " if self.least == self.most else ""
-        some = "at least one is needed, " if self.least == 1 and self.most is None else ""
+        some = "at least one is needed, " if self.least == 1 and self.most != 1 else ""
         return f"a list of {size}values ({some}each {self.entry.words})"
 
     def problems(self, where: str, value: Any) -> Iterator[Problem]:
