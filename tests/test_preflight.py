@@ -165,7 +165,7 @@ class TestParsing:
             parse(self.plain(opt))
 
     def test_missing_file(self, parse):
-        with pytest.raises(schema.OptionError, match=r"-opt: file .*file\.yml does not exist"):
+        with pytest.raises(schema.OptionError, match=r"there is no file .*file\.yml; give an option file"):
             parse(None)
 
     def test_broken_yaml(self, parse):

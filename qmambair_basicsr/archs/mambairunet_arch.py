@@ -76,6 +76,7 @@ class MambaIRUNet(nn.Module):
         ValueError: An unknown option or an impossible combination.
     """
 
+    patch_multiple = _MULTIPLE  # of training patches, which nothing pads
     option_rules = UNET
     check_options = staticmethod(check_unet)
 

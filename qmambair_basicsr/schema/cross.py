@@ -100,7 +100,7 @@ def patches(opt: Mapping) -> Iterator[Problem]:
         yield Problem("datasets.train.gt_size", f"must be a multiple of the scale {scale}; got {size}")
         return
     network = find("arch", get(opt, "network_g.type"))
-    multiple = getattr(network, "size_multiple", 1)
+    multiple = getattr(network, "patch_multiple", 1)
     if isinstance(multiple, int) and multiple > 1 and (size // scale) % multiple:
         yield Problem(
             "datasets.train.gt_size",
@@ -210,12 +210,13 @@ def quantization(opt: Mapping) -> Iterator[Problem]:
     if not quantized and opt.get("quant_train") is not None:
         yield Problem("quant_train", f"{model.__name__} does not read it; use model_type: QATModel")
     teacher = get(opt, "quant_train.teacher", Mapping)
-    if quantized and teacher and teacher.get("network") is None and isinstance(section.get("type"), str):
-        twin = section["type"].removeprefix("Q")
-        if find("arch", twin) is None or twin == section["type"]:
+    if quantized and teacher and teacher.get("network") is None:
+        from ..layers.info import full_precision_twin
+
+        if full_precision_twin(network.__name__) is None:
             yield Problem(
                 "quant_train.teacher",
-                f"no full-precision twin of {section['type']} is known; give the teacher's network under `network:`",
+                f"no full-precision twin of {network.__name__} is known; give the teacher's network under `network:`",
             )
 
 

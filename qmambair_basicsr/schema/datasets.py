@@ -211,7 +211,7 @@ class DataSets(Rule):
         if value is UNREADABLE:
             return
         allowed = "train, val, val_1 ..." if self.training else "test_1, test_2 ..., val"
-        if not isinstance(value, Mapping) or not value:
+        if not isinstance(value, Mapping) or (not value and self.training is not None):
             yield Problem(where, f"must be {self.words} ({allowed}); got {show(value)}")
             return
         for key, section in value.items():

@@ -66,12 +66,11 @@ def read_file(path: str | os.PathLike) -> OptionFile:
     try:
         content = Path(path).expanduser().read_bytes()
     except FileNotFoundError:
-        raise OptionError(f"-opt: file {name} does not exist") from None
-    except IsADirectoryError:
-        raise OptionError(f"-opt: {name} is a folder; give an option file") from None
+        raise OptionError(f"there is no file {name}; give an option file") from None
     except (OSError, ValueError, RuntimeError) as err:
         reason = getattr(err, "strerror", None) or err
-        raise OptionError(f"-opt: file {name!r} cannot be read ({reason})") from err
+        name = name if name.isprintable() else ascii(name)
+        raise OptionError(f"{name} cannot be read ({reason}); give an option file") from err
     return parse(content, name)
 
 

@@ -128,5 +128,5 @@ def test_aliases_are_counted_once_written_out():
 @pytest.mark.parametrize("name", ["gone.yml", ".", "nul\0byte", "x" * 5000])
 def test_a_file_that_cannot_be_read_is_one_error(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OptionError, match="-opt"):
+    with pytest.raises(OptionError, match="give an option file"):
         schema.read_file(name)
