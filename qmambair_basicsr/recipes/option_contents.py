@@ -145,7 +145,7 @@ def train_options(family: str, task: Task, bits: Bits, method: str = "") -> dict
     opt["datasets"] = {
         "train": {
             **DATA[recipe.train or task.train].options(task.scale),
-            "gt_size": recipe.gt_size,
+            "gt_size": recipe.gt_size - recipe.gt_size % task.scale,
             "use_hflip": True,
             "use_rot": True,
             "num_worker_per_gpu": recipe.workers,

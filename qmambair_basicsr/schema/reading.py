@@ -66,12 +66,20 @@ def read_file(path: str | os.PathLike) -> OptionFile:
     try:
         content = Path(path).expanduser().read_bytes()
     except FileNotFoundError:
-        raise OptionError(f"there is no file {name}; give an option file") from None
+        raise OptionError(f"there is no file {name}; {_advice(name)}") from None
     except (OSError, ValueError, RuntimeError) as err:
         reason = getattr(err, "strerror", None) or err
         name = name if name.isprintable() else ascii(name)
         raise OptionError(f"{name} cannot be read ({reason}); give an option file") from err
     return parse(content, name)
+
+
+def _advice(name: str) -> str:
+    """How to come by an option file that is not there."""
+    from ..recipes.option_names import how_to_make
+
+    command = how_to_make(name)
+    return f"make it: {command}" if command else "give an option file"
 
 
 def parse(content: bytes | str, source: str = "the option file") -> OptionFile:

@@ -9,6 +9,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGIS
 from torch import nn
 
 from qmambair_basicsr import schema
+from qmambair_basicsr.recipes import option_names
 
 REMOVE = object()
 
@@ -36,6 +37,22 @@ def test_files_without_mistakes_have_none(work, train_options, test_options):
     assert found(test_options, False) == []
     assert found(train_options, None) == found(test_options, None) == []
     assert found(train_options, False) == []  # a training file can be tested on its validation sets
+
+
+def rows():
+    """Every option file without a method, and of every method the files of one task."""
+    yield from option_names.rows()
+    ways = tuple(filter(None, option_names.all_methods()))
+    yield from (row for row in option_names.rows(ways) if row.task == "lightSRx2" and row.bits == 4)
+
+
+def test_every_option_file_that_can_be_made_lacks_nothing_but_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for row in rows():
+        file = schema.parse(row.text(), row.name)
+        wrong = [*file.problems, *schema.problems(file.data, row.phase == "train")]
+        wrong = [str(problem) for problem in wrong if "does not exist" not in problem.text]
+        assert wrong == [], row.name
 
 
 TRAINING = [
