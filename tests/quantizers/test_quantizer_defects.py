@@ -89,8 +89,8 @@ def test_rfa_ordered_thresholds_are_returned_unchanged():
 
 def test_rfa_scale_at_zero_recovers():
     w = torch.randn(300) * 0.05
-    for cls, arguments in ((RFA, {"role": "weight"}), (LSQOffset, {"role": "act"})):
-        quantizer = cls(4, **arguments)
+    for cls, site in ((RFA, Site.of_weight()), (LSQOffset, Site.of_act())):
+        quantizer = cls(4, site)
         quantizer.init_from(w)
         with torch.no_grad():
             quantizer.scale.zero_()
@@ -191,7 +191,7 @@ def test_copies_scale_the_gradient_as_the_release_does():
     single = LSQOffset(4, Site(copies=4)).double()
     single.init_from(x)
     stacked = copy.deepcopy(single)
-    stacked.copies = 1
+    stacked.site = Site(copies=1)
     single(x).backward(torch.ones_like(x) * 4)
     stacked(x.repeat(4, 1)).backward(torch.ones(4, 64, dtype=torch.float64))
     torch.testing.assert_close(single.scale.grad, stacked.scale.grad)
