@@ -40,6 +40,12 @@ class UnsafeCheckpointError(CheckpointError):
     """A file would run code when unpickled."""
 
 
+class NonFiniteWeightsError(CheckpointError):
+    """A checkpoint holds NaN or infinity; whatever is computed with it means nothing."""
+
+    exit_code = 1
+
+
 class CheckpointMismatchError(CheckpointError):
     """The tensors of a file are not those of the network."""
 
@@ -138,6 +144,7 @@ def select_params(content: object, path: str | os.PathLike, param_key: str | Non
 
     Raises:
         CheckpointError: the key is missing (those present are listed) or does not hold tensors.
+        NonFiniteWeightsError: one of them is NaN or infinite; it is named.
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, not a state_dict")
@@ -161,6 +168,10 @@ def select_params(content: object, path: str | os.PathLike, param_key: str | Non
         raise CheckpointError(
             f"checkpoint {path}: {wrong[0]!r} is a {type(state[wrong[0]]).__name__}, not a tensor; "
             f"top-level keys are {', '.join(map(str, list(content)[:_LISTED]))}: set `path: param_key_g`"
+        )
+    if bad := first_non_finite(state):
+        raise NonFiniteWeightsError(
+            f"checkpoint {path}: {bad} holds NaN or infinity; use weights of an earlier iteration"
         )
     return {key.removeprefix("module."): value for key, value in state.items()}
 

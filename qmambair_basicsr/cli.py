@@ -54,11 +54,16 @@ def is_mistake(err: BaseException) -> bool:
     return ours or (isinstance(err, (ValueError, KeyError, FileNotFoundError)) and _raised_here(err.__traceback__))
 
 
+def exit_code(err: BaseException) -> int:
+    """Exit code of an error: its own ``exit_code``, or that of a mistake of the user."""
+    return getattr(err, "exit_code", EXIT_MISTAKE)
+
+
 def run_tool(tool: Callable[[], int | None]) -> int:
     """Run the body of a command-line tool.
 
     Returns:
-        What it returned (0 for None), or 2 after a mistake of the user, reported in one line.
+        What it returned (0 for None); after a mistake of the user, reported in one line, 2 (1 for a failed test).
     """
     try:
         return tool() or 0
@@ -66,7 +71,7 @@ def run_tool(tool: Callable[[], int | None]) -> int:
         if not is_mistake(err):
             raise
         sys.stderr.write(f"error: {err}\n")
-        return EXIT_MISTAKE
+        return exit_code(err)
 
 
 def run_pipeline(pipeline: Callable[[str], None]) -> int:
@@ -76,8 +81,8 @@ def run_pipeline(pipeline: Callable[[str], None]) -> int:
         pipeline: ``train_pipeline`` or ``test_pipeline``; reads ``sys.argv``.
 
     Returns:
-        Exit code: 0, or 2 after a mistake of the user, reported in one message (with ``--debug`` on the command
-        line, in a traceback).
+        Exit code: 0; after a mistake of the user, reported in one message (with ``--debug`` on the command line, in a
+        traceback), 2, or 1 where a test failed.
     """
     from .preflight import our_command
 
@@ -98,7 +103,7 @@ def run_pipeline(pipeline: Callable[[str], None]) -> int:
                 logger.error(text)
             else:
                 sys.stderr.write(text + "\n")
-        return EXIT_MISTAKE
+        return exit_code(err)
     finally:
         _leave_process_group()
     return 0

@@ -277,12 +277,17 @@ class RestorationDataset(Dataset):
         return {
             "lq": image_tensor(lq),
             "gt": image_tensor(gt),
-            "lq_path": self._result_name("gt" if item.lq is None else "lq", item.lq or item.gt),
-            "gt_path": self._result_name("gt", item.gt),
+            "lq_path": self._result_path(item),
+            "gt_path": self.sources["gt"].result_path(item.gt),
         }
 
-    def _result_name(self, kind: str, image: str) -> str:
-        return self.sources[kind].result_name(image)
+    def result_paths(self) -> list[str]:
+        """``lq_path`` of every sample, after which results are named."""
+        return [self._result_path(item) for item in self.items]
+
+    def _result_path(self, item: Item) -> str:
+        kind, image = ("gt", item.gt) if item.lq is None else ("lq", item.lq)
+        return self.sources[kind].result_path(image)
 
     def _pair(
         self, gt: np.ndarray, lq: np.ndarray | None, rng: np.random.Generator | None

@@ -43,7 +43,7 @@ class ImageFolder:
         """What to call an image in messages."""
         return image
 
-    def result_name(self, image: str) -> str:
+    def result_path(self, image: str) -> str:
         """A path from whose last part, without ending, results take their name."""
         return image
 
@@ -88,7 +88,7 @@ class ImageLmdb:
         """What to call an image in messages."""
         return f"{self.root}[{image}]"
 
-    def result_name(self, image: str) -> str:
+    def result_path(self, image: str) -> str:
         """The name; with an ending where it has a dot, as whoever names a result after it cuts an ending off."""
         stem = self._stems[image]
         return f"{stem}.png" if "." in stem else stem

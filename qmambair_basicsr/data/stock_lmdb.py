@@ -34,7 +34,7 @@ class LmdbBackend:
 def paths_from_lmdb(folder: str) -> list[str]:
     """Names of all images of an LMDB."""
     source = ImageLmdb(folder)
-    return [source.result_name(image) for image in source.images()]
+    return [source.result_path(image) for image in source.images()]
 
 
 def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[dict[str, str]]:

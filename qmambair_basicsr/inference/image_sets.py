@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from basicsr.metrics import calculate_psnr
+from basicsr.metrics import calculate_metric
 from torch import Tensor
 
 from ..data.base import image_tensor
@@ -173,9 +173,13 @@ def psnr_of(output: Tensor, truth: np.ndarray, crop: int, on_y: bool) -> float:
         truth: uint8 (H, W, C).
         crop: border pixels left out.
         on_y: on the Y channel of a colour image.
+
+    Raises:
+        MetricError: nothing is left by the border.
     """
     on_y = on_y and truth.shape[2] == 3
-    return float(calculate_psnr(to_image(output), truth, crop_border=crop, test_y_channel=on_y))
+    options = {"type": "calculate_psnr", "crop_border": crop, "test_y_channel": on_y}
+    return float(calculate_metric({"img": to_image(output), "img2": truth}, options))
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -24,6 +24,7 @@ from ..inference.tiling import parse_tile_option, run_tiled
 from ..layers.info import size_multiple
 from . import data_order, non_finite
 from .random_stream import seeded
+from .validation import CheckedValidation
 from .validation_record import ValidationRecord
 
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
@@ -31,7 +32,7 @@ _IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}  # optio
 
 
 @MODEL_REGISTRY.register()
-class MambaIRModel(SRModel):
+class MambaIRModel(CheckedValidation):
     """Trains and tests one restoration network (super-resolution, denoising, JPEG) in the stock BasicSR loop.
 
     Beyond ``SRModel``: tests tile by tile (``tiling``), loads files without running code from them
@@ -44,6 +45,7 @@ class MambaIRModel(SRModel):
 
     Raises:
         ValueError: an option value that makes no sense, named.
+        metrics.perceptual.MetricError: a metric that could not be computed.
         checkpoints.CheckpointError: weights that cannot be loaded.
     """
 
@@ -60,6 +62,7 @@ class MambaIRModel(SRModel):
         self.validations = ValidationRecord(opt) if self.is_train else None
         self._iteration = 0
         self._state: tuple[str, dict] | None = None  # file and content of this iteration's training state
+        self.check_validation()
 
         self.net_g = build_network(opt["network_g"]).to(self.device)
         self.print_network(self.net_g)

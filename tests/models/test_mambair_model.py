@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from torch import nn
 
 from qmambair_basicsr import checkpoints
 from qmambair_basicsr.layers.info import NetworkInfo, network_info
-from qmambair_basicsr.models import mambair_model
 from qmambair_basicsr.models.non_finite import NonFiniteError, gradient_norm
 
 
@@ -245,10 +245,11 @@ def test_random_networks_validate_alike_each_time(parsed, options, monkeypatch):
     options["network_g"]["noisy"] = True
     model = build_model(parsed(options))
     drawn = []
-    monkeypatch.setattr(mambair_model.SRModel, "validation", lambda *args: drawn.append(torch.rand(3)))
-    model.validation(None, 1, None)
+    loader = SimpleNamespace(dataset=SimpleNamespace(opt={"name": "pairs", "dataroot_gt": "gt"}))
+    monkeypatch.setattr(model, "nondist_validation", lambda *args: drawn.append(torch.rand(3)))
+    model.validation(loader, 1, None)
     torch.rand(5)
-    model.validation(None, 2, None)
+    model.validation(loader, 2, None)
     assert torch.equal(*drawn)
 
 
