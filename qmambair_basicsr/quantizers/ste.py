@@ -14,16 +14,6 @@ from torch import Tensor
 from ..ops.learned import step_gradient, step_in_use
 
 
-class _Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return torch.round(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return grad
-
-
 class _Snap(torch.autograd.Function):
     @staticmethod
     def forward(ctx, curve: Tensor, value: Tensor) -> Tensor:
@@ -70,11 +60,6 @@ class _Positive(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return step_gradient(grad, x, ctx.floor, 1), None
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Round to the nearest integer (ties to even); gradient 1 (Bengio et al., 2013)."""
-    return _Round.apply(x)
 
 
 def snap(curve: Tensor, value: Tensor) -> Tensor:

@@ -68,8 +68,7 @@ def describe(opt: dict) -> Entry:
         return Entry(network["type"], task, "FP", (32, 32))
     kinds = tuple((quant.get(site) or {}).get("type", "-") for site in ("weight", "act", "scan"))
     bits = tuple((quant.get(site) or {}).get("bits", 32) for site in ("weight", "act"))
-    # a post-training method names itself; its quantizers are an implementation detail
-    method = (opt.get("ptq") or {}).get("method") or _METHODS.get(kinds) or "+".join(dict.fromkeys(kinds))
+    method = _METHODS.get(kinds) or "+".join(dict.fromkeys(kinds))
     return Entry(full_precision_twin(network["type"]) or network["type"], task, method, bits)
 
 
