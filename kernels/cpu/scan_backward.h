@@ -8,10 +8,16 @@
 namespace QM_ISA {
 namespace {
 
+// exp(dt A) as 2^k + p, one array each, instead of exp(dt A) - 1: where that is near -1 it has lost digits of the factor
+// itself. Fused multiply-adds lose few of them; without (SSE2) the gradient of A missed 1e-5. Costs the wide sets more
+// than it gives.
+constexpr bool kSplit = W == 4;
+
 // Scratch of one backward task. Token vectors are indexed [token], state vectors [token][state].
 struct Scratch {
   vf *input, *dt, *slope;  // of one channel block
-  vf *decay, *history;     // exp(dt A) - 1; states, history[0] being the one before the chunk
+  vf *decay, *history;     // exp(dt A) - 1 or see kSplit; states, history[0] being the one before the chunk
+  vf *scale;               // with kSplit only
   vf *sum_B, *sum_C;       // gradients of B and C over all blocks of the group, lanes not yet summed
   vf *adjoint, *dA;        // [block][state], carried from chunk to chunk
   vf *dD, *dbias;          // [block]
@@ -20,7 +26,7 @@ struct Scratch {
   static constexpr int64_t kGap = 17;  // arrays of 2^k bytes in a row would share cache sets and alias in the store buffer
 
   Scratch(int64_t chunk, int64_t N, int64_t blocks) {
-    const int64_t vectors = 3 * chunk + (4 * chunk + 1) * N + 2 * blocks * N + 2 * blocks + 11 * kGap;
+    const int64_t vectors = 3 * chunk + (4 * chunk + 1) * N + 2 * blocks * N + 2 * blocks + (kSplit ? chunk * N : 0) + 12 * kGap;
     const size_t bytes = (vectors * sizeof(vf) + 6 * chunk * sizeof(int64_t) + 127) / 64 * 64;
     memory = std::aligned_alloc(64, bytes);
     if (!memory) return;
@@ -29,6 +35,7 @@ struct Scratch {
     auto take = [&p](int64_t n) { return (p += n + kGap) - n - kGap; };
     input = take(chunk), dt = take(chunk), slope = take(chunk);
     decay = take(chunk * N), history = take((chunk + 1) * N);
+    scale = take(kSplit ? chunk * N : 0);
     sum_B = take(chunk * N), sum_C = take(chunk * N);
     adjoint = take(blocks * N), dA = take(blocks * N);
     dD = take(blocks), dbias = take(blocks);
@@ -82,10 +89,18 @@ void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t 
     const float* Bt = B + s.at_B[i];
     vf* decay = s.decay + i * N;
     vf* history = s.history + (i + 1) * N;
+    vf* scale = s.scale + i * N;
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
-      const vf d = exp2m1(dt * rate[n]);
-      h[n] = (d * h[n] + h[n]) + input * Bt[n];
+      vf d;
+      if (kSplit) {
+        scale[n] = scaled_split(splat(1.f), dt * rate[n], &d);
+        d = exp2m1_poly(d) * scale[n];
+        h[n] = (d * h[n] + scale[n] * h[n]) + input * Bt[n];
+      } else {
+        d = exp2m1(dt * rate[n]);
+        h[n] = (d * h[n] + h[n]) + input * Bt[n];
+      }
       decay[n] = d;
       history[n] = h[n];
     }
@@ -105,6 +120,7 @@ void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t 
     const vf gy = load_lanes<kFull>(dy + s.at_dy[i], lanes);
     const vf dt = s.dt[i], input = s.input[i];
     const vf* decay = s.decay + i * N;
+    const vf* scale = s.scale + i * N;
     const vf* before = s.history + i * N;
     const vf* after = before + N;
     vf* sum_B = s.sum_B + i * N;
@@ -116,7 +132,7 @@ void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t 
       sum_C[n] += gy * after[n];
       sum_B[n] += g * input;
       to_input += g * Bt[n];
-      r[n] = g * decay[n] + g;
+      r[n] = g * decay[n] + (kSplit ? g * scale[n] : g);
       const vf flow = r[n] * before[n];
       to_dt += flow * rate[n];
       dA[n] += flow * dt;
