@@ -107,6 +107,8 @@ class CAB(nn.Module):
 class ResidualStateSpaceBlock(nn.Module):
     """x <- x * skip_scale + DropPath(SS2D(LN(x))); x <- x * skip_scale2 + CAB(LN(x)).  MambaIR, section 3.2.
 
+    RSSB in the paper, ``VSSBlock`` in the authors' code.
+
     Args:
         dim (int): Channels.
         d_state (int): State size of the scan.
@@ -132,7 +134,7 @@ class ResidualStateSpaceBlock(nn.Module):
 
 
 class BlockSequence(nn.ModuleList):
-    """Residual state-space blocks one after the other.
+    """Residual state-space blocks one after the other (``BasicLayer`` in the authors' code).
 
     Args:
         blocks (list[nn.Module]): The blocks, each (B, H, W, C) -> (B, H, W, C).
@@ -178,7 +180,9 @@ def residual_conv(dim: int, kind: str) -> nn.Module:
 
 
 class ResidualStateSpaceGroup(nn.Module):
-    """RSSG: x + conv(blocks(x)).  MambaIR, section 3.1.
+    """x + conv(blocks(x)).  MambaIR, section 3.1.
+
+    RSSG in the paper, ``ResidualGroup`` in the authors' code.
 
     Args:
         blocks (list[nn.Module]): The residual state-space blocks.

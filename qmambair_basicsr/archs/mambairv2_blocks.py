@@ -104,7 +104,7 @@ class WindowAttention(nn.Module):
 
 
 class DepthwiseGELU(nn.Module):
-    """Depthwise convolution followed by GELU; key ``depthwise_conv.0``."""
+    """Depthwise convolution followed by GELU; key ``depthwise_conv.0`` (``dwconv`` in the authors' code)."""
 
     def __init__(self, dim: int, kernel_size: int) -> None:
         super().__init__()
@@ -180,6 +180,8 @@ def _rows(embedding: nn.Embedding) -> Tensor:
 
 class ASSM(nn.Module):
     """Attentive state-space module: one scan over semantically sorted tokens, prompts added to C.
+
+    The scan is ``Selective_Scan`` in the authors' code.
 
     Args:
         dim: Channels C in and out.
@@ -294,7 +296,10 @@ class AttentiveLayer(nn.Module):
 
 
 class AttentiveStack(nn.Module):
-    """Attentive layers one after the other, every second one with shifted windows; key ``layers.{j}``."""
+    """Attentive layers one after the other, every second one with shifted windows; key ``layers.{j}``.
+
+    ``BasicBlock`` in the authors' code.
+    """
 
     def __init__(self, layers: list[AttentiveLayer]) -> None:
         super().__init__()
