@@ -1,4 +1,4 @@
-"""What a benchmark writes: percentiles, the JSON document (benchmark.schema.json) and the Markdown table."""
+"""The report of a benchmark: percentiles, the JSON document (benchmark.schema.json) and the Markdown table."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from board import board_state, monitor, throttle_alerts
 from trt_runtime import EngineRunner, RuntimeUnavailable
 
 MODEL_FACTS = ("onnx_sha256", "engine_sha256", "opset", "arch", "bits_w", "bits_a", "scan_impl", "dls", "params")
-"""What the report takes over from the manifest of an engine."""
+"""Entries that the report takes over from the manifest of an engine."""
 
 
 class BenchmarkError(Exception):

@@ -1,4 +1,4 @@
-"""What an engine build needs to know of an ONNX file, read before anything is built."""
+"""Facts that an engine build needs of an ONNX file, read before anything is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class BuildRefused(Exception):
 
 @dataclass(frozen=True)
 class Graph:
-    """What the build needs to know of an ONNX file."""
+    """Facts about an ONNX file."""
 
     path: Path
     opset: int

@@ -94,7 +94,7 @@ def count_layers(path: Path) -> dict[str, int] | None:
 
 
 def explain_failure(log: str, code: int) -> str:
-    """What a failed build's log shows, in one sentence with the remedy."""
+    """Diagnosis of a failed build's log, in one sentence with the remedy."""
     lowered = log.lower()
     errors = [line.strip() for line in log.splitlines() if "[E]" in line]
     last = f" trtexec's last error: {errors[-1]}" if errors else ""

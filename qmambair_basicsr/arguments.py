@@ -31,7 +31,7 @@ def natural(text: str) -> int:
 
 @dataclass(frozen=True)
 class Flag:
-    """What a flag means wherever it occurs.
+    """The meaning of a flag wherever it occurs.
 
     Attributes:
         meaning: one line, the beginning of its help.

@@ -1,4 +1,4 @@
-"""What the command-line entry points share: mistakes of the user end in one message, not in a traceback."""
+"""Shared by the command-line entry points: a mistake of the user ends in one message, not in a traceback."""
 
 from __future__ import annotations
 

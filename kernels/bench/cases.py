@@ -1,4 +1,4 @@
-"""What bench_ops.py measures: inputs, calls, baselines and the bytes an operator has to move."""
+"""The cases of bench_ops.py: inputs, calls, baselines and the bytes an operator has to move."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from .windows import WindowPlan
 
 @dataclass(frozen=True)
 class Routes:
-    """What all layers of one forward pass share.
+    """Shared by all layers of one forward pass.
 
     Attributes:
         plain: Window plan without shift.

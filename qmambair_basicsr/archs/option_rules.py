@@ -1,4 +1,4 @@
-"""What the constructors of the networks allow, for the schema of option files: ranges, and what depends on what.
+"""Ranges and dependences of the networks' constructor options, for the schema of option files.
 
 The constructors raise ValueError for the same; here all mistakes are found before anything is built.
 """

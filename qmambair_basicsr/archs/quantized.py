@@ -1,4 +1,4 @@
-"""What a quantized architecture adds to its full-precision one."""
+"""The step from a full-precision architecture to its quantized one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the datasets of this package share: strict options, files checked by name, one random state per sample.
+"""Base of the datasets: strict options, files checked by name, one random state per sample.
 
 A dataset lists its images when it is built, reads one when asked, and turns it into a dict
 ``lq`` (C, h, w), ``gt`` (C, H, W): float32 RGB or grey in [0, 1]; ``lq_path``, ``gt_path``.

@@ -24,7 +24,7 @@ class Task:
 
 @dataclass
 class Report:
-    """What happened: sources written, sources whose outputs existed, and ``(source, error)`` of those left out."""
+    """Outcome of a run: sources written, sources whose outputs existed, and ``(source, error)`` of those left out."""
 
     written: list[Path] = field(default_factory=list)
     present: list[Path] = field(default_factory=list)

@@ -73,7 +73,7 @@ def _check_png(content: bytes, name: str) -> None:
 
 
 def _jpeg_end(content: bytes, name: str) -> int:
-    """Where a JPEG ends: behind its end-of-image marker (T.81, B.1.1), found by walking the markers.
+    """Length of a JPEG up to its end-of-image marker (T.81, B.1.1), found by walking the markers.
 
     Phones append videos and further pictures, which may hold such markers themselves.
     """

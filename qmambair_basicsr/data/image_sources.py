@@ -1,4 +1,4 @@
-"""Where a data set's images lie: a folder of files, or an LMDB; both are asked in the same way."""
+"""Sources of a data set's images, a folder of files or an LMDB, behind one interface."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ImageFolder:
         return Path(image).stem
 
     def label(self, image: str) -> str:
-        """What to call an image in messages."""
+        """Name of an image in messages."""
         return image
 
     def result_path(self, image: str) -> str:
@@ -85,7 +85,7 @@ class ImageLmdb:
         return self._stems[image]
 
     def label(self, image: str) -> str:
-        """What to call an image in messages."""
+        """Name of an image in messages."""
         return f"{self.root}[{image}]"
 
     def result_path(self, image: str) -> str:

@@ -1,4 +1,4 @@
-"""What JPEG compression does to an image, in integer arithmetic: the same bytes on every machine.
+"""JPEG compression of an image in integer arithmetic: the same bytes on every machine.
 
 Which pixels come back from ``encode``/``decode`` depends on the library and its build (IJG 6b, libjpeg-turbo,
 mozjpeg; DCT method; chroma filter). This module computes the result of the defaults that MATLAB, OpenCV and Pillow

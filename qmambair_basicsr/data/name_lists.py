@@ -41,7 +41,7 @@ class Line:
     text: str
 
     def candidates(self) -> list[str]:
-        """What may be the name, the likeliest first: names may hold blanks, and blanks may end names."""
+        """Candidates for the name, the likeliest first: names may hold blanks, and blanks may end names."""
         plain = _SHAPE.sub("", self.text)
         uncommented = re.split(r"\s#", plain)[0].strip()
         found = [plain, uncommented]

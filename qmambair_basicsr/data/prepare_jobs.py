@@ -1,4 +1,4 @@
-"""What ``prepare_data`` does to one image, and where it puts the results.
+"""The steps of ``prepare_data`` on one image, and the folders of their results.
 
 Every function takes a :class:`~qmambair_basicsr.data.batch.Task`, reads its source and writes its outputs
 atomically; the folder functions are the layout that the option files expect.

@@ -1,4 +1,4 @@
-"""What the rest of the package needs to know about a network, in one place for each architecture.
+"""Facts about a network that the rest of the package needs, in one place for each architecture.
 
 An arch file registers a function that returns a :class:`NetworkInfo`; a class of another package (BasicSR's own EDSR and
 SwinIR) gets one in the same way, from outside::
@@ -74,7 +74,7 @@ def network_info(net: nn.Module) -> NetworkInfo:
 
 
 def size_multiple(net: nn.Module) -> int:
-    """What the sides of an input must be multiples of; 1 where nothing is known, as for most networks of others."""
+    """Number that both sides of an input must be multiples of; 1 where nothing is known."""
     known = network_info.dispatch(type(net)) is not network_info.dispatch(object)
     return network_info(net).size_multiple if known else 1
 

@@ -28,7 +28,7 @@ from .quant_layers import QUANTIZED_LAYERS
 from .sites import sites_of
 
 REPLACED = {**QUANTIZED_LAYERS, MatMul: QuantMatMul}
-"""Module that another takes the place of when it is quantized -> that other class."""
+"""Module class -> the class that replaces it when it is quantized."""
 
 
 def prepare(net: nn.Module, spec: QuantSpec, info: NetworkInfo | None = None) -> nn.Module:
@@ -107,7 +107,7 @@ def _sites(net: nn.Module, info: NetworkInfo) -> list[tuple[nn.Module, list[Site
 
 
 def _unmet(net: nn.Module, spec: QuantSpec, sites: Sequence[Site]) -> Iterator[str]:
-    """What the settings ask for and the network does not have."""
+    """Settings that ask for sites the network does not have."""
     names: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for site in sites:
         names[site.kind] |= {site.name, site.owner}

@@ -34,7 +34,7 @@ def layer_sites(
 
 
 class _WithWeight:
-    """What the layers below share: a weight whose fake-quantized value is kept in evaluation, and their sites."""
+    """Base of the layers below: a weight whose fake-quantized value is kept in evaluation, and their sites."""
 
     def quantization_sites(self) -> tuple[Site, ...]:
         """Weight and, where the layer has one, input; of the kind that their quantizers were built for."""

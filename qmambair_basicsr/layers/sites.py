@@ -43,7 +43,7 @@ class PlacedSite(NamedTuple):
 
     @torch.no_grad()
     def tensor(self) -> Tensor:
-        """What the quantizer of a parameter is given: the parameter, or what the site derives from it."""
+        """Input of a parameter's quantizer: the parameter, or the tensor that the site derives from it."""
         return self.site.value_of(getattr(self.owner, self.site.parameter).detach())
 
     @torch.no_grad()

@@ -39,7 +39,7 @@ def _package(name: str) -> MetricError:
 
 
 def trunk_file(net: str) -> Path:
-    """Where the ImageNet weights of a trunk are read from.
+    """File with the ImageNet weights of a trunk.
 
     Raises:
         MetricError: the file is missing or is not the published one.

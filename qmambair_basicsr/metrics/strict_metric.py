@@ -30,7 +30,7 @@ _CHOICES = {"input_order": ("HWC", "CHW", "HW"), "convert_to": ("y", "gray")}
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a metric.
+    """Facts about a metric.
 
     Attributes:
         better: which figures are better.

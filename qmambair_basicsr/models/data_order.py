@@ -92,11 +92,11 @@ class TrainingOrder:
         sampler.training_order = self
 
     def layout(self) -> dict[str, int]:
-        """What must be the same for a position to mean the same sample."""
+        """Settings under which a position means the same sample."""
         return {"num_samples": self.num_samples, "batch_size": self.batch_size}
 
     def position(self, epoch: int, iteration: int) -> dict[str, int]:
-        """What a training state stores: batches of ``epoch`` that ``iteration`` steps have consumed."""
+        """Entry of a training state: batches of ``epoch`` that ``iteration`` steps have consumed."""
         total = self._start_epoch * self.batches_per_epoch + self._start_batch + iteration - self._start_iter
         return {"batches": total - epoch * self.batches_per_epoch, "seed": self.seed, **self.layout()}
 

@@ -1,4 +1,4 @@
-"""What every quantizer of a network does to its inputs, for TensorBoard."""
+"""Health figures of every quantizer of a network, for TensorBoard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a validation or a test must not do silently: measure nonsense, compare with a training patch, overwrite results."""
+"""Guards of validation and test: no meaningless figures, no comparison with a training patch, no lost results."""
 
 from __future__ import annotations
 

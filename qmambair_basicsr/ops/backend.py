@@ -63,7 +63,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """What operators are written for while a network is exported.
+    """Target of an export: decides how operators are written.
 
     Attributes:
         maps: what the network computes its feature maps in: float32, float16 or float64.
@@ -92,7 +92,7 @@ def exporting(target: ExportTarget | None = None) -> Iterator[None]:
 
 
 def export_target() -> ExportTarget | None:
-    """What is being exported; None outside :func:`exporting`."""
+    """The export in progress; None outside :func:`exporting`."""
     if torch.compiler.is_dynamo_compiling():  # torch.compile cannot look into a context variable, and exports nothing
         return None
     return _target.get()

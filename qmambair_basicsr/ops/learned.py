@@ -1,4 +1,4 @@
-"""What the operators with a learned step share: the step in use, its gradient, and backwards without a graph."""
+"""Shared by the operators with a learned step: the step in use, its gradient, and backwards without a graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Triton backends share: whether Triton can run here, and on which devices."""
+"""Shared by the Triton backends: whether Triton can run here, and on which devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the quantizers share whose codes are ``clamp(round((x + offset) / scale), qmin, qmax)``."""
+"""Base of quantizers whose codes are ``clamp(round((x + offset) / scale), qmin, qmax)``."""
 
 from __future__ import annotations
 

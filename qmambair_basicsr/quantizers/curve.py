@@ -1,4 +1,4 @@
-"""What the quantizers share that are written as a continuous curve whose values are rounded to codes."""
+"""Base of quantizers that are written as a continuous curve whose values are rounded to codes."""
 
 from __future__ import annotations
 

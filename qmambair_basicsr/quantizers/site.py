@@ -20,7 +20,7 @@ OPTIONAL_KINDS = ("attention", "routing")
 """Kinds whose modules stay as they are where the settings do not quantize them (fused kernels need them so)."""
 
 ROLES = ("weight", "act", "param")
-"""What a quantizer sees: a weight; an activation (dim 0 is the batch); a parameter that goes through an activation
+"""Kinds of tensor a quantizer sees: a weight; an activation (dim 0 is the batch); a parameter behind an activation
 quantizer, such as A or D of the scan (no batch dimension)."""
 
 

@@ -53,5 +53,5 @@ class SoftSTE(LSQ):
         return codes(x, *self.step_and_offset(x), self.qmin, self.qmax, self.dim)
 
     def _entering(self, x: Tensor) -> Tensor:
-        """What is quantized in place of ``x``, in full precision."""
+        """The full-precision curve that is quantized in place of ``x``."""
         return self._full(x)

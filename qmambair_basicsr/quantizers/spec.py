@@ -74,7 +74,7 @@ class Option:
         refuse(self.mistakes(value, where))
 
     def mistakes(self, value: Any, where: str) -> Iterator[str]:
-        """Everything that is wrong with a value, one message each."""
+        """The mistakes in a value, one message each."""
         if self.keys is not None:
             if wrong := _no_mapping(value, where):
                 yield wrong
@@ -138,7 +138,7 @@ class QuantizerSpec:
 
 
 def _quantizer_mistakes(kind: str, bits: Any, options: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Everything that is wrong with the settings of one quantizer."""
+    """The mistakes in the settings of one quantizer."""
     if kind not in QUANTIZER_REGISTRY:
         yield unknown(f"{where}.type", "quantizer", kind, QUANTIZER_REGISTRY)
         return
@@ -158,7 +158,7 @@ def _no_quantization() -> QuantizerSpec:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """What to quantize with what, for a whole network.
+    """Quantizers for every kind of site of a network.
 
     Attributes:
         weight: weights of convolutions, linears and raw projections.

@@ -1,1 +1,1 @@
-"""Where option files come from: tables of networks, tasks and recipes, and the files made from them."""
+"""Tables of networks, tasks and recipes, and the option files made from them."""

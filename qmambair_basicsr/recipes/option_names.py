@@ -49,7 +49,7 @@ class Row:
         return stem(self.phase, self.family, self.task, self.bits, self.method)
 
     def options(self) -> dict:
-        """What the file holds, without its ``plugin`` line."""
+        """Contents of the file, without its ``plugin`` line."""
         build = train_options if self.phase == "train" else test_options
         return build(self.family, TASKS[self.task], self.bits, self.method)
 

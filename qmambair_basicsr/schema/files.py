@@ -1,4 +1,4 @@
-"""What an option file says about files: folders, lists and weights that must be there, and sizes of images."""
+"""Checks of the files that an option file names: folders, lists and weights that must exist, and sizes of images."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def training_data(opt: Mapping, processes: int) -> Iterator[Problem]:
 
 
 def borders(opt: Mapping) -> Iterator[Problem]:
-    """What ``crop_border`` leaves of the smallest image of every validation and test set."""
+    """Check that ``crop_border`` leaves something of the smallest image of every validation and test set."""
     metrics = get(opt, "val.metrics", Mapping) or {}
     scale = whole(opt, "scale") or 1
     for where, section, dataset in sets(opt, "val", "test") if metrics else ():

@@ -1,4 +1,4 @@
-"""What a run needs of the machine: loggers, GPUs, a launcher, folders that can be written."""
+"""Checks of the machine a run needs: loggers, GPUs, a launcher, folders that can be written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def launcher(name: str, command: str) -> Iterator[Problem]:
 
 
 def processes(name: str) -> int:
-    """How many processes a launcher has started."""
+    """Number of processes that a launcher has started."""
     value = os.environ.get({"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS"}.get(name, ""), "1")
     return max(1, int(value)) if value.isdigit() else 1
 

@@ -1,4 +1,4 @@
-"""What is wrong with an option file: one record per mistake, and one error that lists them all."""
+"""Mistakes in an option file: one record for each, and one error that lists them all."""
 
 from __future__ import annotations
 

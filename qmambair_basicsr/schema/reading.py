@@ -75,7 +75,7 @@ def read_file(path: str | os.PathLike) -> OptionFile:
 
 
 def _advice(name: str) -> str:
-    """How to come by an option file that is not there."""
+    """Advice for an option file that does not exist."""
     from ..recipes.option_names import how_to_make
 
     command = how_to_make(name)

@@ -40,7 +40,7 @@ def registry(kind: str):
 
 
 def find(kind: str, name: object) -> Any | None:
-    """What is registered under a name, or under the name with BasicSR's suffix; None for nothing."""
+    """Class registered under a name, or under the name with BasicSR's suffix; None if there is none."""
     known = registry(kind)
     if not isinstance(name, str):
         return None

@@ -43,7 +43,7 @@ class Rule:
         return True
 
     def hint(self, value: Any) -> str:
-        """What to write instead, where that can be told."""
+        """Advice on what to write instead, where there is one."""
         return ""
 
     def problems(self, where: str, value: Any) -> Iterator[Problem]:
@@ -193,7 +193,7 @@ class Choice(Rule):
 
 @dataclass(frozen=True)
 class Either(Rule):
-    """What fits any of several rules."""
+    """A value that fits any of several rules."""
 
     rules: tuple[Rule, ...]
 

@@ -185,7 +185,7 @@ class _ForeignTrain(Rule):
 
 
 def model_kind(opt: Mapping) -> str:
-    """Whose model the options name: ``ours``, ``sr`` (BasicSR's SRModel and those that only add to its test), ``other``."""
+    """Kind of the model: ``ours``, ``sr`` (BasicSR's SRModel and those that only add to its test), ``other``."""
     model = find("model", opt.get("model_type"))
     if model is None:
         return "ours" if "plugin" in opt else "other"

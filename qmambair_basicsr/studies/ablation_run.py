@@ -61,7 +61,7 @@ class Store:
             yield True
 
     def read(self, name: str) -> dict:
-        """What is known of a run; ``results`` is empty for a new one."""
+        """The record of a run; ``results`` is empty for a new one."""
         file = self.finished / f"{name}.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"results": {}}
 
@@ -135,7 +135,7 @@ def execute(run: Run, test: Mapping, store: Store) -> dict:
 
 
 def _protocol(section: Mapping, test: Mapping) -> dict:
-    """What a figure depends on besides the weights."""
+    """Everything but the weights that a figure depends on."""
     return _plain({"section": section, "val": test["val"], "tile": test.get("tile")})
 
 

@@ -39,7 +39,7 @@ from .complexity_record import FULL, Product, Recorder, watch
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs, or several equal ones after :func:`collapse`.
+    """Cost of one layer, or of several equal ones after :func:`collapse`.
 
     Attributes:
         name: Dotted name; the operations of a module S with raw parameters are S.x_proj, S.scan and so on.

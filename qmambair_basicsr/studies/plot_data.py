@@ -1,4 +1,4 @@
-"""What the plots show, taken from a network while it restores images: samples before and after each quantizer.
+"""Data of the plots: samples before and after each quantizer, taken while a network restores images.
 
 Memory does not grow with images or their number: of every tensor a seeded random sample is kept.
 """
@@ -36,7 +36,7 @@ class PlotError(ValueError):
 
 @dataclass(frozen=True)
 class Site:
-    """What one quantizer saw.
+    """Samples at one quantizer.
 
     Attributes:
         name: Place in the network, such as ``layers.0.conv.act`` or ``...self_attention.u``.
@@ -108,7 +108,7 @@ class SiteSampler:
         self._ranges.append((low.min().item(), high.max().item()))
 
     def site(self) -> Site:
-        """What was taken.
+        """Samples taken so far.
 
         Raises:
             PlotError: Nothing was.
@@ -186,7 +186,7 @@ def images_of(folder: Path) -> list[Path]:
 
 
 def display_name(name: str, quantizer: Quantizer) -> str:
-    """What to call the site of a quantizer: the name ``prepare`` gave it, else its place in the network."""
+    """Display name of a quantizer's site: the name ``prepare`` gave it, else its place in the network."""
     return quantizer.site.label or name
 
 

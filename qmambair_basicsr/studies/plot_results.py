@@ -141,7 +141,7 @@ def restore(net: nn.Module, low: np.ndarray, channels: int) -> np.ndarray:
 
 
 def input_of(truth: np.ndarray, path: Path, folder: Path | None, scale: int) -> np.ndarray:
-    """What the networks get for an original: MATLAB's bicubic, or the file of the same name in ``folder``.
+    """Input of the networks for an original: MATLAB's bicubic, or the file of the same name in ``folder``.
 
     Raises:
         PlotError: Scale 1 without a folder, or the folder lacks the file.

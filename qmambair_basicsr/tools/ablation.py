@@ -164,7 +164,7 @@ def attempt(run: Run, test: Mapping, store: Store) -> str:
 
 
 def listing(runs: Sequence[Run], test: Mapping, store: Store) -> str:
-    """What would be run: places, width, seed, folder, and whether it is finished."""
+    """Listing of the runs: places, width, seed, folder, and whether each is finished."""
     lines = []
     for run in runs:
         state = "to do" if missing_sets(store.read(run.name), test) else "finished"

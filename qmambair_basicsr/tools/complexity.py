@@ -262,7 +262,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> str:
-    """What the command line asks for, as text."""
+    """The report that the command line asks for, as text."""
     if args.paper_accounting:
         if args.height or args.width:
             raise ValueError(f"Table 4 is for an input of {SIDE}x{SIDE}; leave --height and --width out")

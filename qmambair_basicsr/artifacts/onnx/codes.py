@@ -36,7 +36,7 @@ from .runtime import session
 NO_CODE = np.iinfo(np.int16).min
 """Stands in captured codes where a quantizer was given NaN or infinity, which have no code."""
 RUN_BYTES = 1 << 30
-"""What the tensors compared in one run of a graph may take, about."""
+"""Memory that the tensors compared in one run of a graph may take, about."""
 _BYTES_PER_CODE = 9  # an int8 code, and its input in float64 at most
 _WITHOUT_SUFFIX = re.compile(r"^(?P<scope>.*)/(?P<op>[A-Za-z]+)(_\d+)?$")
 
@@ -228,7 +228,7 @@ def captured_codes(net: nn.Module, image: Tensor) -> dict[str, list[np.ndarray]]
 
 @dataclass(frozen=True)
 class _Site:
-    """Where a graph quantizes: the quantizer, its direction and call, and the tensors that go in and come out."""
+    """A place where a graph quantizes: the quantizer, its direction and call, its input and output tensors."""
 
     name: str
     direction: int | None

@@ -36,7 +36,7 @@ from .simplify import simplify
 from .units import trace
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
-"""What feature maps are computed in."""
+"""Precisions that feature maps can be computed in."""
 
 SCAN_CONSTANTS = {2: "A", 5: "D", 6: "delta_bias"}
 """Inputs of a scan node that are constants of a quantized network: position -> name."""

@@ -1,4 +1,4 @@
-"""What ONNX or onnxruntime cannot do in FP64, as functions stored in the file (model-local functions).
+"""Operators that ONNX or onnxruntime lack in FP64, as functions stored in the file (model-local functions).
 
 The ONNX standard quantizes FP32 and FP16 only; onnxruntime's CPU provider has no convolution and no error function in
 FP64. Nodes of these four operators keep their names, inputs and outputs and move to the domain of the functions.

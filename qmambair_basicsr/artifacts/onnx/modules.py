@@ -54,7 +54,7 @@ class StaticGrid(nn.Module):
 
     @property
     def offset(self) -> float:
-        """What is added, in units of the activation."""
+        """The offset that is added, in units of the activation."""
         return 0.0 if self.shift is None else self.shift.item()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Collection
 import onnx
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where the exporter notes the modules of a node."""
+"""Key under which the exporter notes the modules of a node."""
 
 
 def name_nodes(model: onnx.ModelProto, modules: Collection[str]) -> None:

@@ -32,7 +32,7 @@ _SIMPLE = (bool, int, float, str, type(None))
 
 
 def structure(module: nn.Module) -> tuple:
-    """What the trace of a module in evaluation depends on, besides the values of its parameters and buffers.
+    """Everything the trace of a module in evaluation depends on, besides the values of its parameters and buffers.
 
     An attribute that is neither a number, a text nor a sequence of these stands for itself, so that two modules with
     such attributes are only alike where they share the object.

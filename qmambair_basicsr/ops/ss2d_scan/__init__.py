@@ -160,7 +160,7 @@ def _check(x, delta, A, B, C, D, delta_bias, order, directions) -> None:
 
 
 def _paths(x, A, order, directions) -> list[int] | torch.Tensor:
-    """What backends get: direction codes, or an order they can rely on."""
+    """Orders as backends get them: direction codes, or index lists that have been checked."""
     return directions if order is None else verified(order, A.shape[0], x.shape[1] * x.shape[2])
 
 

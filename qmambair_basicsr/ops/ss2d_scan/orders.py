@@ -99,7 +99,7 @@ def verified(order: torch.Tensor, count: int, length: int) -> torch.Tensor:
 
 
 def _fault(order: torch.Tensor, length: int) -> str | None:
-    """What keeps the rows from being permutations of range(length), in words; None when nothing does."""
+    """Reason why the rows are not permutations of range(length); None if they are."""
     outside = (order < 0) | (order >= length)
     visited = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
     visited.scatter_(1, order.clamp(0, length - 1).long(), True)

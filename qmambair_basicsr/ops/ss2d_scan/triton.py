@@ -57,7 +57,7 @@ def _per_direction(t: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _partial(like: torch.Tensor, length: int, count: int, merge: bool) -> torch.Tensor:
-    """Where the directions write what is summed afterwards: (K, B, L, D) seen as (B, L, K, D); or the result itself."""
+    """Output buffer of the directions: (K, B, L, D) seen as (B, L, K, D), summed afterwards, or the result itself."""
     batch, channels = like.shape[0], like.shape[-1]
     if not merge or count == 1:
         return like.new_empty(batch, length, count, channels)

@@ -35,7 +35,7 @@ def expm1(z):
 
 @triton.jit
 def direction(order_ptr, k, H, W, LISTED: tl.constexpr):
-    """What :func:`pixel` needs to know of direction k: its code, or where its list of pixels starts."""
+    """The argument of :func:`pixel` for direction k: its code, or the start of its list of pixels."""
     if LISTED:
         found = order_ptr + k * H * W
     else:
