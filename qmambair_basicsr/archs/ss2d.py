@@ -80,6 +80,7 @@ class ScanParameters(SiteModule):
         self.dt_projs_bias = nn.Parameter(torch.empty(k, d_inner))
         self.A_logs = nn.Parameter(torch.empty(k * d_inner, d_state))
         self.Ds = nn.Parameter(torch.empty(k * d_inner))
+        self.register_module("projections", None)  # takes the place of ``project`` in an integer network
         self.reset_scan_parameters(dt_min, dt_max, dt_init_floor)
 
     @torch.no_grad()
@@ -137,6 +138,8 @@ class ScanParameters(SiteModule):
         Returns:
             tuple: delta (B, H, W, K, D) before bias and softplus, B and C (B, H, W, K, N), all at raster positions.
         """
+        if self.projections is not None:
+            return self.projections(x)
         k, r, n = len(self.directions), self.dt_rank, self.d_state
         weight = self.site("x_proj_weight", self.x_proj_weight).flatten(0, 1)  # (K * (R + 2N), D)
         projected = F.linear(self.site("x_proj_input", x), weight).unflatten(-1, (k, r + 2 * n))  # (B, H, W, K, R + 2N)

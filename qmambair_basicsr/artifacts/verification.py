@@ -26,7 +26,7 @@ from .onnx.codes import (
     equal_codes,
     same_scale,
 )
-from .onnx.modules import ExportError
+from .onnx.errors import ExportError
 from .onnx.precision import in_double
 from .onnx.runtime import OnnxNetwork, read_model
 from .packed import load_packed

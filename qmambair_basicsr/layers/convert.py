@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..quantizers import DLS, Quantizer, UncalibratedError
+from ..quantizers.forms import StaticForm
 from ..quantizers.site import ACTIVATION, WEIGHT, Site
 from .calibrate import quantizers_of, uncalibrated
 from .sites import PlacedSite, activation_sites, parameter_sites
@@ -97,6 +98,10 @@ class FixedGrid(Quantizer):
         step, offset, lowest, highest = self.grid
         codes = ((self._full(x) + offset) / step).clamp(lowest, highest).round()
         return codes.to(torch.int32), step, offset / step
+
+    def static_form(self) -> StaticForm:
+        step, offset, lowest, highest = self.grid
+        return StaticForm(step, offset, lowest.item(), highest.item())
 
 
 def frozen(placed: PlacedSite) -> FrozenCodes:

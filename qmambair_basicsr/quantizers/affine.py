@@ -8,6 +8,7 @@ from torch import Tensor
 from ..ops.lsq import lsq
 from ..ops.lsq.reference import codes
 from .base import Quantizer
+from .forms import StaticForm
 from .site import ACTIVATION, Site
 from .spec import Option, SpecError
 
@@ -56,6 +57,13 @@ class AffineQuantizer(Quantizer):
         integers = codes(x, scale, offset, self.qmin, self.qmax, self.dim).to(torch.int32)
         zero = torch.zeros_like(scale) if offset is None else offset / scale
         return integers, self._spread(scale, x), self._spread(zero, x)
+
+    @torch.no_grad()
+    def static_form(self) -> StaticForm | None:
+        if self.dynamic:
+            return None
+        step, offset = self.step_and_offset(torch.zeros(1))
+        return StaticForm(step, offset, self.qmin, self.qmax, self.dim)
 
     def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self._full(x)

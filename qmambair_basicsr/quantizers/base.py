@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .forms import DynamicForm, StaticForm
 from .site import ACTIVATION, ROLES, Site
 from .spec import Option, SpecError, check_bits
 
@@ -134,6 +135,14 @@ class Quantizer(nn.Module):
 
     def output_bounds(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Bounds that ``forward`` clamps the dequantized value to, or None (every affine quantizer)."""
+        return None
+
+    def static_form(self) -> StaticForm | None:
+        """The constant grid of its activations, for integer networks; None where it has none (see ``forms.py``)."""
+        return None
+
+    def dynamic_form(self) -> DynamicForm | None:
+        """The rule by which the grid of its activations follows them; None where it has none (see ``forms.py``)."""
         return None
 
     # ---- life cycle -----------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ from ..ops.layout import FROM_LAST, TO_LAST, stored_channels_last
 from ..ops.lsq import lsq
 from ..ops.lsq.reference import codes as lsq_codes
 from .base import Quantizer
+from .forms import DynamicForm
 from .lsq import NEGATIVE
 from .lsq_offset import MODE, SEARCH
 from .registry import register_quantizer
@@ -220,6 +221,9 @@ class DLS(Quantizer):
         step, offset, _, _ = self._official_grid(rows)
         return torch.stack((step, offset, torch.full_like(step, self.qmin), torch.full_like(step, self.qmax)), dim=1)
 
+    def dynamic_form(self) -> DynamicForm | None:
+        return _StableGrid(self) if self.mode == "stable" else None
+
     def parameter_health(self) -> dict[str, float]:
         names = ("mean", "std", "min", "max")
         pairs = (("w", self.w), ("v", self.v))
@@ -280,6 +284,19 @@ class DLS(Quantizer):
         step = torch.minimum(alpha, cap)
         # codes 0..2^n - 1 are the signed ones moved by 2^(n-1) steps
         return step, beta + torch.where(self.signed, 0.0, float(self.qmin)) * step, low, high
+
+
+class _StableGrid(DynamicForm):
+    """The rule of ``mode: stable``, with the weights that the quantizer has now."""
+
+    def __init__(self, quantizer: DLS):
+        super().__init__(quantizer.stats == "sample")
+        self.qmin, self.qmax, self.cap_share = quantizer.qmin, quantizer.qmax, quantizer.cap_share
+        self.register_buffer("w", quantizer.w.detach().clone())
+        self.register_buffer("v", quantizer.v.detach().clone())
+
+    def grid(self, statistics: Tensor) -> Tensor:
+        return dls_grid(statistics, self.w, self.v, self.qmin, self.qmax, self.cap_share)
 
 
 def _statistics(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

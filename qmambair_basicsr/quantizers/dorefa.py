@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from .curve import CurveQuantizer
+from .forms import StaticForm
 from .registry import register_quantizer
 from .site import ACTIVATION, Site
 from .spec import Option
@@ -78,6 +79,13 @@ class DoReFa(CurveQuantizer):
         if self.bits == 1 and self.role == "weight":  # the sign of w
             return torch.floor(curve).clamp(self.qmin, self.qmax)
         return torch.round(curve)
+
+    @torch.no_grad()
+    def static_form(self) -> StaticForm | None:
+        if self.role == "weight":
+            return None
+        _, step, zero = self._activation(self.lower)
+        return StaticForm(step, zero * step, self.qmin, self.qmax)
 
     def _weight(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         half = torch.full((), -0.5, dtype=w.dtype, device=w.device)

@@ -69,5 +69,8 @@ class N2UQ(CurveQuantizer, LSQ):
         within = (v - nodes[left]) / (nodes[left + 1] - nodes[left])
         return left + within.clamp(0, 1) + self.qmin, scale, zero
 
+    def static_form(self) -> None:
+        """None: the intervals differ in length."""
+
     def parameter_health(self) -> dict[str, float]:
         return super().parameter_health() | {"gap_min": self.gaps.detach().abs().min().item()}

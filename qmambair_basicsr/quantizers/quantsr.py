@@ -20,9 +20,12 @@ QuantSR's other part, the depth-dynamic architecture (DQA), changes the network 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
+from .forms import StaticForm
 from .registry import register_quantizer
 from .site import ACTIVATION, Site
 from .soft_ste import SoftSTE
@@ -47,6 +50,11 @@ class QuantSR(SoftSTE):
         if self.role != "weight":
             whole = site.channels is None or site.channel_dim is None
             self.tau = nn.Parameter(torch.zeros(1 if whole else site.channels))
+
+    @torch.no_grad()
+    def static_form(self) -> StaticForm | None:
+        form = super().static_form()
+        return form if self.role == "weight" else replace(form, entering=self.tau, entering_dim=self.site.channel_dim)
 
     def parameter_health(self) -> dict[str, float]:
         report = super().parameter_health()

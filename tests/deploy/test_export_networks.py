@@ -20,8 +20,8 @@ from qmambair_basicsr.ops.semantic_order import semantic_order
 pytest.importorskip("onnxruntime", reason="extra: export")
 
 from qmambair_basicsr.artifacts.onnx.codes import compare_activations, compare_weights
+from qmambair_basicsr.artifacts.onnx.errors import ExportError
 from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx
-from qmambair_basicsr.artifacts.onnx.modules import ExportError
 from qmambair_basicsr.artifacts.onnx.runtime import OnnxNetwork, read_model
 
 LIGHT = {"depths": [1], "d_state": 2, "mlp_ratio": 1.0, "upscale": 2, "upsampler": "pixelshuffledirect"}

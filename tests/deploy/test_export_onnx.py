@@ -16,6 +16,7 @@ import qmambair_basicsr  # noqa: F401  (registers the networks)
 from qmambair_basicsr.layers import calibrate
 from qmambair_basicsr.layers.convert import FrozenCodes, freeze_dls, frozen
 from qmambair_basicsr.layers.sites import parameter_sites
+from qmambair_basicsr.lowering.grids import grid_of
 from qmambair_basicsr.ops.onnx_nodes import DOMAIN
 from qmambair_basicsr.ops.ss2d_scan import ss2d_scan
 from qmambair_basicsr.ops.ss2d_scan.onnx import SCAN_NODE
@@ -26,8 +27,8 @@ pytest.importorskip("onnxruntime", reason="extra: export")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from qmambair_basicsr.artifacts.onnx.errors import ExportError  # noqa: E402
 from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx, session, settle_scans  # noqa: E402
-from qmambair_basicsr.artifacts.onnx.modules import ExportError, StaticGrid  # noqa: E402
 from qmambair_basicsr.artifacts.onnx.scan_graph import expand_scan  # noqa: E402
 
 
@@ -96,11 +97,9 @@ def test_integer_codes_of_an_activation_are_equal(bits):
     quantizer = calibrated(description).layers[0].residual_group["blocks"][0].self_attention.in_proj.act_quantizer
     x = torch.randn(5000) * 2
     codes = quantizer.to_int(x)[0].numpy()
-    with torch.no_grad():
-        step, offset = (t.item() for t in quantizer.step_and_offset(x))
-    grid = StaticGrid(step, offset, quantizer.qmin, quantizer.qmax)
+    grid = grid_of(quantizer, products=True)
     nodes = [helper.make_node("Add", ["x", "offset"], ["shifted"])]
-    constants = {"offset": offset, "step": step}
+    constants = {"offset": grid.shift.item(), "step": grid.step.item()}
     last = "shifted"
     if grid.low is not None:
         constants |= {"low": grid.low.item(), "high": grid.high.item()}

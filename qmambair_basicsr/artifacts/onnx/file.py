@@ -20,14 +20,14 @@ from torch import nn
 
 from ...files import write_bytes
 from ...layers.calibrate import quantizer_keys, quantizers_of
-from ...layers.convert import constant_grids, freeze_parameters
+from ...layers.convert import constant_grids
 from ...layers.info import network_info
+from ...lowering import lower
 from ...ops.backend import ExportTarget, exporting
 from ...ops.onnx_nodes import DOMAIN
 from ...ops.ss2d_scan.onnx import SCAN_NODE
-from ...quantizers import DLS
 from . import float64
-from .modules import ExportError, make_exportable
+from .errors import ExportError
 from .node_names import name_nodes
 from .precision import in_double, make_half
 from .runtime import facts_of, session
@@ -96,7 +96,7 @@ def export_onnx(
     multiple, channels = info.size_multiple, info.channels
     if settings.height % multiple or settings.width % multiple:
         raise ExportError(f"height and width must be multiples of {multiple} for {type(net).__name__}")
-    dynamic_dls = any(isinstance(q, DLS) and q.role == "act" for q in quantizers_of(net).values())
+    follows = any(q.role == "act" and q.dynamic_form() is not None for q in quantizers_of(net).values())
     original = net
     net = _exportable(net, settings.precision)
     example = torch.rand(1, channels, settings.height, settings.width, generator=torch.Generator().manual_seed(0))
@@ -104,7 +104,7 @@ def export_onnx(
     if settings.dynamic:
         height, width = torch.export.Dim("h", min=2, max=4096), torch.export.Dim("w", min=2, max=4096)
         shapes = ({2: multiple * height if multiple > 1 else height, 3: multiple * width if multiple > 1 else width},)
-    modules = {name for name, _ in net.named_modules()}
+    modules = {name for name, _ in net.named_modules(remove_duplicate=False)}  # one may have several names
     target = ExportTarget(PRECISIONS[settings.precision], settings.scan == "plugin")
     with exporting(target), _quiet_exporter(), torch.no_grad():
         graph = trace(net, example, shapes, progress)
@@ -123,7 +123,7 @@ def export_onnx(
         "bits": _bits(original),
         "params": str(_parameters(original)),
         "precision": settings.precision,
-        "dls": "dynamic" if dynamic_dls else "frozen",
+        "dls": "dynamic" if follows else "frozen",
         "scan": settings.scan if settings.scan == "plugin" else f"onnx, chunk {settings.scan_chunk}",
     }
     constants = constant_grids(original)
@@ -138,13 +138,8 @@ def export_onnx(
 
 def _exportable(net: nn.Module, precision: str) -> nn.Module:
     """A copy of a network, on the CPU, that the exporter can trace."""
-    if precision == "fp64":
-        net = in_double(net)
-        return make_exportable(net).double() if quantizers_of(net) else net
-    net = copy.deepcopy(net).cpu().eval()
-    if quantizers_of(net):
-        make_exportable(freeze_parameters(net))
-    net.requires_grad_(False)
+    net = in_double(net) if precision == "fp64" else copy.deepcopy(net).cpu().eval().requires_grad_(False)
+    net = lower(net) if quantizers_of(net) else net
     return make_half(net) if precision == "fp16" else net
 
 

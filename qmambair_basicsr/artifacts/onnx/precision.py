@@ -18,20 +18,23 @@ import torch
 from torch import nn
 
 from ...layers.calibrate import quantizers_of
-from ...layers.convert import freeze_parameters
 from ...layers.info import network_info
 from ...layers.sites import sites_of
-from . import modules
+from ...lowering import frozen_copy
+from ...lowering.grids import StaticGrid
+from ...lowering.layers import BorderSums, FloatWeight, IntegerConv2d, IntegerLinear, IntegerWeight
+from ...lowering.scan import Constant
+from ...quantizers.forms import DynamicForm
 
 _FLOAT_MODULES = (
-    modules.BorderSums,
-    modules.Constant,
-    modules.DynamicGrid,
-    modules.FloatWeight,
-    modules.IntegerConv2d,
-    modules.IntegerLinear,
-    modules.IntegerWeight,
-    modules.StaticGrid,
+    BorderSums,
+    Constant,
+    DynamicForm,
+    FloatWeight,
+    IntegerConv2d,
+    IntegerLinear,
+    IntegerWeight,
+    StaticGrid,
 )
 
 
@@ -48,10 +51,9 @@ def in_double(net: nn.Module) -> nn.Module:
 
     Codes and scales of quantized parameters are those of the network given.
     """
-    net = copy.deepcopy(net).cpu().eval()
-    if quantizers_of(net):
-        freeze_parameters(net)
-    net.double().requires_grad_(False)
+    quantized = bool(quantizers_of(net))
+    net = frozen_copy(net, torch.float64) if quantized else copy.deepcopy(net).cpu().eval().double()
+    net.requires_grad_(False)
     for module in net.modules():  # numbers that the exporter stores in FP32
         for name in ("eps", "scale", "negative_slope"):
             if isinstance(getattr(module, name, None), float):
@@ -62,8 +64,8 @@ def in_double(net: nn.Module) -> nn.Module:
 
 
 def make_half(net: nn.Module) -> nn.Module:
-    """Turn a network, after ``make_exportable`` where it is quantized, into its FP16 form, in place."""
-    kept = {child for m in net.modules() if isinstance(m, modules.FloatWeight) for child in m.modules()}
+    """Turn a network, after ``lower`` where it is quantized, into its FP16 form, in place."""
+    kept = {child for m in net.modules() if isinstance(m, FloatWeight) for child in m.modules()}
     info = network_info(net)
     for name, module in net.named_modules():
         if name.endswith(".route"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...inference.tiling import fixed_spans, pad_to, run_padded, run_tiled
-from .modules import ExportError
+from .errors import ExportError
 
 
 def session(

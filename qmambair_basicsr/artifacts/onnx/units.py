@@ -163,7 +163,7 @@ def _copy(
     def renamed(name: str) -> str:
         return ends.get(name, f"{path}.{name}")
 
-    own, parts = _tensors(block), {name for name, _ in block.named_modules()}
+    own, parts = _tensors(block), {name for name, _ in block.named_modules(remove_duplicate=False)}
     for tensor in graph.initializer:
         if tensor.name in own:
             model.graph.initializer.append(numpy_helper.from_array(own[tensor.name].numpy(), renamed(tensor.name)))

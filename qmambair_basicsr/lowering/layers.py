@@ -1,0 +1,235 @@
+"""Layers of an integer network.
+
+With integer codes q and p of activation and weight, y = sum (s_a q - o_a)(s_w p - o_w) + bias. The products of the codes
+are summed up exactly (``ops/integer``), the offsets are moved out of the product, exactly as well:
+
+* o_w: one more output channel whose weights are all the code 1 gives sum(s_w s_a q) by the same integer kernel; the
+  other channels subtract zero_w = o_w / s_w times it.
+* o_a: sum(o_a w) is part of the bias where o_a is constant, and is subtracted where it follows the tensor; where zero
+  padding surrounds the map the sum runs over fewer pixels at the border and is the convolution of a map of ones.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.convert import FrozenCodes
+from ..layers.matmul import QuantMatMul
+from ..layers.quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
+from ..ops import integer
+from ..ops.integer import Codes
+from ..ops.onnx_nodes import cast
+from .grids import Dequantized, DynamicGrid, LoweringError, grid_of
+
+
+class IntegerWeight(nn.Module):
+    """int8 codes (G, O, ...) of a weight with G groups of O output channels, and the extra channel of ones.
+
+    Args:
+        frozen: codes of the weight, with one scale for all or one per output channel (leading dimension).
+        groups: G.
+    """
+
+    def __init__(self, frozen: FrozenCodes, groups: int):
+        super().__init__()
+        if not frozen.affine:
+            raise LoweringError(
+                f"{frozen.site.label}: values are clamped once more after they were quantized (DLS, mode: official), "
+                "so codes and scale alone do not give the weight; use mode: stable for weights"
+            )
+        codes = frozen.codes.unflatten(0, (groups, -1))  # (G, O, ...)
+        shape = (groups, codes.shape[1], *[1] * (codes.ndim - 2))
+        per_channel = frozen.scale.numel() > 1
+        scale = frozen.scale.reshape(-1).expand(groups * codes.shape[1]).view(shape)
+        zero = frozen.zero.reshape(-1).expand(groups * codes.shape[1]).view(shape)
+        self.shifted = bool(zero.any())
+        if self.shifted:
+            codes = torch.cat((codes, torch.ones_like(codes[:, :1])), 1)
+            ones = scale.mean(1, keepdim=True) if per_channel else scale[:, :1]
+            self.register_buffer("factor", (zero * scale / ones).flatten(0, 1).flatten())  # (G * O,)
+            scale = torch.cat((scale, ones), 1)
+        self.axis = 0 if per_channel else None
+        self.register_buffer("codes", codes.flatten(0, 1).contiguous())
+        self.register_buffer("scale", scale.flatten().contiguous() if per_channel else scale.flatten()[0].clone())
+        zero_points = torch.zeros_like(self.scale, dtype=torch.int8)
+        self.register_buffer("zero_point", zero_points)
+        self.bound = 2 ** (frozen.bits - 1)
+
+    def forward(self) -> Codes:
+        return integer.constant(self.codes, self.scale, self.zero_point, self.axis, self.bound)
+
+
+def _exact(frozen: FrozenCodes, groups: int) -> Tensor:
+    """A weight (G, O, ...) as its codes stand for."""
+    return frozen.dequantize(frozen.codes, frozen.scale, frozen.zero).unflatten(0, (groups, -1))
+
+
+class IntegerLinear(nn.Module):
+    """A linear layer; ``frozen`` codes are (out, in)."""
+
+    def __init__(self, frozen: FrozenCodes, act: nn.Module, bias: Tensor | None):
+        super().__init__()
+        self.act, self.weight = act, IntegerWeight(frozen, 1)
+        sums = _exact(frozen, 1)[0].sum(1)  # (out,)
+        total = torch.zeros_like(sums) if bias is None else bias.detach().clone()
+        self.has_bias = bias is not None or bool(act.offset)
+        self.register_buffer("bias", total - act.offset * sums)
+        self.register_buffer("sums", sums if isinstance(act, DynamicGrid) else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(self.multiply(self.act(x)), x.dtype)
+
+    def multiply(self, x: Codes | Tensor) -> Tensor:
+        """The layer without the quantizer of its input."""
+        y = integer.linear(x, self.weight())
+        if self.weight.shifted:
+            y = y[..., :-1] - y[..., -1:] * self.weight.factor
+        if self.sums is not None and x.shift is not None:
+            y = y - x.shift * self.sums
+        return y + self.bias if self.has_bias else y
+
+
+class BorderSums(nn.Module):
+    """Sums of a kernel over the pixels of a map, (1, C_out, H, W): fewer at the border, where padding is.
+
+    Args:
+        sums: kernel summed over its input channels, (C_out, 1, kH, kW).
+        geometry: stride, padding and dilation of the convolution.
+    """
+
+    def __init__(self, sums: Tensor, geometry: tuple):
+        super().__init__()
+        self.geometry = geometry
+        self.register_buffer("sums", sums.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        # ones from the input, so that no runtime keeps the result, as large as a feature map, as a constant
+        first = x[:1, :1]
+        return F.conv2d(torch.eq(first, first).to(self.sums.dtype), self.sums, None, *self.geometry)
+
+
+class IntegerConv2d(nn.Module):
+    """A convolution with zero padding."""
+
+    def __init__(self, layer: QuantConv2d, act: nn.Module):
+        super().__init__()
+        if layer.padding_mode != "zeros":
+            raise LoweringError(
+                f"{layer.weight_quantizer.site.label}: a quantized convolution with padding_mode "
+                f"{layer.padding_mode!r} has no integer form, only 'zeros' has"
+            )
+        self.geometry = (layer.stride, layer.padding, layer.dilation)
+        self.groups = layer.groups
+        self.act, self.weight = act, IntegerWeight(layer.weight_quantizer, layer.groups)
+        value = _exact(layer.weight_quantizer, layer.groups)
+        sums = value.sum(2).flatten(0, 1).unsqueeze(1)  # (C_out, 1, kH, kW)
+        bias = sums.new_zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().clone()
+        self.follows = isinstance(act, DynamicGrid)  # the shift is known with the tensor only
+        sums = sums if self.follows else sums * act.offset
+        self.border = BorderSums(sums, self.geometry) if self.follows or (act.offset and any(layer.padding)) else None
+        if self.border is None:
+            bias = bias - sums.flatten(1).sum(1)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, bias = self.act(x), None if self.weight.shifted else self.bias
+        y = integer.conv2d(q, self.weight(), bias, self.geometry, self.groups)
+        if self.weight.shifted:
+            y = y.unflatten(1, (self.groups, -1))  # (B, G, O + 1, H, W)
+            factor = self.weight.factor.view(1, self.groups, -1, 1, 1)
+            y = (y[:, :, :-1] - y[:, :, -1:] * factor).flatten(1, 2) + self.bias.view(1, -1, 1, 1)
+        if self.follows and q.shift is not None:
+            y = y - q.shift * self.border(x)
+        elif self.border is not None and not self.follows:
+            y = y - self.border(x)
+        return cast(y, x.dtype)
+
+
+class FloatWeight(nn.Module):
+    """A layer whose weight keeps full precision."""
+
+    def __init__(self, layer: QuantLinear | QuantConv2d):
+        super().__init__()
+        self.layer = layer
+        layer.act_quantizer = Dequantized(grid_of(layer.act_quantizer, products=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(self.layer(x), x.dtype)
+
+
+class IntegerEmbedding(nn.Module):
+    """Rows of a table of codes, dequantized.
+
+    Args:
+        frozen: codes (num_embeddings, embedding_dim).
+    """
+
+    def __init__(self, frozen: FrozenCodes):
+        super().__init__()
+        self.num_embeddings = frozen.codes.shape[0]
+        for name in ("codes", "scale", "zero"):
+            self.register_buffer(name, getattr(frozen, name).clone())
+        bounds = None if frozen.affine else frozen.bounds.clone()
+        self.register_buffer("bounds", bounds)
+
+    @property
+    def weight(self) -> Tensor:
+        """The table, (num_embeddings, embedding_dim)."""
+        value = (self.codes - self.zero) * self.scale
+        return value if self.bounds is None else torch.minimum(torch.maximum(value, self.bounds[0]), self.bounds[1])
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Indices (...) -> (..., embedding_dim)."""
+        return F.embedding(index, self.weight)
+
+
+class Product(nn.Module):
+    """Product of two activations on their grids, with the offsets o_a, o_b moved out of it.
+
+    (a - o_a)(b - o_b) = a b - o_b (sums of the rows of a) - o_a (sums of the columns of b) + K o_a o_b, K terms each.
+
+    Args:
+        left, right: grids of the operands.
+    """
+
+    def __init__(self, left: nn.Module, right: nn.Module):
+        super().__init__()
+        self.left_quantizer, self.right_quantizer = left, right
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(..., M, K), (..., K, N) -> (..., M, N)."""
+        kind = a.dtype
+        a, b = self.left_quantizer(a), self.right_quantizer(b)
+        if isinstance(a, Tensor) or isinstance(b, Tensor):
+            return cast(integer.dequantize(a) @ integer.dequantize(b), kind)
+        y = integer.matmul(a, b)
+        if b.shift is not None:
+            y = y - b.shift * integer.total(a, -1)
+        if a.shift is not None:
+            sums = integer.total(b, -2)
+            y = y - a.shift * (sums if b.shift is None else sums - b.shift * b.data.shape[-2])
+        return cast(y, kind)
+
+
+def lowered_layer(layer: nn.Module) -> nn.Module:
+    """The integer form of a quantized layer whose weight is frozen, or of a quantized product.
+
+    Raises:
+        LoweringError: it has none.
+    """
+    if isinstance(layer, QuantMatMul):
+        return Product(grid_of(layer.left_quantizer, True), grid_of(layer.right_quantizer, True))
+    if not isinstance(layer.weight_quantizer, FrozenCodes):  # full-precision weight: what is left is the activation
+        return (
+            nn.Embedding.from_pretrained(layer.weight.detach())
+            if isinstance(layer, QuantEmbedding)
+            else FloatWeight(layer)
+        )
+    if isinstance(layer, QuantEmbedding):
+        return IntegerEmbedding(layer.weight_quantizer)
+    act = grid_of(layer.act_quantizer, products=True)
+    if isinstance(layer, QuantLinear):
+        return IntegerLinear(layer.weight_quantizer, act, layer.bias)
+    return IntegerConv2d(layer, act)
