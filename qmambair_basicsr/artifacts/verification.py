@@ -16,16 +16,8 @@ from ..inference.tiling import middle
 from ..layers.calibrate import quantizers_of
 from ..layers.convert import frozen, set_constant_grids
 from ..layers.sites import parameter_sites
-from .onnx.codes import (
-    NO_CODE,
-    ActivationCheck,
-    WeightCheck,
-    captured_codes,
-    compare_activations,
-    compare_weights,
-    equal_codes,
-    same_scale,
-)
+from ..lowering.capture import NO_CODE, captured_codes, equal_codes
+from .onnx.codes import ActivationCheck, WeightCheck, compare_activations, compare_weights, same_scale
 from .onnx.errors import ExportError
 from .onnx.precision import in_double
 from .onnx.runtime import OnnxNetwork, read_model

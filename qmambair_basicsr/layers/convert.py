@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..quantizers import DLS, Quantizer, UncalibratedError
+from ..quantizers import Quantizer, UncalibratedError
 from ..quantizers.forms import StaticForm
 from ..quantizers.site import ACTIVATION, WEIGHT, Site
 from .calibrate import quantizers_of, uncalibrated
@@ -150,7 +150,7 @@ def require_quantized(net: nn.Module) -> None:
 
 def _dynamic(net: nn.Module) -> dict[str, PlacedSite]:
     """Name -> site of every activation whose grid follows the tensor."""
-    return {placed.name: placed for placed in activation_sites(net) if isinstance(placed.quantizer, DLS)}
+    return {placed.name: placed for placed in activation_sites(net) if placed.quantizer.dynamic}
 
 
 @torch.no_grad()
@@ -176,7 +176,7 @@ def freeze_dls(
     dynamic = _dynamic(net)
     seen: dict[str, list[Tensor]] = {name: [] for name in dynamic}
 
-    def watch(name: str, quantizer: DLS):
+    def watch(name: str, quantizer: Quantizer):
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             seen[name].append(quantizer.grid_of(inputs[0]).cpu())
 
@@ -221,8 +221,12 @@ def set_constant_grids(net: nn.Module, constants: Mapping[str, Sequence[float]])
     dynamic = _dynamic(net)
     for name, constant in constants.items():
         if name not in dynamic:
-            raise ValueError(f"{type(net).__name__} has no DLS quantizer {name} whose grid could be a constant.")
+            raise ValueError(
+                f"{type(net).__name__} has no quantizer {name} whose grid follows the tensor and could be a constant."
+            )
         quantizer = dynamic[name].quantizer
+        learned = (t for t in (*quantizer.parameters(), *quantizer.buffers()) if t.is_floating_point())
+        state = next(learned, torch.zeros(()))
         fixed = FixedGrid(quantizer.bits, quantizer.site)
         fixed.set_grid(*constant)
-        dynamic[name].replace(fixed.to(quantizer.w.device, quantizer.w.dtype))
+        dynamic[name].replace(fixed.to(state.device, state.dtype))

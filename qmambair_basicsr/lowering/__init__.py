@@ -3,8 +3,8 @@
 Everything executable is made from it: an ONNX file is the lowered network, traced inside ``ops.backend.exporting()``.
 """
 
-from .capture import lowered_codes
+from .capture import captured_codes
 from .grids import LoweringError
 from .network import frozen_copy, lower
 
-__all__ = ["LoweringError", "frozen_copy", "lower", "lowered_codes"]
+__all__ = ["LoweringError", "captured_codes", "frozen_copy", "lower"]

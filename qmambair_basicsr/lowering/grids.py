@@ -128,12 +128,9 @@ def grid_of(quantizer: Quantizer, products: bool) -> nn.Module:
         return StaticGrid(static, bound, quantizer.site.quantizer_path)
     if dynamic is not None:
         return DynamicGrid(dynamic, bound, quantizer.site.quantizer_path)
+    mode = f" (mode: {quantizer.mode})" if quantizer.dynamic and hasattr(quantizer, "mode") else ""
+    way_out = "`tools.export --dls frozen` makes its grid a constant" if quantizer.dynamic else "use another quantizer"
     raise LoweringError(
-        f"{label}: {type(quantizer).__name__}{_settings(quantizer)} has neither a constant grid nor one that follows "
-        "from statistics (static_form and dynamic_form, see quantizers/forms.py). Where the grid follows the tensor, "
-        "`tools.export --dls frozen` makes it a constant; otherwise use another quantizer for activations"
+        f"{label}: {type(quantizer).__name__}{mode} has neither a constant grid nor one that follows from statistics "
+        f"(static_form and dynamic_form, see quantizers/forms.py), which activations of an integer network need; {way_out}"
     )
-
-
-def _settings(quantizer: Quantizer) -> str:
-    return f" (mode: {quantizer.mode})" if hasattr(quantizer, "mode") else ""

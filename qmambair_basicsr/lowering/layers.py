@@ -148,15 +148,26 @@ class IntegerConv2d(nn.Module):
 
 
 class FloatWeight(nn.Module):
-    """A layer whose weight keeps full precision."""
+    """A layer whose weight keeps full precision, on the value of its input on the grid."""
 
     def __init__(self, layer: QuantLinear | QuantConv2d):
         super().__init__()
-        self.layer = layer
-        layer.act_quantizer = Dequantized(grid_of(layer.act_quantizer, products=False))
+        self.layer = _plain(layer)
+        self.layer.add_module("act_quantizer", Dequantized(grid_of(layer.act_quantizer, products=False)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(self.layer(x), x.dtype)
+        return cast(self.layer(self.layer.act_quantizer(x)), x.dtype)
+
+
+def _plain(layer: QuantLinear | QuantConv2d) -> nn.Linear | nn.Conv2d:
+    """torch's layer with the parameters of a quantized one."""
+    if isinstance(layer, QuantLinear):
+        plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+    else:
+        sizes = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation
+        plain = nn.Conv2d(*sizes, layer.groups, layer.bias is not None, layer.padding_mode, device="meta")
+    plain.weight, plain.bias = layer.weight, layer.bias
+    return plain
 
 
 class IntegerEmbedding(nn.Module):

@@ -145,6 +145,16 @@ class Quantizer(nn.Module):
         """The rule by which the grid of its activations follows them; None where it has none (see ``forms.py``)."""
         return None
 
+    @torch.no_grad()
+    def grid_of(self, x: Tensor) -> Tensor:
+        """The grid that ``x`` gets, (G, 4) for G groups with one each: step, offset, lowest and highest code.
+
+        What ``freeze_dls`` takes the means of, for quantizers whose grid follows the tensor.
+        """
+        _, scale, zero = self.to_int(x)
+        step, zero = (t.reshape(-1) for t in torch.broadcast_tensors(scale, zero))
+        return torch.stack((step, zero * step, torch.full_like(step, self.qmin), torch.full_like(step, self.qmax)), 1)
+
     # ---- life cycle -----------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -16,8 +16,8 @@ from qmambair_basicsr.tools import verify as tool
 onnx = pytest.importorskip("onnx", reason="extra: export")
 from onnx import numpy_helper  # noqa: E402
 
-from qmambair_basicsr.artifacts.onnx.codes import NO_CODE, captured_codes  # noqa: E402
 from qmambair_basicsr.artifacts.verification import open_artifact  # noqa: E402
+from qmambair_basicsr.lowering.capture import NO_CODE, captured_codes  # noqa: E402
 
 
 def arguments(exported, *artifacts, checkpoint="net.pth"):

@@ -30,11 +30,10 @@ from torch import Tensor, nn
 
 from ...layers.calibrate import quantizers_of
 from ...layers.convert import FrozenCodes, frozen
-from ...layers.sites import PlacedSite, activation_sites, parameter_sites
+from ...layers.sites import PlacedSite, parameter_sites
+from ...lowering.capture import NO_CODE, captured_codes, codes_or_none, equal_codes
 from .runtime import session
 
-NO_CODE = np.iinfo(np.int16).min
-"""Stands in captured codes where a quantizer was given NaN or infinity, which have no code."""
 RUN_BYTES = 1 << 30
 """Memory that the tensors compared in one run of a graph may take, about."""
 _BYTES_PER_CODE = 9  # an int8 code, and its input in float64 at most
@@ -189,41 +188,6 @@ def _site_input(scope: str, tensor: str, producers: dict[str, onnx.NodeProto], c
             break
         tensor = next(name for name in producers[tensor].input if name and name not in constants)
     return tensor
-
-
-def codes_or_none(quantizer: nn.Module, x: Tensor) -> np.ndarray:
-    """The quantizer's codes of ``x`` as int16, ``NO_CODE`` where a value is not finite."""
-    codes = quantizer.to_int(x)[0].to(torch.int16)
-    return codes.masked_fill_(~torch.isfinite(x), NO_CODE).numpy()
-
-
-def equal_codes(a: np.ndarray, b: np.ndarray) -> int:
-    """How many codes are equal; ``NO_CODE`` and NaN equal nothing."""
-    return int(((a == b) & (a != NO_CODE)).sum())
-
-
-def captured_codes(net: nn.Module, image: Tensor) -> dict[str, list[np.ndarray]]:
-    """Codes of every activation quantizer of a network run on an image, one int16 array per call, by name.
-
-    ``NO_CODE`` stands where the quantizer was given NaN or infinity.
-    """
-    seen: dict[str, list[np.ndarray]] = {}
-
-    def watch(name: str, quantizer):
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.setdefault(name, []).append(codes_or_none(quantizer, inputs[0]))
-
-        return hook
-
-    active = {placed.name: placed.quantizer for placed in activation_sites(net)}
-    handles = [q.register_forward_pre_hook(watch(n, q)) for n, q in active.items()]
-    try:
-        with torch.no_grad():
-            net.eval()(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
 
 
 @dataclass(frozen=True)
