@@ -47,7 +47,7 @@ class StaticGrid(nn.Module):
 
     @property
     def offset(self) -> Tensor | float:
-        """What values have too much of until the shift is taken off, in units of the activation."""
+        """The excess of the part ``step * code`` over the value, in units of the activation."""
         return 0.0 if self.shift is None else self.shift
 
     def forward(self, x: Tensor) -> Codes:

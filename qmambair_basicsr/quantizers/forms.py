@@ -1,4 +1,4 @@
-"""What a quantizer says about its grid to whoever turns a network into integers: ``lowering``, and export through it.
+"""The grid of a quantizer in the form that a network of integers is made from: by ``lowering``, and export through it.
 
 A quantizer whose codes are ``clamp(round((x + entering + offset) / step), lowest, highest)`` and whose values are
 ``step * code - offset`` gives one of two forms: with a constant grid, or with a grid that follows statistics of the
