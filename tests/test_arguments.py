@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def test_every_file_in_tools_is_a_command(tool):
     module = importlib.import_module(f"qmambair_basicsr.tools.{tool}")
     assert callable(module.main)
     assert module.build_parser().prog == f"python -m qmambair_basicsr.tools.{tool}"
+
+
+def test_libraries_do_not_call_commands():
+    package = Path(qmambair_basicsr.__file__).parent
+    calls = re.compile(r"^\s*(from|import) (\.\.|qmambair_basicsr\.)tools\b", re.MULTILINE)
+    found = [p for p in package.rglob("*.py") if p.parent.name != "tools" and calls.search(p.read_text("utf-8"))]
+    assert not found
 
 
 def test_a_flag_means_the_same_in_every_command(uses):

@@ -35,6 +35,12 @@ def lr_folder(root: Path, name: str, scale: int, *, sub: bool = False) -> Path:
     return root / name / ("LR_bicubic_sub" if sub else "LR_bicubic") / f"X{scale}"
 
 
+def lr_task(file: Path, root: Path, name: str, scales: Sequence[int]) -> Task:
+    """Bicubic reductions of one image, for :func:`make_lr`."""
+    outputs = tuple(lr_folder(root, name, scale) / f"{file.stem}x{scale}.png" for scale in scales)
+    return Task(file, outputs, {"scales": tuple(scales)})
+
+
 def grey_folder(root: Path, name: str) -> Path:
     """Y channel of a set: ground truth of grey JPEG pairs."""
     return root / name / "HR_grey"

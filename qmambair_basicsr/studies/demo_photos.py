@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from skimage import data
 
-from ..data.image_files import write_image
-from ..tools import prepare_data
+from ..data import prepare_jobs as jobs
+from ..data.batch import run_tasks
+from ..data.image_files import list_images, write_image
 
 # (set, loader, side of the squares cut from it, how many at most); training and test photographs are different scenes
 PHOTOS = (
@@ -55,7 +56,7 @@ def prepare(root: Path) -> dict[str, int]:
         Number of images per set.
 
     Raises:
-        RuntimeError: the inputs could not be made (the log says why).
+        OSError: they cannot be written.
     """
     counts: dict[str, int] = {}
     for name, loader, side, count in PHOTOS:
@@ -64,9 +65,9 @@ def prepare(root: Path) -> dict[str, int]:
         img = np.repeat(img[..., None], 3, axis=2) if img.ndim == 2 else img[..., :3]
         for i, square in enumerate(squares(img, side, count)):
             # OpenCV's order is BGR
-            write_image(root / name / "HR" / f"{loader}{i}.png", np.ascontiguousarray(square[..., ::-1]))
+            write_image(jobs.hr_folder(root, name) / f"{loader}{i}.png", np.ascontiguousarray(square[..., ::-1]))
             counts[name] = counts.get(name, 0) + 1
     for name in counts:
-        if prepare_data.main(["sr", "--set", name, "--root", str(root), "--scales", "2", "--workers", "1"]):
-            raise RuntimeError(f"the inputs of {name} could not be prepared in {root}")
+        files = list_images(jobs.hr_folder(root, name))
+        run_tasks([jobs.lr_task(file, root, name, (2,)) for file in files], jobs.make_lr, title=f"{name} LR")
     return counts

@@ -77,10 +77,7 @@ def _images(args: argparse.Namespace, run: Run, only: frozenset[str] | None = No
 def prepare_sr(args: argparse.Namespace, run: Run) -> None:
     """``sr``: bicubic LR images."""
     scales = tuple(sorted(set(args.scales)))
-    tasks = []
-    for file in _images(args, run):
-        outputs = tuple(jobs.lr_folder(args.root, args.set, s) / f"{file.stem}x{s}.png" for s in scales)
-        tasks.append(Task(file, outputs, {"scales": scales}))
+    tasks = [jobs.lr_task(file, args.root, args.set, scales) for file in _images(args, run)]
     run(tasks, jobs.make_lr, "LR")
 
 
