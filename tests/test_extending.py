@@ -35,6 +35,10 @@ QUANT = {
 }
 NETWORKS = {
     "ToyPlain": (("weight", "act", "attention"), {"mixer.mix": ("RFA", "LSQOffset", 36), "product.q": ("-", "DLS", 0)}),
+    "ToyForeign": (
+        ("weight", "act", "attention"),
+        {"query": ("RFA", "LSQOffset", 36), "qk.q": ("-", "DLS", 0), "av.map": ("-", "DLS", 0)},
+    ),
     "ToyScan": (("weight", "act", "scan"), {"decay": ("DLS", "-", 24), "outer": ("RFA", "DLS", 36)}),
 }
 toy_networks = pytest.mark.parametrize("name", NETWORKS)
@@ -88,14 +92,15 @@ def test_network_trains_and_takes_the_checkpoint_of_its_twin(name):
 @toy_networks
 def test_sites_are_its_quantizers_and_the_placement_shows_them(name):
     kinds, expected = NETWORKS[name]
-    assert site_kinds(build_network({"type": name})) == kinds
     net = build_network(options(name))
     placed = network_sites(net)
     assert [p.name for p in placed] == list(quantizers_of(net))
     assert {p.site.kind for p in placed} == set(kinds)
     rows = {row.module: row for row in placement(net)}
-    for part, row in expected.items():
-        assert (rows[f"body.0.{part}"].weight, rows[f"body.0.{part}"].act, rows[f"body.0.{part}"].quantized) == row
+    first = next(iter(blocks_of(net)))
+    for part, expected_row in expected.items():
+        row = rows[f"{first}.{part}"]
+        assert (row.weight, row.act, row.quantized) == expected_row
     ours = sum(p.numel() for q in quantizers_of(net).values() for p in q.parameters())
     assert sum(r.quantized + r.full_precision for r in rows.values()) == sum(p.numel() for p in net.parameters()) - ours
 
@@ -108,6 +113,8 @@ def test_costs_are_counted_with_the_widths_of_the_sites(name):
         assert (mix.parameters, mix.parameter_bits) == (36, 4 * 36)
         assert [(p.macs, p.weight, p.act) for p in mix.products] == [(6 * 8 * 36, 4, 4)]
         assert [(p.weight, p.act) for p in rows["body.0.product"].products] == [(8, 8)]
+    elif name == "ToyForeign":
+        assert [(p.weight, p.act) for p in rows["attention.qk"].products] == [(8, 8)]
     else:
         scan = rows["body.0.scan"]
         assert (scan.parameters, scan.parameter_bits) == (24, 4 * 24)
@@ -135,7 +142,8 @@ def test_packed_file_and_constant_grids(name, tmp_path):
 @toy_networks
 def test_blocks_are_found_by_its_info(name):
     net = build_network({"type": name})
-    assert list(blocks_of(net)) == [f"body.{i}" for i in range(len(net.body))]
+    expected = ["attention"] if name == "ToyForeign" else [f"body.{i}" for i in range(len(net.body))]
+    assert list(blocks_of(net)) == expected
 
 
 class Product(nn.Module):

@@ -16,7 +16,9 @@ from ..strict import strict_options
 Quantized = TypeVar("Quantized", bound=type[nn.Module])
 
 
-def quantized_form(base: type[nn.Module]) -> Callable[[Quantized], Quantized]:
+def quantized_form(
+    base: type[nn.Module], adapt: Callable[[nn.Module], None] | None = None
+) -> Callable[[Quantized], Quantized]:
     """Class decorator of the quantized form of an architecture, which is a subclass of it.
 
     The constructor takes the options of ``base`` and ``quant`` (the ``quant:`` block), builds ``base`` and calls
@@ -25,11 +27,15 @@ def quantized_form(base: type[nn.Module]) -> Callable[[Quantized], Quantized]:
 
     Args:
         base (type): Full-precision architecture, registered under its class name; its NetworkInfo is registered too.
+        adapt (Callable | None): What a class of another package needs before it can be quantized, in place: its products
+            of computed tensors as ``MatMul`` modules. Names of parameters must stay.
     """
 
     def __init__(self, quant: Mapping[str, Any], **options: Any):
         spec = QuantSpec.from_dict(quant)
         base.__init__(self, **options)
+        if adapt is not None:
+            adapt(self)
         prepare(self, spec)
 
     def decorate(cls: Quantized) -> Quantized:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from ..quantizers.base import Quantizer
@@ -33,6 +35,10 @@ class MatMul(nn.Module):
             for side, operand, role in zip(("left", "right"), self.operands, self.roles, strict=True)
         )
 
+    def attach_quantizers(self, quantizers: Mapping[str, Quantizer]) -> QuantMatMul:
+        """The product that takes the place of this one, with a quantizer by the slot of each site."""
+        return QuantMatMul(**quantizers, product=self).train(self.training)
+
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """(..., M, K), (..., K, N) -> (..., M, N)."""
         return a @ b
@@ -54,11 +60,6 @@ class QuantMatMul(MatMul):
         super().__init__(*(() if product is None else (product.kind, product.operands, product.roles)))
         self.left_quantizer = left_quantizer
         self.right_quantizer = right_quantizer
-
-    @classmethod
-    def from_float(cls, product: MatMul, left_quantizer: Quantizer, right_quantizer: Quantizer) -> QuantMatMul:
-        """Take the place of a product."""
-        return cls(left_quantizer, right_quantizer, product).train(product.training)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """(..., M, K), (..., K, N) -> (..., M, N)."""

@@ -22,13 +22,9 @@ from ..quantizers.site import KINDS, OPTIONAL_KINDS, Site
 from ..quantizers.spec import refuse
 from ..strict import nearest
 from .info import NetworkInfo, network_info
-from .matmul import MatMul, QuantMatMul
 from .policy import apply_policy
 from .quant_layers import QUANTIZED_LAYERS
 from .sites import sites_of
-
-REPLACED = {**QUANTIZED_LAYERS, MatMul: QuantMatMul}
-"""Module class -> the class that replaces it when it is quantized."""
 
 
 def prepare(net: nn.Module, spec: QuantSpec, info: NetworkInfo | None = None) -> nn.Module:
@@ -66,12 +62,14 @@ def prepare(net: nn.Module, spec: QuantSpec, info: NetworkInfo | None = None) ->
         specs = [resolved.resolve(site) for site in sites]
         if all(s.bits == 32 and site.kind in OPTIONAL_KINDS for s, site in zip(specs, sites, strict=True)):
             continue
-        quantizers = [build_quantizer(s, site) for s, site in zip(specs, sites, strict=True)]
-        if type(module) in REPLACED:
-            parent, _, leaf = sites[0].owner.rpartition(".")
-            setattr(net.get_submodule(parent), leaf, REPLACED[type(module)].from_float(module, *quantizers))
+        quantizers = {site.slot: build_quantizer(s, site) for s, site in zip(specs, sites, strict=True)}
+        if type(module) in QUANTIZED_LAYERS:
+            quantized = QUANTIZED_LAYERS[type(module)].from_float(module, **quantizers)
         else:
-            module.attach_quantizers({site.slot: q for site, q in zip(sites, quantizers, strict=True)})
+            quantized = module.attach_quantizers(quantizers)
+        if quantized is not module:
+            parent, _, leaf = sites[0].owner.rpartition(".")
+            setattr(net.get_submodule(parent), leaf, quantized)
     device = next((p.device for p in net.parameters()), None)
     return net if device is None or device.type == "meta" else net.to(device)
 

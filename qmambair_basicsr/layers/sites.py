@@ -1,8 +1,8 @@
 """Every quantization site of a network, and modules whose own tensors pass through sites.
 
-A module with sites has a method ``quantization_sites()`` that lists them (:class:`Site`, names relative to itself),
-whether it is quantized yet or not. :func:`network_sites` walks a network; nothing else needs to know which modules
-have sites.
+A module with sites has two methods: ``quantization_sites()`` lists them (:class:`Site`, names relative to itself),
+whether it is quantized yet or not; ``attach_quantizers()`` takes a quantizer for each and returns the module that
+is to be in its place. :func:`network_sites` walks a network; nothing else needs to know which modules have sites.
 """
 
 from __future__ import annotations
@@ -151,16 +151,20 @@ class SiteModule(nn.Module):
         """The sites of this module, names relative to it, in the order in which their quantizers are kept."""
         raise NotImplementedError
 
-    def attach_quantizers(self, quantizers: Mapping[str, Quantizer]) -> None:
+    def attach_quantizers(self, quantizers: Mapping[str, Quantizer]) -> SiteModule:
         """Take over one quantizer for each site.
 
         Args:
             quantizers (Mapping[str, Quantizer]): By the site's slot.
+
+        Returns:
+            SiteModule: What takes the place of this module: itself.
         """
         prefix = "quantizers."
         parameters = [s.slot.removeprefix(prefix) for s in self.quantization_sites() if s.parameter is not None]
         own = {slot.removeprefix(prefix): quantizer for slot, quantizer in quantizers.items()}
         self.quantizers = SiteQuantizers(own, tuple(parameters)).train(self.training)
+        return self
 
     def site(self, name: str, tensor: Tensor, source: Tensor | None = None) -> Tensor:
         """The tensor as the network uses it at a site: itself, or fake-quantized after ``prepare``.
