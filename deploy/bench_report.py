@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
+from whole_files import write_text
 
 SCHEMA_VERSION = 1
 PERCENTILES = (50, 90, 95, 99)
@@ -44,9 +44,7 @@ def psnr(output: np.ndarray, reference: np.ndarray) -> float | None:
 
 def write_json(document: dict, path: Path) -> None:
     """Write the document whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document, indent=2) + "\n")
-    os.replace(part, path)
+    write_text(path, json.dumps(document, indent=2) + "\n")
 
 
 def _cell(value, digits: int = 2) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from bench_report import SCHEMA_VERSION, markdown, psnr, summarize, write_json
 from board import board_state, monitor, throttle_alerts
 from trt_runtime import EngineRunner, RuntimeUnavailable
+from whole_files import write_text
 
 MODEL_FACTS = ("onnx_sha256", "engine_sha256", "opset", "arch", "bits_w", "bits_a", "scan_impl", "dls", "params")
 """Entries that the report takes over from the manifest of an engine."""
@@ -271,7 +272,7 @@ def main(argv: list[str] | None = None, **injected) -> int:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(document, args.output.with_name(args.output.name + ".json"))
     table = markdown(document)
-    args.output.with_name(args.output.name + ".md").write_text(table)
+    write_text(args.output.with_name(args.output.name + ".md"), table)
     sys.stdout.write(table)
     return 0
 

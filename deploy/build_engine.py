@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import platform
 import re
 import shlex
@@ -30,6 +29,7 @@ from pathlib import Path
 
 from onnx_graph import BuildRefused, Graph, read_graph
 from trtexec import BuildFailed, count_layers, dotted, explain_failure, find_trtexec, run_logged, trtexec_version
+from whole_files import write_text
 
 SCHEMA_VERSION = 1
 OLDEST, NEWEST = (10, 3), (11, 4)  # the versions this script was written against
@@ -174,7 +174,7 @@ def build(request: Request, trtexec: Path, version: tuple[int, int, int], out: P
         if not part.is_file() or part.stat().st_size == 0:
             raise BuildFailed(f"trtexec reported success but wrote no engine. Log: {log}")
         seconds = time.time() - started
-        os.replace(part, plan)
+        part.replace(plan)
     finally:
         part.unlink(missing_ok=True)
     graph = request.graph
@@ -209,9 +209,7 @@ def build(request: Request, trtexec: Path, version: tuple[int, int, int], out: P
         },
         "host": {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()},
     }
-    temporary = manifest_path.with_name(manifest_path.name + ".part")
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(temporary, manifest_path)
+    write_text(manifest_path, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
