@@ -8,6 +8,9 @@ namespace QM_ISA {
 namespace {
 
 constexpr int64_t kRun = 1024;
+constexpr float kLargest = 0x1p80f;  // ops/limits.py: larger values count as this in statistics and gradients
+
+QM_INLINE vf limited(vf v) { return at_most(at_least(v, splat(-kLargest)), splat(kLargest)); }
 
 // Nearest integer, ties to even, for |v| < 2^22.
 QM_INLINE vf nearest(vf v) {
@@ -33,14 +36,14 @@ QM_INLINE void store_some(float* p, vf v, int lanes, bool full) {
 }
 
 Moments moments(const float* x, int64_t n) {
-  Moments total = {0, 0, 0, x[0], x[0]};
-  vf low = splat(x[0]), high = low;
+  vf low = limited(splat(x[0])), high = low;
+  Moments total = {0, 0, 0, low[0], low[0]};
   for (int64_t i = 0; i < n; i += kRun) {
     const int64_t count = n - i < kRun ? n - i : kRun;
     const float* p = x + i;
     vf sums = {};
     for_vectors(count, [&](int64_t j, int lanes, bool full) {
-      const vf v = load_some(p + j, lanes, full);
+      const vf v = limited(load_some(p + j, lanes, full));
       sums += v;
       vf extreme = v;
       if (!full)
@@ -52,7 +55,7 @@ Moments moments(const float* x, int64_t n) {
     const vf centre = splat((float)mean);
     vf squares = {}, rest = {};
     for_vectors(count, [&](int64_t j, int lanes, bool full) {
-      vf d = load_some(p + j, lanes, full) - centre;
+      vf d = limited(load_some(p + j, lanes, full)) - centre;
       if (!full)
         for (int l = lanes; l < W; l++) d[l] = 0.f;
       squares += d * d;
@@ -94,7 +97,7 @@ GridSums grid_sums(const float* grad, const float* x, float* dx, int64_t n, cons
     vi at_low = {}, at_high = {};
     for_vectors(count, [&](int64_t j, int lanes, bool full) {
       const vf g = load_some(grad + i + j, lanes, full);  // zero beyond the end, and so are its products
-      vf value = load_some(x + i + j, lanes, full);
+      vf value = limited(load_some(x + i + j, lanes, full));
       const vf v = (value + offset) / step;
       const vf clamped = at_most(at_least(v, lo), hi);
       const vi inside = clamped == v;
@@ -121,7 +124,7 @@ void grid_input(const float* grad, const float* x, float* dx, int64_t n, const G
   const vf step = splat(grid.step), offset = splat(grid.offset), lo = splat(grid.lo), hi = splat(grid.hi);
   const vf lowest = splat(low), highest = splat(high), to_low = splat(at_low), to_high = splat(at_high);
   for_vectors(n, [&](int64_t i, int lanes, bool full) {
-    const vf g = load_some(grad + i, lanes, full), value = load_some(x + i, lanes, full);
+    const vf g = load_some(grad + i, lanes, full), value = limited(load_some(x + i, lanes, full));
     const vf v = (value + offset) / step;
     const vf clamped = at_most(at_least(v, lo), hi);
     vf d = (clamped == v ? g : vf{}) + (value * slope + constant);

@@ -21,6 +21,12 @@ def clamp(v, low, high):
 
 
 @triton.jit
+def limited(v):
+    """v within +-2^80, the limit of float32 in ``limits``; NaN stays NaN."""
+    return clamp(v, -1208925819614629174706176.0, 1208925819614629174706176.0)
+
+
+@triton.jit
 def count_up(out_ptr, steps_ptr):
     """Loops steps[0] times and adds the steps that a mask lets through: shows whether Triton's interpreter runs here."""
     i = tl.arange(0, 4)

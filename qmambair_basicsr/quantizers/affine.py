@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.limits import as_type, limited
 from ..ops.lsq import lsq
 from ..ops.lsq.reference import codes
 from .base import Quantizer
@@ -47,13 +48,13 @@ class AffineQuantizer(Quantizer):
     def quantize(self, x: Tensor) -> Tensor:
         full = self._full(x)
         scale, offset = self.step_and_offset(full)
-        return lsq(full, scale, offset, qmin=self.qmin, qmax=self.qmax, dim=self.dim).to(x.dtype)
+        return as_type(lsq(full, scale, offset, qmin=self.qmin, qmax=self.qmax, dim=self.dim), x.dtype)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self._require_initialized()
         x = self._full(x)
-        scale, offset = self.step_and_offset(x)
+        scale, offset = (None if p is None else p.to(x.dtype) for p in self.step_and_offset(x))
         integers = codes(x, scale, offset, self.qmin, self.qmax, self.dim).to(torch.int32)
         zero = torch.zeros_like(scale) if offset is None else offset / scale
         return integers, self._spread(scale, x), self._spread(zero, x)
@@ -66,7 +67,7 @@ class AffineQuantizer(Quantizer):
         return StaticForm(step, offset, self.qmin, self.qmax, self.dim)
 
     def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self._full(x)
+        x = limited(self._full(x))
         scale, offset = self.step_and_offset(x)
         offset = torch.zeros_like(scale) if offset is None else offset
         scale, offset = self._spread(scale, x), self._spread(offset, x)
@@ -77,7 +78,8 @@ class AffineQuantizer(Quantizer):
         return x.reshape(1, -1) if self.dim is None else x.movedim(self.dim, 0).flatten(1)
 
     def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
-        """View of a (groups,) parameter that broadcasts to ``x``."""
+        """View of a (groups,) parameter that broadcasts to ``x``, in its type."""
+        parameter = parameter.to(x.dtype)
         if self.dim is None:
             return parameter.reshape(())
         shape = [1] * x.ndim

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..ops.limits import CALIBRATION, full_precision, limited
 from .forms import DynamicForm, StaticForm
 from .site import ACTIVATION, ROLES, Site
 from .spec import Option, SpecError, check_bits
@@ -100,7 +101,8 @@ class Quantizer(nn.Module):
     def estimate(self, x: Tensor) -> dict[str, Tensor]:
         """Initial values for tensor ``x``: name of a parameter or buffer -> value of its shape.
 
-        Bool values are combined over batches by "or", others averaged. Called without gradients.
+        Bool values are combined over batches by "or", others averaged. Called without gradients, with a tensor in
+        full precision whose values lie within ``ops.limits.CALIBRATION``.
         """
         raise NotImplementedError
 
@@ -182,7 +184,10 @@ class Quantizer(nn.Module):
         self.observed.add_(1)
         weight = 1.0 / self.observed
         first = self.observed == 1
-        for key, value in self.estimate(x.detach()).items():
+        full = self._full(x.detach())
+        own = {state.dtype for state in self.state_dict().values()}  # float64 data may calibrate float32 parameters
+        full = limited(full, CALIBRATION, torch.float32 if torch.float32 in own else full.dtype)
+        for key, value in self.estimate(full).items():
             state = getattr(self, key)
             value = value.reshape(state.shape).to(state)
             if state.dtype == torch.bool:
@@ -264,7 +269,7 @@ class Quantizer(nn.Module):
     @staticmethod
     def _full(x: Tensor) -> Tensor:
         """Half precision as float32, which is what all arithmetic here uses."""
-        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return full_precision(x)
 
     def _label(self) -> str:
         return f"{type(self).__name__} quantizer {self.site.label or '(unnamed)'}"

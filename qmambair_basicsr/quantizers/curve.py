@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.limits import as_type
 from .base import Quantizer
 from .ste import snap
 
@@ -22,7 +23,7 @@ class CurveQuantizer(Quantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         curve, scale, zero = self.curve(x)
-        return ((snap(curve, self.codes(curve.detach())) - zero) * scale).to(x.dtype)
+        return as_type((snap(curve, self.codes(curve.detach())) - zero) * scale, x.dtype)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

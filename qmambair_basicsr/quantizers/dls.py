@@ -68,6 +68,7 @@ from ..ops.dls.reference import codes as dls_codes
 from ..ops.dls.reference import grid as dls_grid
 from ..ops.dls.reference import statistics as dls_statistics
 from ..ops.layout import FROM_LAST, TO_LAST, stored_channels_last
+from ..ops.limits import CALIBRATION, as_type, limited
 from ..ops.lsq import lsq
 from ..ops.lsq.reference import codes as lsq_codes
 from .base import Quantizer
@@ -158,7 +159,7 @@ class DLS(Quantizer):
     def estimate(self, x: Tensor) -> dict[str, Tensor]:
         if self.mode == "official":
             return {"signed": x.amin() < NEGATIVE}
-        w, v = self.w.new_tensor(self.start[0]), self.v.new_tensor(self.start[1])
+        w, v = x.new_tensor(self.start[0]), x.new_tensor(self.start[1])
         if self.search == "mse":
             w, v = self._least_error(self._full(self._rows(x)), w, v)
         return {"w": w, "v": v}
@@ -170,10 +171,10 @@ class DLS(Quantizer):
         if self.mode == "stable":
             out, _ = self._stable(rows)
         else:
-            full = self._full(rows)
+            full = self._limited(rows)
             step, offset, low, high = self._official_grid(full)
             out = lsq(full, step, offset, qmin=self.qmin, qmax=self.qmax, dim=0)
-            out = torch.clamp(out, low[:, None], high[:, None]).to(x.dtype)
+            out = as_type(torch.clamp(out, low[:, None], high[:, None]), x.dtype)
         return out.view(x.shape)
 
     @torch.no_grad()
@@ -182,7 +183,7 @@ class DLS(Quantizer):
         if stored_channels_last(x):  # as in quantize: the same order of sums gives the same bits
             codes, scale, zero = self.to_int(x.permute(TO_LAST))
             return codes.permute(FROM_LAST), scale, zero
-        rows = self._full(self._rows(x))
+        rows = self._limited(self._rows(x))
         if self.mode == "stable":
             _, grid = self._stable(rows)
             step, offset = grid[:, 0], grid[:, 1]
@@ -193,7 +194,7 @@ class DLS(Quantizer):
         return integers.to(torch.int32).view(x.shape), self._spread(step, x), self._spread(offset / step, x)
 
     def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = self._full(self._rows(x))
+        rows = self._limited(self._rows(x))
         if self.mode == "stable":
             stats = torch.stack(_statistics(rows), dim=1)
             grid = dls_grid(stats, self.w, self.v, self.qmin, self.qmax, self.cap_share)
@@ -209,13 +210,13 @@ class DLS(Quantizer):
     def output_bounds(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.affine:
             return None
-        low, high = self._full(self._rows(x)).aminmax(dim=1)
+        low, high = self._limited(self._rows(x)).aminmax(dim=1)
         return self._spread(low, x), self._spread(high, x)
 
     @torch.no_grad()
     def grid_of(self, x: Tensor) -> Tensor:
         """Grid that ``x`` gets, (G, 4) for G groups of statistics: step, offset, lowest and highest code."""
-        rows = self._full(self._rows(x))
+        rows = self._limited(self._rows(x))
         if self.mode == "stable":
             return self._stable(rows)[1]
         step, offset, _, _ = self._official_grid(rows)
@@ -253,6 +254,13 @@ class DLS(Quantizer):
     def _rows(self, x: Tensor) -> Tensor:
         """(G, M): one row per group of statistics."""
         return x.reshape(x.shape[0] if self.stats == "sample" else 1, -1)
+
+    def _limited(self, rows: Tensor) -> Tensor:
+        """Rows in full precision; the release's arithmetic needs room for squares, the operator limits values itself."""
+        full = self._full(rows)
+        if self.mode == "stable":
+            return full if full.dtype == self.w.dtype else limited(full, dtype=self.w.dtype)
+        return limited(full, CALIBRATION, self.w.dtype)
 
     def _spread(self, value: Tensor, x: Tensor) -> Tensor:
         return value.view(-1, *[1] * (x.ndim - 1)) if value.numel() > 1 else value.reshape(())

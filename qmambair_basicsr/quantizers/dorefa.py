@@ -27,13 +27,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..ops.limits import limited
 from .curve import CurveQuantizer
 from .forms import StaticForm
 from .registry import register_quantizer
 from .site import ACTIVATION, Site
 from .spec import Option
 
-TINY = 1e-12  # smallest divisor: an all-zero tensor gives zeros
+TINY = 1e-12  # a smaller largest weight counts as none: all weights are next to 0, and so are their gradients
 
 
 @register_quantizer
@@ -72,7 +73,7 @@ class DoReFa(CurveQuantizer):
         return {"lower": low, "upper": high}
 
     def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self._full(x)
+        x = limited(self._full(x))
         return self._weight(x) if self.role == "weight" else self._activation(x)
 
     def codes(self, curve: Tensor) -> Tensor:
@@ -93,14 +94,15 @@ class DoReFa(CurveQuantizer):
             scale = 2 * self._constant(w.abs().mean()).clamp_min(TINY)
             return w / scale, scale, half
         squashed = torch.tanh(w)
-        unit = squashed / (2 * squashed.abs().max().clamp_min(TINY)) + 0.5
+        largest = squashed.abs().max()
+        unit = squashed / (2 * torch.where(largest < TINY, 1.0, largest)) + 0.5
         intervals = self.qmax - self.qmin
         size = self._constant(w.abs().max()).clamp_min(TINY) if self.rescale else torch.ones_like(half)
         return unit * intervals + self.qmin, 2 * size / intervals, half
 
     def _activation(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         intervals = self.qmax - self.qmin
-        low, high = self.lower.reshape(()), self.upper.reshape(())
+        low, high = self.lower.reshape(()).to(x.dtype), self.upper.reshape(()).to(x.dtype)
         floor = 1e-6 * torch.maximum(low.abs(), high.abs()) + TINY
         scale = torch.maximum(high - low, floor) / intervals
         offset = self.qmin * scale - low

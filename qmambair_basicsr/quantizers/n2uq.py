@@ -26,6 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ops.limits import limited
 from .curve import CurveQuantizer
 from .lsq import LSQ
 from .registry import register_quantizer
@@ -59,12 +60,12 @@ class N2UQ(CurveQuantizer, LSQ):
         return torch.cat((self.start, self.start + positive(self.gaps, MIN_GAP).cumsum(0)))
 
     def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self._full(x)
+        x = limited(self._full(x))
         scale, offset = self.step_and_offset(x)
         scale = self._spread(scale, x)
         zero = x.new_zeros(()) if offset is None else self._spread(offset, x) / scale
         v = (x if offset is None else x + self._spread(offset, x)) / scale
-        nodes = self.nodes()
+        nodes = self.nodes().to(v.dtype)
         left = (torch.bucketize(v.detach().contiguous(), nodes.detach()) - 1).clamp(0, nodes.numel() - 2)
         within = (v - nodes[left]) / (nodes[left + 1] - nodes[left])
         return left + within.clamp(0, 1) + self.qmin, scale, zero

@@ -24,6 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ops.limits import limited
 from .affine import AffineQuantizer
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
 from .registry import register_quantizer
@@ -53,7 +54,7 @@ class PAMS(AffineQuantizer):
         return {"alpha": samples.abs().amax(1).mean().clamp_min(INITIAL_FLOOR)}
 
     def step_and_offset(self, x: Tensor) -> tuple[Tensor, None]:
-        alpha = self._constant(x.abs().amax().reshape(1)) if self.role == "weight" else self.alpha
+        alpha = self._constant(limited(x.abs().amax()).reshape(1)) if self.role == "weight" else self.alpha
         return positive(alpha, SCALE_FLOOR) / self.qmax, None
 
     def parameter_health(self) -> dict[str, float]:

@@ -40,6 +40,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..ops.limits import limited
 from ..ops.rfa import rfa
 from ..ops.rfa.reference import codes, surrogate
 from .base import Quantizer
@@ -123,15 +124,16 @@ class RFA(Quantizer):
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self._require_initialized()
-        x, scale = self._full(x), self._step(x)
-        integers = codes(x, scale, self.offset, self.ordered_thresholds(), self.qmin)
-        return integers.to(torch.int32), scale.reshape(()), (self.offset / scale).reshape(())
+        x = self._full(x)
+        scale, offset, thresholds = (p.to(x.dtype) for p in (self._step(x), self.offset, self.ordered_thresholds()))
+        integers = codes(x, scale, offset, thresholds, self.qmin)
+        return integers.to(torch.int32), scale.reshape(()), (offset / scale).reshape(())
 
     def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, scale = self._full(x), self._step(x)
-        v = torch.clamp((x + self.offset) / scale, self.qmin, self.qmax)
-        zero = (self.offset / scale).reshape(())
-        return surrogate(v, self.ordered_thresholds(), self.qmin), scale.reshape(()), zero
+        x = limited(self._full(x))
+        scale, offset, thresholds = (p.to(x.dtype) for p in (self._step(x), self.offset, self.ordered_thresholds()))
+        v = torch.clamp((x + offset) / scale, self.qmin, self.qmax)
+        return surrogate(v, thresholds, self.qmin), scale.reshape(()), (offset / scale).reshape(())
 
     def ordered_thresholds(self) -> Tensor:
         """Thresholds in use, (2^n,): as stored in official mode, sorted with a smallest gap in stable mode."""

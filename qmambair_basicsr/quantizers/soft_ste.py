@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.limits import as_type
 from ..ops.lsq.reference import codes
 from .lsq import LSQ
 from .registry import register_quantizer
@@ -35,9 +36,9 @@ class SoftSTE(LSQ):
 
     def quantize(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():  # only the gradient is not LSQ's: evaluation takes its kernel
-            return super().quantize(self._entering(x)).to(x.dtype)
+            return as_type(super().quantize(self._entering(x)), x.dtype)
         curve, scale, zero = self.curve(x)
-        return ((snap(curve, self._codes(x)) - zero) * scale).to(x.dtype)
+        return as_type((snap(curve, self._codes(x)) - zero) * scale, x.dtype)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +51,8 @@ class SoftSTE(LSQ):
     @torch.no_grad()
     def _codes(self, x: Tensor) -> Tensor:
         x = self._entering(x)
-        return codes(x, *self.step_and_offset(x), self.qmin, self.qmax, self.dim)
+        scale, offset = (None if p is None else p.to(x.dtype) for p in self.step_and_offset(x))
+        return codes(x, scale, offset, self.qmin, self.qmax, self.dim)
 
     def _entering(self, x: Tensor) -> Tensor:
         """The full-precision curve that is quantized in place of ``x``."""

@@ -272,3 +272,23 @@ def test_backend_keeps_nan(op, backend, use_backend):
     }[op]()
     assert y[1, 3].isnan()
     assert not y[0].isnan().any()
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
+@pytest.mark.parametrize("op", ["lsq", "dls", "rfa"])
+def test_backend_is_finite_at_the_ends_of_float32(op, backend, use_backend):
+    """Quotients overflow, sums of squares too: infinity times 0 must not reach a gradient."""
+    use_backend(op, backend)
+    largest, device = torch.finfo(torch.float32).max, _device(backend)
+    x = torch.randn(2, 700).sign() * largest
+    x[0, ::3] = 1e-40
+    tiny, zero = torch.tensor([1e-8]), torch.tensor([0.0])
+    calls = {
+        "lsq": (lambda *t: lsq(*t, qmin=-8, qmax=7), (x, tiny, zero)),
+        "dls": (lambda *t: dls(*t, qmin=-8, qmax=7, cap_share=1 / 16)[0], (x, *_dls_case(4, "signed", x.dtype)[0][1:])),
+        "rfa": (lambda *t: rfa(*t, qmin=-8), (x, tiny, zero, torch.arange(-8.0, 8.0))),
+    }
+    function, tensors = calls[op]
+    y, gradients = _gradients(function, [t.to(device) for t in tensors], torch.randn(2, 700).to(device))
+    for tensor in (y, *gradients):
+        assert torch.isfinite(tensor).all()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..backend import choose
 from ..learned import first_order
+from ..limits import as_type, full_precision, limited
 
 BACKENDS = ("native", "triton", "reference")
 
@@ -53,6 +54,8 @@ def dls(
         raise ValueError(f"dls: x must be (groups, values) with at least one value, got {tuple(x.shape)}")
     if w.shape != (4,) or v.shape != (4,):
         raise ValueError(f"dls: w and v must be (4,), got {tuple(w.shape)} and {tuple(v.shape)}")
-    full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    out, grid = _DLS.apply(full.contiguous(), w, v, qmin, qmax, cap_share, grad_scale)
-    return out.to(x.dtype), grid
+    full = full_precision(x)
+    if w.dtype != full.dtype:  # gradients of float32 weights from float64 data
+        full = limited(full, dtype=w.dtype)
+    out, grid = _DLS.apply(full.contiguous(), w.to(full.dtype), v.to(full.dtype), qmin, qmax, cap_share, grad_scale)
+    return as_type(out, x.dtype), grid

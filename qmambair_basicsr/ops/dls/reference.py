@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..limits import limited
+
 DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 RELATIVE_FLOOR = 2.0**-20  # smallest step, relative to the largest magnitude of the group
 ABSOLUTE_FLOOR = 1e-12
@@ -21,6 +23,7 @@ def is_available() -> tuple[bool, str]:
 
 def statistics(x: Tensor) -> Tensor:
     """(G, 4): mean, unbiased standard deviation (0 for a single value), minimum and maximum of each row."""
+    x = limited(x)
     low, high = x.aminmax(dim=1)
     if x.shape[1] == 1:
         return torch.stack((low, low - low, low, high), dim=1)
@@ -84,6 +87,7 @@ def backward(
         stats, used: statistics and grid that :func:`forward` returned.
         grad_scale: factor on the gradient that reaches the step (LSQ's 1 / sqrt(numel * Q_P)).
     """
+    x = limited(x)
     step, offset, lowest, highest = used.unsqueeze(2).unbind(1)
     scaled = (x + offset).div_(step)
     code = scaled.clamp(lowest, highest)

@@ -6,7 +6,7 @@ x is (G, M), a row is split into parts of ``part`` values; ``program_id(0)`` is 
 import triton
 import triton.language as tl
 
-from ..triton_math import clamp, round_half_even
+from ..triton_math import clamp, limited, round_half_even
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def part_statistics(x_ptr, parts_ptr, M, part, BLOCK: tl.constexpr):
         i = first + start + tl.arange(0, BLOCK)
         mask = i < last
         count = tl.maximum(tl.minimum(last - first - start, BLOCK), 0).to(tl.float32)
-        x = tl.load(x_ptr + row * M + i, mask=mask, other=0.0)
+        x = limited(tl.load(x_ptr + row * M + i, mask=mask, other=0.0))
         block_mean = tl.sum(x, 0) / tl.maximum(count, 1.0)
         centred = tl.where(mask, x - block_mean, 0.0)
         block_square = tl.sum(centred * centred, 0)
@@ -37,7 +37,9 @@ def part_statistics(x_ptr, parts_ptr, M, part, BLOCK: tl.constexpr):
         both = tl.maximum(seen + count, 1.0)
         shift = block_mean - mean
         mean += shift * (count / both)
-        square += block_square + shift * shift * (seen * count / both)
+        square += block_square + shift * (
+            shift * (seen * count / both)
+        )  # the first block: 0, even if the square is inf
         seen += count
     at = parts_ptr + row * 4 * tl.num_programs(0) + tl.program_id(0)
     tl.store(at, mean)
@@ -150,7 +152,7 @@ def part_gradients(grad_ptr, x_ptr, grid_ptr, stats_ptr, parts_ptr, M, part, BLO
     for start in range(0, part, BLOCK):
         i = first + start + tl.arange(0, BLOCK)
         mask = i < last
-        x = tl.load(x_ptr + row * M + i, mask=mask, other=0.0)
+        x = limited(tl.load(x_ptr + row * M + i, mask=mask, other=0.0))
         grad = tl.load(grad_ptr + row * M + i, mask=mask, other=0.0)
         scaled = tl.div_rn(x + offset, tl.zeros_like(x) + step)
         code = clamp(scaled, lowest, highest)
@@ -245,7 +247,7 @@ def input_gradient(grad_ptr, x_ptr, grid_ptr, stats_ptr, terms_ptr, dx_ptr, M, B
     offset = tl.load(grid_ptr + row * 4 + 1)
     lowest = tl.load(grid_ptr + row * 4 + 2)
     highest = tl.load(grid_ptr + row * 4 + 3)
-    x = tl.load(x_ptr + row * M + i, mask=mask, other=0.0)
+    x = limited(tl.load(x_ptr + row * M + i, mask=mask, other=0.0))
     grad = tl.load(grad_ptr + row * M + i, mask=mask, other=0.0)
     scaled = tl.div_rn(x + offset, tl.zeros_like(x) + step)
     dx = tl.where(clamp(scaled, lowest, highest) == scaled, grad, 0.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..backend import choose
 from ..layout import FROM_LAST, TO_LAST, stored_channels_last
 from ..learned import first_order, step_gradient, step_in_use
+from ..limits import as_type, full_precision
 
 BACKENDS = ("native", "triton", "reference")
 
@@ -69,6 +70,7 @@ def lsq(
     moved = stored_channels_last(x)
     if moved:
         x, dim = x.permute(TO_LAST), None if dim is None else TO_LAST.index(dim % 4)
-    full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    out = _LSQ.apply(full.contiguous(), scale, offset, qmin, qmax, dim, floor, grad_scale).to(x.dtype)
+    full = full_precision(x)
+    scale, offset = scale.to(full.dtype), None if offset is None else offset.to(full.dtype)
+    out = as_type(_LSQ.apply(full.contiguous(), scale, offset, qmin, qmax, dim, floor, grad_scale), x.dtype)
     return out.permute(FROM_LAST) if moved else out

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..limits import limited
+
 DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 
 
@@ -60,7 +62,7 @@ def backward(
 
         dx = grad * I;  dscale = sum grad * (q - v * I);  doffset = sum grad * (I - 1)
     """
-    spread = _spread(scale, x, dim)
+    x, spread = limited(x), _spread(scale, x, dim)
     v = x / spread if offset is None else (x + _spread(offset, x, dim)).div_(spread)
     clamped = v.clamp(qmin, qmax)
     inside = clamped == v

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..triton_math import clamp, round_half_even
+from ..triton_math import clamp, limited, round_half_even
 
 
 @triton.jit
@@ -81,14 +81,14 @@ def lsq_backward(
         e = first + start + tl.arange(0, BE)
         mask = known[:, None] & (e < count)[None, :]
         i = ((e // inner) * C * inner + e % inner)[None, :] + channel[:, None] * inner
-        x = tl.load(x_ptr + i, mask=mask, other=0.0)
+        x = limited(tl.load(x_ptr + i, mask=mask, other=0.0))
         grad = tl.load(grad_ptr + i, mask=mask, other=0.0)
         v = tl.div_rn(x + offset, tl.zeros_like(x) + scale)
         code = clamp(v, qmin, qmax)
         inside = code == v
         dx = tl.where(inside, grad, 0.0)
         tl.store(dx_ptr + i, dx, mask=mask)
-        dscale += grad * (round_half_even(code) - tl.where(inside, v, v * 0.0))  # v * 0: infinities and NaN count
+        dscale += grad * (round_half_even(code) - tl.where(inside, v, v * 0.0))  # v * 0: NaN counts
         doffset += dx - grad
     at = sums_ptr + channel * tl.num_programs(0) + tl.program_id(0)
     tl.store(at, tl.sum(dscale, 1), mask=known)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..backend import choose
 from ..learned import first_order, step_gradient, step_in_use
+from ..limits import as_type, full_precision
 
 BACKENDS = ("native", "triton", "reference")
 
@@ -58,5 +59,6 @@ def rfa(
     if scale.numel() != 1 or offset.numel() != 1 or thresholds.ndim != 1 or thresholds.numel() < 2:
         shapes = [tuple(t.shape) for t in (scale, offset, thresholds)]
         raise ValueError(f"rfa: scale and offset must be (1,) and thresholds (N,) with N >= 2, got {shapes}")
-    full = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
-    return _RFA.apply(full.contiguous(), scale, offset, thresholds, qmin, floor, grad_scale).to(w.dtype)
+    full = full_precision(w)
+    parameters = (p.to(full.dtype) for p in (scale, offset, thresholds))
+    return as_type(_RFA.apply(full.contiguous(), *parameters, qmin, floor, grad_scale), w.dtype)
