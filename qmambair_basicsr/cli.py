@@ -51,7 +51,7 @@ def is_mistake(err: BaseException) -> bool:
     from inside torch, BasicSR or Python is a defect and keeps its traceback.
     """
     ours = type(err).__module__.startswith(f"{__package__}.")
-    return ours or (isinstance(err, (ValueError, KeyError, FileNotFoundError)) and _raised_here(err.__traceback__))
+    return ours or (isinstance(err, (ValueError, KeyError, OSError)) and _raised_here(err.__traceback__))
 
 
 def exit_code(err: BaseException) -> int:

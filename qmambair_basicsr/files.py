@@ -57,7 +57,8 @@ def replaced(path: str | os.PathLike, durable: bool = False) -> Iterator[Path]:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.exists() and not path.is_file():
-        yield path
+        with _named(path):
+            yield path
         return
     part = _neighbour(path, f"{path.name[:40]}.part")
     with _named(path, part):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import qmambair_basicsr
+from qmambair_basicsr.cli import run_tool
 from qmambair_basicsr.files import hash_file, replaced, replaced_folder, write_bytes, write_text
 
 PACKAGE = Path(qmambair_basicsr.__file__).parent
@@ -84,6 +85,12 @@ def test_devices_are_written_to_and_not_replaced(tmp_path):
     assert os.read(reader, 100) == b"through"
     os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_one_message_of_a_command(capsys):
+    assert run_tool(lambda: write_text("/dev/full", "x")) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: '/dev/full'\n"
 
 
 def test_long_names_fit(tmp_path):

@@ -7,7 +7,6 @@ torch's cache, checked against the digest in their name, and never fetched in th
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
 import types
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+
+from ..files import hash_file
 
 __all__ = ["MetricError", "distance", "lpips_network", "st_lpips_network"]
 
@@ -51,7 +52,7 @@ def trunk_file(net: str) -> Path:
             f"LPIPS ({net}) needs the ImageNet weights {name}: download {_SOURCE}{name} and put it at {path} "
             "(TORCH_HOME moves that folder)"
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hash_file(path)
     expected = path.stem.rsplit("-", 1)[1]
     if not digest.startswith(expected):
         raise MetricError(

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..arguments import add, command_line
+from ..files import write_text
 from ..recipes.option_contents import OPTIONS, stem
 from ..recipes.option_files import read_options
 from ..recipes.option_table import TASKS
@@ -127,7 +128,7 @@ def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_repo
     training = stem("train", "MambaIR", TASK.name, bits)
     for old in ("datasets", f"experiments/{training}", f"tb_logger/{training}", "results"):
         shutil.rmtree(work / old, ignore_errors=True)
-    (work / "demo.log").write_text("", encoding="utf-8")
+    write_text(work / "demo.log", "")
 
     console.print("[bold]1/4[/] photographs")
     counts = demo_photos.prepare(work / "datasets")

@@ -32,6 +32,7 @@ from ..arguments import add, command_line, natural, positive
 from ..artifacts.reports import write_report
 from ..cli import run_tool
 from ..data.image_files import write_image
+from ..files import replaced
 from ..inference.image_sets import Sample, load_samples, mean, psnr_of, to_image
 from ..inference.networks import network_of
 from ..inference.tiling import middle, pad_to
@@ -159,10 +160,10 @@ def run(args: argparse.Namespace, console: Console) -> dict:
         target = args.save_reference
         if target.suffix != ".npz":
             raise ValueError(f"--save-reference {target}: the name must end in .npz")
-        target.parent.mkdir(parents=True, exist_ok=True)
         output = first(x)
         _require_finite(output, first, samples[0])
-        np.savez(target, input=x.numpy(), output=output.numpy())
+        with replaced(target) as part, open(part, "wb") as file:
+            np.savez(file, input=x.numpy(), output=output.numpy())
     if args.rounds:
         contenders: dict[str, Callable[[Tensor], object]] = {str(m.path): m for m in models}
         if args.checkpoint:
