@@ -75,6 +75,7 @@ VOCABULARY = {
     "--out": Flag("folder to write to", Path, "FOLDER"),
     "--output": Flag("file to write", Path, "FILE"),
     "--overwrite": Flag("replace files that exist"),
+    "--rerun": Flag("make everything again, whatever is finished"),
     "--read-only": Flag("run nothing; tables of what is finished"),
     "--list": Flag("print what there is and stop"),
     "--full": Flag("one row per module; without, equal blocks share one"),

@@ -12,6 +12,7 @@ import cv2
 
 from ..files import replaced_folder
 from .image_files import ImageFileError, read_image
+from .ledger import Ledger, Task, sources_of
 from .lmdb_images import KEY_BYTES
 
 __all__ = ["make_lmdb"]
@@ -23,14 +24,17 @@ _BATCH = 64  # records of one transaction
 _FIRST_MAP = 64 * 2**20  # bytes; doubled whenever a batch does not fit
 
 
-def make_lmdb(folder: Path, stems: Sequence[str], template: str, *, overwrite: bool = False) -> Path:
-    """Write ``<folder>.lmdb``; an existing one is kept.
+def make_lmdb(
+    folder: Path, stems: Sequence[str], template: str, *, overwrite: bool = False, ledger: Ledger | None = None
+) -> Path:
+    """Write ``<folder>.lmdb``; an existing one is kept while it holds what the files hold.
 
     Args:
         folder: PNG images.
         stems: keys of the records, the whole names of the images; HR and LR must have the same.
         template: file name, without ending, of a key ``{}``.
         overwrite: make an existing LMDB again.
+        ledger: what the existing one was made from; without, it is kept whatever it holds.
 
     Returns:
         The LMDB's folder.
@@ -40,9 +44,6 @@ def make_lmdb(folder: Path, stems: Sequence[str], template: str, *, overwrite: b
             behind, and an existing LMDB is as it was.
     """
     target = folder.with_name(f"{folder.name}.lmdb")
-    if target.is_dir() and not overwrite:
-        logger.info("%s: already there", target)
-        return target
     files = {stem: folder / f"{template.format(stem)}.png" for stem in stems}
     for stem, file in files.items():
         if not file.is_file():
@@ -50,6 +51,16 @@ def make_lmdb(folder: Path, stems: Sequence[str], template: str, *, overwrite: b
         if len(stem.encode()) > KEY_BYTES or stem != stem.strip() or not stem.isprintable():
             why = f"its name does not fit the key of a record (at most {KEY_BYTES} bytes, no blanks around it)"
             raise ImageFileError(file, why, "rename it")
+    first, *others = files.values()
+    names = {"names": list(files)}
+    task = Task(first, (target / "data.mdb",), names, tuple(others), ("names",))
+    if target.is_dir() and not overwrite:
+        reason = None if ledger is None else ledger.judge(task)
+        if reason is None:
+            logger.info("%s: already there", target)
+            return target
+        logger.warning("%s: made again: %s", target, reason)
+    sources = sources_of(task)
     try:
         import lmdb
     except ImportError as err:
@@ -62,6 +73,9 @@ def make_lmdb(folder: Path, stems: Sequence[str], template: str, *, overwrite: b
     except (OSError, lmdb.Error) as err:
         why = getattr(err, "strerror", None) or str(err)
         raise ImageFileError(target, f"cannot be written ({why})", "free space or permit writing") from err
+    if ledger is not None:
+        ledger.keep(task, sources)
+        ledger.save()
     logger.info("%s: %d records", target, len(files))
     return target
 

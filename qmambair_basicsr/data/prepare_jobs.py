@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -61,8 +62,14 @@ def noise_folder(root: Path, name: str, sigma: float, kind: str) -> Path:
 
 
 def import_image(task: Task) -> None:
-    """Copy a PNG byte for byte once it is known to decode; store any other format, or a cropped image, as PNG."""
+    """Copy a PNG byte for byte once it is known to decode; store any other format, or a cropped image, as PNG.
+
+    An image smaller than ``options["least"]``, of which nothing could be made, is refused.
+    """
     img = read_image(task.source)
+    least = task.options.get("least", 1)
+    if min(img.shape[:2]) < least:
+        raise ImageFileError(task.source, f"{img.shape[0]} x {img.shape[1]} pixels are too small for scale {least}")
     multiple = task.options.get("modcrop", 1)
     if multiple > 1:
         try:
@@ -151,7 +158,8 @@ def sub_image_task(file: Path, root: Path, name: str, scales: Sequence[int], siz
         outputs.append(hr_folder(root, name, sub=True) / f"{file.stem}_s{index:03d}.png")
         outputs += [lr_folder(root, name, s, sub=True) / f"{file.stem}_s{index:03d}x{s}.png" for s in scales]
     lr_files = {s: lr_folder(root, name, s) / f"{file.stem}x{s}.png" for s in scales}
-    return Task(file, tuple(outputs), {"corners": corners, "size": size, "lr_files": lr_files})
+    options = {"corners": corners, "size": size, "lr_files": lr_files}
+    return Task(file, tuple(outputs), options, tuple(lr_files.values()), ("corners", "size"))
 
 
 def cut_sub_images(task: Task) -> None:
@@ -160,10 +168,21 @@ def cut_sub_images(task: Task) -> None:
     for scale, file in task.options["lr_files"].items():
         sources[scale] = read_image(file)
         if sources[scale].shape[:2] != tuple(n // scale for n in sources[1].shape[:2]):
-            raise ImageFileError(file, f"does not measure 1/{scale} of {task.source}", "make it again with --overwrite")
+            raise ImageFileError(
+                file, f"does not measure 1/{scale} of {task.source}", "make it again with prepare_data sr"
+            )
     outputs, size = iter(task.outputs), task.options["size"]
     for top, left in task.options["corners"]:
         for scale, img in sources.items():
             rows = slice(top // scale, (top + size) // scale)
             columns = slice(left // scale, (left + size) // scale)
             write_image(next(outputs), img[rows, columns])
+
+
+def remove_other_sub_images(task: Task) -> None:
+    """Delete sub-images of a task's image that were cut with other options and that the task has not replaced."""
+    name = re.compile(rf"{re.escape(task.source.stem)}_s\d{{3,}}(x\d+)?\.png")
+    for folder in {path.parent for path in task.outputs}:
+        for file in folder.iterdir():
+            if name.fullmatch(file.name) and file not in task.outputs:
+                file.unlink()

@@ -39,7 +39,8 @@ def training_tasks(folder: Path, target: Path, size: int, step: int) -> list[Tas
             raise ImageFileError(gt, f"its noisy partner {noisy.name} is missing", "unpack the archive again")
         # the number of patches follows from the image's size: the marker is written last
         options = {"noisy": noisy, "target": target, "size": size, "step": step}
-        tasks.append(Task(gt, (target / "GT" / f"{gt.stem}_s001.png", target / "LQ" / f"{gt.stem}_s001.png"), options))
+        outputs = tuple(target / kind / f"{gt.stem}_s001.png" for kind in ("GT", "LQ"))
+        tasks.append(Task(gt, outputs, options, (noisy,), ("size", "step"), comparable=False))
     if not tasks:
         raise ImageFileError(folder, "no *GT_SRGB_*.PNG below it", "give the folder Data of SIDD_Medium_Srgb")
     return tasks
@@ -72,7 +73,7 @@ def validation_tasks(folder: Path, target: Path) -> list[Task]:
         if not (folder / name).is_file():
             raise ImageFileError(folder / name, "missing", "download it from the SIDD benchmark page")
         # blocks are written in order, so the last one marks the file as done
-        tasks.append(Task(folder / name, (target / kind / "39_31.png",), {"target": target / kind}))
+        tasks.append(Task(folder / name, (target / kind / "39_31.png",), {"target": target / kind}, comparable=False))
     return tasks
 
 

@@ -14,7 +14,8 @@ Everything is written below ``--root`` (default ``datasets``)::
     SIDD/train/{GT,LQ}, SIDD/val/{GT,LQ}      sidd: patches of the photographed pairs, validation blocks
 
 Without ``--input`` the images are those already in ``<root>/<set>/HR``. Every command can be interrupted and run
-again: finished files are skipped, unfinished ones are never left behind. The test options for JPEG and Gaussian
+again: finished files are skipped while their sources and options are those they were made with (``.made_from.json`` in
+the set's folder remembers), unfinished ones are never left behind. The test options for JPEG and Gaussian
 noise make the same pairs on the fly and need ``HR`` only.
 """
 
@@ -25,16 +26,18 @@ import logging
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qmambair_basicsr.arguments import add, command_line, positive
 from qmambair_basicsr.data import prepare_jobs as jobs
 from qmambair_basicsr.data import prepare_sidd as sidd
-from qmambair_basicsr.data.batch import Report, Task, run_tasks
+from qmambair_basicsr.data.batch import Report, run_tasks
 from qmambair_basicsr.data.benchmarks import check_count, subset_ids
 from qmambair_basicsr.data.image_files import list_images
 from qmambair_basicsr.data.jpeg_codec import SUBSAMPLING
+from qmambair_basicsr.data.ledger import Ledger, Task
 from qmambair_basicsr.data.make_lmdb import make_lmdb
 
 __all__ = ["main"]
@@ -53,8 +56,15 @@ def _collect(args: argparse.Namespace) -> dict[str, Path]:
     return files
 
 
-def _images(args: argparse.Namespace, run: Run, only: frozenset[str] | None = None) -> list[Path]:
-    """Bring ``--input`` into ``<root>/<set>/HR`` where it is given; return the set's images."""
+def _images(args: argparse.Namespace, run: Run, only: frozenset[str] | None = None, least: int = 1) -> list[Path]:
+    """Bring ``--input`` into ``<root>/<set>/HR`` where it is given; return the set's images.
+
+    Args:
+        args: of the command line.
+        run: runs tasks.
+        only: names of the images to take, all of which must be there.
+        least: side in pixels that an image must have to be of any use.
+    """
     target = jobs.hr_folder(args.root, args.set)
     if args.input:
         files = _collect(args)
@@ -66,9 +76,15 @@ def _images(args: argparse.Namespace, run: Run, only: frozenset[str] | None = No
             files = {stem: files[stem] for stem in sorted(only)}
         if not args.any_count:
             check_count(args.set, list(files.values()))
-        crop = {"modcrop": args.modcrop}
-        run([Task(file, (target / f"{stem}.png",), crop) for stem, file in files.items()], jobs.import_image, "HR")
+        options = {"modcrop": args.modcrop, "least": least}
+        tasks = [Task(f, (target / f"{stem}.png",), options, decisive=("modcrop",)) for stem, f in files.items()]
+        run(tasks, jobs.import_image, "HR")
     files = list_images(target)
+    for stem, number in Counter(file.stem for file in files).items():
+        if number > 1:
+            raise ValueError(
+                f"{target} holds {number} images called {stem}, of which the same files would be made; rename"
+            )
     if not args.any_count and args.on_error == "stop":
         check_count(args.set, files)
     return files
@@ -77,7 +93,8 @@ def _images(args: argparse.Namespace, run: Run, only: frozenset[str] | None = No
 def prepare_sr(args: argparse.Namespace, run: Run) -> None:
     """``sr``: bicubic LR images."""
     scales = tuple(sorted(set(args.scales)))
-    tasks = [jobs.lr_task(file, args.root, args.set, scales) for file in _images(args, run)]
+    files = _images(args, run, least=max(scales, default=1))
+    tasks = [jobs.lr_task(file, args.root, args.set, scales) for file in files]
     run(tasks, jobs.make_lr, "LR")
 
 
@@ -92,7 +109,11 @@ def prepare_crop(args: argparse.Namespace, run: Run) -> None:
     small = [task.source for task in plan if not task.outputs]
     if small:
         logger.warning("%d images are smaller than %d pixels and give no sub-image", len(small), args.size)
-    run([task for task in plan if task.outputs], jobs.cut_sub_images, "sub-images")
+    report = run([task for task in plan if task.outputs], jobs.cut_sub_images, "sub-images")
+    redone = {path for path, _ in report.redone}
+    for task in plan:
+        if task.outputs and task.outputs[0] in redone:
+            jobs.remove_other_sub_images(task)
 
 
 def prepare_jpeg(args: argparse.Namespace, run: Run) -> None:
@@ -143,9 +164,10 @@ def prepare_lmdb(args: argparse.Namespace, run: Run) -> None:
     sub = args.sub
     hr = jobs.hr_folder(args.root, args.set, sub=sub)
     stems = [file.stem for file in list_images(hr)]
-    make_lmdb(hr, stems, "{}", overwrite=args.overwrite)
+    keep = {"overwrite": args.overwrite or args.rerun, "ledger": Ledger(args.root / args.set)}
+    make_lmdb(hr, stems, "{}", **keep)
     for scale in sorted(set(args.scales)):
-        make_lmdb(jobs.lr_folder(args.root, args.set, scale, sub=sub), stems, f"{{}}x{scale}", overwrite=args.overwrite)
+        make_lmdb(jobs.lr_folder(args.root, args.set, scale, sub=sub), stems, f"{{}}x{scale}", **keep)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -165,6 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="crop HR images to multiples of N: BasicSR trains only on pairs of exact scale (12 fits x2 to x4)",
     )
     add(common, "--overwrite")
+    add(common, "--rerun", "; here the same as --overwrite")
     parser = command_line(__doc__, __spec__.name)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -211,8 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             function,
             workers=args.workers,
             on_error=args.on_error,
-            overwrite=args.overwrite,
+            overwrite=args.overwrite or args.rerun,
             title=f"{args.set} {title}",
+            ledger=Ledger(args.root / args.set),
         )
         logger.info("%s %s: %s", args.set, title, report)
         return report

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 from skimage import data as photos
 
+from qmambair_basicsr.data import ledger
 from qmambair_basicsr.data.batch import Task, run_tasks
 from qmambair_basicsr.data.benchmarks import IMAGE_COUNTS, check_count, subset_ids
-from qmambair_basicsr.data.image_files import match_channels, read_image, write_image
+from qmambair_basicsr.data.image_files import decode_image, match_channels, read_image, write_image
 from qmambair_basicsr.data.jpeg_codec import jpeg_roundtrip
+from qmambair_basicsr.data.lmdb_images import LmdbImages
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale
 from qmambair_basicsr.data.prepare_jobs import windows
 from qmambair_basicsr.tools.prepare_data import main
@@ -31,7 +34,8 @@ def _run(tmp_path, command, *more):
 
 
 def _contents(folder):
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != ledger.FILE]
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
 def test_sr_layout(tmp_path, photographs):
@@ -82,6 +86,118 @@ def test_resumes(tmp_path, photographs, caplog):
     assert (lr / "p3x2.png").is_file()
     assert _run(tmp_path, *argv, "--overwrite") == 0
     assert read_image(lr / "p1x2.png").shape[2] == 3
+
+
+def _replace(file, value):
+    """Another picture of the same name, size in bytes and modification time."""
+    before = file.stat()
+    img = read_image(file)
+    write_image(file, np.full_like(img, value))
+    padding = before.st_size - file.stat().st_size
+    assert padding >= 0
+    file.write_bytes(file.read_bytes() + bytes(padding))  # decoders stop at IEND
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_replaced_sources_are_noticed(tmp_path, photographs, caplog, workers, recorded):
+    """Everything made from a replaced picture is made again and said so, with or without a record; the rest is kept."""
+    argv = ("sr", "--set", "five", "--scales", 2, "--workers", workers)
+    base = tmp_path / "datasets" / "five"
+    hr, lr = base / "HR", base / "LR_bicubic" / "X2"
+    assert _run(tmp_path, *argv, "--input", photographs) == 0
+    before = _contents(base)
+    stamps = {f.name: f.stat().st_mtime_ns for f in lr.iterdir()}
+    _replace(photographs / "p1.png", 9)
+    if not recorded:
+        (base / ledger.FILE).unlink()
+    with caplog.at_level("INFO"):
+        assert _run(tmp_path, *argv, "--input", photographs) == 0
+    reason = "has changed" if recorded else "not what"
+    assert f"HR: 1 written, 4 already there, 0 left out\n  made again: {hr / 'p1.png'}: " in caplog.text
+    assert f"made again: {lr / 'p1x2.png'}: " in caplog.text and reason in caplog.text
+    assert (read_image(lr / "p1x2.png") == 9).all()
+    _replace(hr / "p2.png", 5)  # in the set itself
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert _run(tmp_path, *argv) == 0
+    assert "LR: 1 written, 4 already there" in caplog.text and "p2.png has changed" in caplog.text
+    assert (read_image(lr / "p2x2.png") == 5).all()
+    after = _contents(base)
+    for name in ("p0", "p3", "p4"):
+        assert after[f"LR_bicubic/X2/{name}x2.png"] == before[f"LR_bicubic/X2/{name}x2.png"]
+        assert stamps[f"{name}x2.png"] == (lr / f"{name}x2.png").stat().st_mtime_ns
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert _run(tmp_path, *argv) == 0
+        assert _run(tmp_path, *argv, "--rerun") == 0
+    assert "LR: 0 written, 5 already there" in caplog.text and "LR: 5 written, 0 already there" in caplog.text
+
+
+def test_other_options_are_noticed(tmp_path, photographs, caplog):
+    """Another size of sub-images leaves none of the old ones; another modcrop, another HR; other scales, nothing."""
+    base = tmp_path / "datasets" / "x"
+    assert _run(tmp_path, "sr", "--set", "x", "--input", photographs, "--scales", 2, 3, "--workers", 1) == 0
+    assert _run(tmp_path, "crop", "--set", "x", "--size", 24, "--step", 12, "--scales", 2, "--workers", 1) == 0
+    many = len(list((base / "HR_sub").iterdir()))
+    with caplog.at_level("INFO"):
+        assert _run(tmp_path, "crop", "--set", "x", "--size", 36, "--step", 36, "--scales", 2, "--workers", 1) == 0
+        assert _run(tmp_path, "sr", "--set", "x", "--scales", 2, "--workers", 1) == 0
+    assert "made with other corners and size" in caplog.text and "LR: 0 written, 5 already there" in caplog.text
+    subs = list((base / "HR_sub").iterdir())
+    assert len(subs) < many and all(read_image(f).shape == (36, 36, 3) for f in subs)
+    assert len(list((base / "LR_bicubic_sub" / "X2").iterdir())) == len(subs)
+    with caplog.at_level("INFO"):
+        argv = ("sr", "--set", "x", "--input", photographs, "--scales", 2, "--modcrop", 12, "--workers", 1)
+        assert _run(tmp_path, *argv) == 0
+    assert "made with other modcrop" in caplog.text
+    assert all(n % 12 == 0 for f in (base / "HR").iterdir() for n in read_image(f).shape[:2])
+
+
+def test_stale_lmdb_is_packed_again(tmp_path, photographs, caplog):
+    pytest.importorskip("lmdb")
+    base = tmp_path / "datasets" / "x"
+    argv = ("lmdb", "--set", "x", "--scales", "--workers", 1)
+    assert _run(tmp_path, *argv, "--input", photographs) == 0
+
+    def first():
+        images = LmdbImages(base / "HR.lmdb")
+        return decode_image(images.read("p0"), "p0"), len(images.keys)
+
+    with caplog.at_level("INFO"):
+        assert _run(tmp_path, *argv) == 0
+    assert "HR.lmdb: already there" in caplog.text
+    _replace(base / "HR" / "p0.png", 3)
+    with caplog.at_level("INFO"):
+        assert _run(tmp_path, *argv) == 0
+    assert "HR.lmdb: made again: " in caplog.text and "p0.png has changed" in caplog.text
+    assert (first()[0] == 3).all()
+    (base / "HR" / "p4.png").unlink()
+    with caplog.at_level("INFO"):
+        assert _run(tmp_path, *argv) == 0
+    assert "made with other names" in caplog.text and first()[1] == 4
+
+
+def test_too_small_images_come_in_neither_folder(tmp_path, photographs, caplog):
+    """``--on-error skip`` leaves no HR image without its LR image."""
+    for name, shape in (("dot", (1, 1, 3)), ("thin", (90, 1, 3))):
+        write_image(photographs / f"{name}.png", np.zeros(shape, np.uint8))
+    argv = ("sr", "--set", "x", "--input", photographs, "--scales", 2, 3, "--workers", 1)
+    assert _run(tmp_path, *argv) == 1
+    assert "dot.png: 1 x 1 pixels are too small for scale 3" in caplog.text
+    assert _run(tmp_path, *argv, "--on-error", "skip") == 0
+    names = {f.stem for f in (tmp_path / "datasets" / "x" / "HR").iterdir()}
+    assert names == {f"p{i}" for i in range(5)}
+
+
+def test_two_files_of_one_name_in_a_set(tmp_path, photographs, caplog):
+    """They would be reduced to one file."""
+    hr = shutil.copytree(photographs, tmp_path / "datasets" / "x" / "HR")
+    shutil.copy(hr / "p1.png", hr / "p0.bmp")
+    assert _run(tmp_path, "sr", "--set", "x", "--workers", 1) == 1
+    assert "holds 2 images called p0" in caplog.text
 
 
 def test_jpeg_files_are_what_the_dataset_makes(tmp_path, photographs):
