@@ -93,9 +93,9 @@ LOOP_KEYS: dict[str, Rule] = {
 }
 # keys of BasicSR's image data sets and of ours
 IMAGE_KEYS: dict[str, Rule] = {
-    "dataroot_gt": Text(kind="the path of a folder"),
-    "dataroot_lq": Text(kind="the path of a folder"),
-    "meta_info_file": optional(Text(kind="the path of a file")),
+    "dataroot_gt": Text(called="the path of a folder"),
+    "dataroot_lq": Text(called="the path of a folder"),
+    "meta_info_file": optional(Text(called="the path of a file")),
     "filename_tmpl": Template(),
     "gt_size": _SIZE,
     "use_hflip": Flag(),
@@ -175,7 +175,7 @@ class DataSet(Rule):
             return
         kind = value.get("type")
         if "type" not in value:
-            yield missing(f"{where}.type", Text(kind="the name of a data set"))
+            yield missing(f"{where}.type", Text(called="the name of a data set"))
             kind = UNREADABLE
         found = find("dataset", kind)
         if found is None and kind is not UNREADABLE:

@@ -23,6 +23,7 @@ from .rules import (
     Text,
     missing,
     optional,
+    readable,
 )
 from .signatures import section_of
 
@@ -84,7 +85,7 @@ class Registered(Rule):
             yield Problem(where, f"must be {self.words}; got {show(value)}{hint}")
             return
         if "type" not in value:
-            yield missing(f"{where}.type", Text(kind=f"the name of a {self.kind_name}"))
+            yield missing(f"{where}.type", Text(called=f"the name of a {self.kind_name}"))
             return
         if value["type"] is UNREADABLE:
             return
@@ -146,6 +147,9 @@ class Quant(Rule):
         for part in _quant_parts(value):
             try:
                 QuantSpec.from_dict(part)
+            except TypeError:  # a list or section stands where a name belongs
+                key = next(iter(part))
+                yield Problem(join(where, key), f"must be {self.words}; got {show(part[key])}")
             except ValueError as err:
                 place, _, text = str(err).partition(": ")
                 yield Problem(join(where.removesuffix(".quant").removesuffix("quant"), place), text)
@@ -157,7 +161,7 @@ def _quant_parts(value: Any) -> Iterator[Any]:
         yield value
         return
     for key, entry in value.items():
-        if entry is UNREADABLE or key is UNREADABLE:
+        if key is UNREADABLE or not readable(entry):
             continue
         if key == "overrides" and isinstance(entry, Mapping):
             for pattern, sites in entry.items():

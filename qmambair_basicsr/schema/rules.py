@@ -24,6 +24,13 @@ def is_number(value: object) -> bool:
     return isinstance(value, int) or math.isfinite(value)
 
 
+def readable(value: Any) -> bool:
+    """Whether no value in a section or list is ``UNREADABLE``."""
+    if isinstance(value, Mapping):
+        return all(map(readable, value.values()))
+    return all(map(readable, value)) if isinstance(value, (list, tuple)) else value is not UNREADABLE
+
+
 def _as_number(text: str) -> float | None:
     try:
         number = float(text)
@@ -139,14 +146,15 @@ class Text(Rule):
 
     Attributes:
         empty: whether it may be empty.
+        called: what the text is.
     """
 
     empty: bool = False
-    kind: str = "text"
+    called: str = "text"
 
     @property
     def words(self) -> str:
-        return self.kind
+        return self.called
 
     def fits(self, value: Any) -> bool:
         return isinstance(value, str) and (self.empty or bool(value.strip())) and "\0" not in value
@@ -182,7 +190,8 @@ class Choice(Rule):
 
     @property
     def words(self) -> str:
-        return "one of " + ", ".join("nothing (~)" if v is None else show(v) for v in self.values)
+        words = ["nothing (~)" if value is None else show(value) for value in self.values]
+        return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
 
     def fits(self, value: Any) -> bool:
         return any(type(value) is type(known) and value == known for known in self.values)
@@ -307,7 +316,7 @@ class Section(Rule):
             if key not in value and key not in misspelt:
                 found.append(missing(join(where, key), self.keys[key]))
         yield from found
-        if not found and self.check is not None:
+        if not found and self.check is not None and readable(value):
             yield from self.check(where, value)
 
     def _unknown(self, where: str, key: object) -> Problem:

@@ -37,7 +37,7 @@ from .rules import (
 
 PACKAGE = __package__.split(".")[0]
 _EVERY = Number(1, 10**12, whole=True, as_float=True)  # every so many iterations
-_PATH_TEXT = optional(Text(kind="a path"))
+_PATH_TEXT = optional(Text(called="a path"))
 
 # what BasicSR's parse_options adds
 ADDED = ("dist", "rank", "world_size", "auto_resume", "is_train", "root_path")
@@ -81,7 +81,7 @@ _CALIBRATION = Section(
     title="calibration",
 )
 _TEACHER = Section(
-    {"path": Text(kind="the path of a checkpoint"), "param_key": optional(Text()), "network": optional(NETWORK)},
+    {"path": Text(called="the path of a checkpoint"), "param_key": optional(Text()), "network": optional(NETWORK)},
     ("path",),
     title="teacher",
 )

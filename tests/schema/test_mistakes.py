@@ -161,7 +161,7 @@ TRAINING = [
     ("path.skip_keys_g", ["upsample.*"], "path.skip_keys_g: needs strict_load_g: false"),
     ("manual_seed", -1, "manual_seed: must be a whole number, at least 0"),
     ("manual_seed", "1e3", "manual_seed: YAML reads '1e3' as text; write the number as 1000"),
-    ("num_gpu", "cpu", "num_gpu: must be a whole number, at least 0 and at most 1024 or one of 'auto'"),
+    ("num_gpu", "cpu", "num_gpu: must be a whole number, at least 0 and at most 1024 or 'auto'"),
     ("num_gpu", 999, "num_gpu: is 999, but torch sees"),
     ("num_gpu", REMOVE, "num_gpu: missing"),
     ("scale", "2", "scale: YAML reads '2' as text; write the number as 2, unquoted"),
