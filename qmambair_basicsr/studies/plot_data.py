@@ -19,9 +19,8 @@ from ..checkpoints import CheckpointError
 from ..data.image_files import list_images
 from ..inference.image_sets import middles
 from ..inference.networks import load_network
-from ..layers.calibrate import quantizers_of
 from ..layers.convert import require_quantized
-from ..layers.sites import parameter_sites
+from ..layers.sites import activation_sites, parameter_sites
 from ..quantizers import Quantizer
 from ..recipes.option_files import TEST_KEYS, read_options
 
@@ -35,7 +34,7 @@ class PlotError(ValueError):
 
 
 @dataclass(frozen=True)
-class Site:
+class SiteValues:
     """Samples at one quantizer.
 
     Attributes:
@@ -107,7 +106,7 @@ class SiteSampler:
         self._seen += count
         self._ranges.append((low.min().item(), high.max().item()))
 
-    def site(self) -> Site:
+    def values(self) -> SiteValues:
         """Samples taken so far.
 
         Raises:
@@ -116,7 +115,7 @@ class SiteSampler:
         if not self._before:
             raise PlotError(f"{self.name}: no image reached this quantizer")
         lows, highs = zip(*self._ranges, strict=True)
-        return Site(
+        return SiteValues(
             self.name,
             type(self.quantizer).__name__,
             self.quantizer.bits,
@@ -185,11 +184,6 @@ def images_of(folder: Path) -> list[Path]:
         raise PlotError(f"{err}; give a folder with images") from err
 
 
-def display_name(name: str, quantizer: Quantizer) -> str:
-    """Display name of a quantizer's site: the name ``prepare`` gave it, else its place in the network."""
-    return quantizer.site.label or name
-
-
 def choose(names: Iterable[str], patterns: Sequence[str] | None) -> list[str]:
     """Names that match a pattern; without patterns, of names that differ in their indices only the middle one.
 
@@ -212,9 +206,9 @@ def choose(names: Iterable[str], patterns: Sequence[str] | None) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def activation_sites(
+def activation_samples(
     net: nn.Module, batches: Iterable[Tensor], patterns: Sequence[str] | None, samples: int, seed: int
-) -> list[Site]:
+) -> list[SiteValues]:
     """Sample the inputs of activation quantizers while the network restores images.
 
     Args:
@@ -229,7 +223,7 @@ def activation_sites(
         PlotError: A pattern matches nothing, or there is no image.
     """
     require_quantized(net)
-    found = {display_name(n, q): q for n, q in quantizers_of(net).items() if q.role == "act" and q.bits != 32}
+    found = {p.site.label: p.quantizer for p in activation_sites(net) if p.site.role == "act"}
     batches = list(batches)
     if not batches:
         raise PlotError("there is no image; give a folder with images")
@@ -250,19 +244,19 @@ def activation_sites(
     finally:
         for handle in handles:
             handle.remove()
-    return [sampler.site() for sampler in samplers.values()]
+    return [sampler.values() for sampler in samplers.values()]
 
 
-def parameter_samples(net: nn.Module, patterns: Sequence[str] | None, samples: int, seed: int) -> list[Site]:
+def parameter_samples(net: nn.Module, patterns: Sequence[str] | None, samples: int, seed: int) -> list[SiteValues]:
     """Sample weights and the scan's parameters before and after quantization; arguments as above."""
     require_quantized(net)
     generator = torch.Generator().manual_seed(seed)
-    found = {display_name(site.name, site.quantizer): site for site in parameter_sites(net)}
+    found = {p.site.label: p for p in parameter_sites(net)}
     sites = []
     for name in choose(found, patterns):
         tensor, quantizer = found[name].tensor(), found[name].quantizer
         sampler = SiteSampler(name, quantizer, samples, generator)
         with torch.no_grad():
             sampler.take(tensor, quantizer(tensor))
-        sites.append(sampler.site())
+        sites.append(sampler.values())
     return sites

@@ -14,7 +14,7 @@ from torch import nn
 from ..layers.calibrate import quantizers_of
 from ..layers.sites import PlacedSite, parameter_sites
 from ..quantizers import RFA
-from .plot_data import PlotError, Site, choose, display_name
+from .plot_data import PlotError, SiteValues, choose
 
 BEFORE, AFTER, BAND = "#8d99ae", "#d1495b", "#2a6f97"
 PAGE = 16  # panels on a page
@@ -36,7 +36,7 @@ def _grid(count: int, width: float, height: float, columns: int = 4) -> tuple[Fi
     return figure, axes[:count]
 
 
-def histogram_pages(sites: Sequence[Site], title: str) -> list[Figure]:
+def histogram_pages(sites: Sequence[SiteValues], title: str) -> list[Figure]:
     """Distributions before and after quantization (Q-MambaIR, Figures 3 and 5), ``PAGE`` sites on a page."""
     pages = []
     for start in range(0, len(sites), PAGE):
@@ -51,7 +51,7 @@ def histogram_pages(sites: Sequence[Site], title: str) -> list[Figure]:
     return pages
 
 
-def _histogram(axis: Axes, site: Site) -> None:
+def _histogram(axis: Axes, site: SiteValues) -> None:
     values = np.concatenate((site.before, site.after))
     low, high = float(values.min()), float(values.max())
     if low == high:
@@ -82,7 +82,7 @@ def _percent(share: float) -> str:
     return "0 %" if share == 0 else "< 0.01 %" if share < 1e-4 else f"{100 * share:.2f} %"
 
 
-def range_figure(sites: Sequence[Site], title: str) -> Figure:
+def range_figure(sites: Sequence[SiteValues], title: str) -> Figure:
     """The range that each DLS grid covers, in standard deviations from the mean of what it quantizes.
 
     Args:
@@ -126,11 +126,7 @@ def rfa_sites(net: nn.Module) -> dict[str, PlacedSite]:
     Raises:
         PlotError: There is none.
     """
-    found = {
-        display_name(site.name, site.quantizer): site
-        for site in parameter_sites(net)
-        if isinstance(site.quantizer, RFA)
-    }
+    found = {site.site.label: site for site in parameter_sites(net) if isinstance(site.quantizer, RFA)}
     if not found:
         kinds = sorted({type(q).__name__ for q in quantizers_of(net).values()})
         raise PlotError(

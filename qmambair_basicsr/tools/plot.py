@@ -33,7 +33,7 @@ from ..layers.info import network_info
 from ..studies.plot_data import (
     SAMPLES,
     PlotError,
-    activation_sites,
+    activation_samples,
     image_batches,
     images_of,
     open_network,
@@ -75,7 +75,7 @@ def histograms(args: argparse.Namespace) -> list[Path]:
     written = []
     if args.what != "weights":
         images = image_batches(args.images, network_info(net).channels, args.count, args.middle)
-        sites = activation_sites(net, images, args.sites, args.samples, args.seed)
+        sites = activation_samples(net, images, args.sites, args.samples, args.seed)
         written += _save_pages(histogram_pages(sites, f"{opt['name']}: activations"), args, "activations")
     if args.what != "activations":
         sites = parameter_samples(net, args.sites, args.samples, args.seed)
@@ -91,7 +91,7 @@ def ranges(args: argparse.Namespace) -> list[Path]:
     net, opt = open_network(args.opt, args.checkpoint, args.param_key)
     images = image_batches(args.images, network_info(net).channels, args.count, args.middle)
     patterns = args.sites or ["*"]
-    sites = activation_sites(net, images, patterns, args.samples, args.seed)
+    sites = activation_samples(net, images, patterns, args.samples, args.seed)
     return save(range_figure(sites, f"{opt['name']}: range of DLS"), args.out, "ranges", args.formats)
 
 

@@ -26,7 +26,7 @@ from qmambair_basicsr.layers.info import network_info
 from qmambair_basicsr.layers.sites import parameter_sites
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, RFA
 from qmambair_basicsr.studies.benchmark_table import Entry, csv_table
-from qmambair_basicsr.studies.plot_data import PlotError, activation_sites, choose, parameter_samples
+from qmambair_basicsr.studies.plot_data import PlotError, activation_samples, choose, parameter_samples
 from qmambair_basicsr.studies.plot_results import Restored, busiest_box, crop_figure, read_benchmark, tradeoff_figure
 from qmambair_basicsr.studies.plot_sites import histogram_pages, range_figure, threshold_map
 from qmambair_basicsr.tools import plot
@@ -101,7 +101,7 @@ def check_files(out, names):
 def test_every_architecture_gives_samples_before_and_after(arch):
     net = calibrated(arch)
     image = torch.rand(1, network_info(net).channels, 16, 16)
-    sites = activation_sites(net, [image], None, 500, seed=0)
+    sites = activation_samples(net, [image], None, 500, seed=0)
     assert len(sites) >= 8
     for site in sites:
         assert 0 < site.before.size == site.after.size <= 500
@@ -123,7 +123,7 @@ def test_every_weight_quantizer_gives_samples(kind):
 
 def test_samples_are_bounded_and_seeded(net):
     images = [torch.rand(1, 3, 16, 16) for _ in range(3)]
-    first, again, other = (activation_sites(net, images, ["*.u"], 300, seed) for seed in (0, 0, 1))
+    first, again, other = (activation_samples(net, images, ["*.u"], 300, seed) for seed in (0, 0, 1))
     assert all(site.before.size == 300 for site in first)
     for a, b, c in zip(first, again, other, strict=True):
         assert np.array_equal(a.before, b.before) and np.array_equal(a.after, b.after)
@@ -132,7 +132,7 @@ def test_samples_are_bounded_and_seeded(net):
 
 def test_shares_are_those_of_all_values(net):
     image = torch.rand(1, 3, 16, 16)
-    (site,) = activation_sites(net, [image], ["layers.0.conv.act"], 10**9, seed=0)
+    (site,) = activation_samples(net, [image], ["layers.0.conv.act"], 10**9, seed=0)
     quantizer = net.layers[0].conv.act_quantizer
     seen = []
     handle = quantizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -160,7 +160,7 @@ def test_without_patterns_one_site_of_each_kind(net):
 
 
 def test_histograms_hold_every_value_once(net):
-    sites = activation_sites(net, [torch.rand(1, 3, 16, 16)], ["*"], 2000, seed=0)
+    sites = activation_samples(net, [torch.rand(1, 3, 16, 16)], ["*"], 2000, seed=0)
     pages = histogram_pages(sites, "title")
     panels = [axis for page in pages for axis in page.axes if axis.get_title()]
     assert len(panels) == len(sites)
@@ -170,7 +170,7 @@ def test_histograms_hold_every_value_once(net):
 
 
 def test_ranges_are_drawn_in_standard_deviations(net):
-    sites = activation_sites(net, [torch.rand(1, 3, 16, 16)], ["*"], 2000, seed=0)
+    sites = activation_samples(net, [torch.rand(1, 3, 16, 16)], ["*"], 2000, seed=0)
     axis = range_figure(sites, "title").axes[0]
     dls = [site for site in sites if site.kind == "DLS"]
     bars = [line.get_xdata() for line in axis.lines if line.get_linewidth() == 4]
