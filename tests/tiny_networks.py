@@ -12,6 +12,8 @@ TINY_NETWORK = {
     "num_tokens": 8,
     "d_state": 3,
     "mlp_ratio": 1.2,
+    "ssm_ratio": 1.2,
+    "scan_len": 4,
     "upscale": 2,
     "upsampler": "pixelshuffledirect",
 }

@@ -7,7 +7,7 @@ tested against vectors of the official implementation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from basicsr.archs.arch_util import Upsample
@@ -43,8 +43,99 @@ def initialise_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+class ResidualGroupNet(nn.Module):
+    """Shallow convolution, residual groups of blocks, upsampling tail: the graph around the blocks of MambaIR and MaIR.
+
+    Input (B, in_chans, H, W) of any size, output (B, in_chans, H * upscale, W * upscale).
+
+    Args:
+        block (Callable[[int, float], nn.Module]): Makes the block with this number in its group and this DropPath
+            probability, (B, H, W, C) -> (B, H, W, C).
+        others: See :class:`MambaIR`.
+    """
+
+    def __init__(
+        self,
+        block: Callable[[int, float], nn.Module],
+        *,
+        in_chans: int,
+        embed_dim: int,
+        depths: Sequence[int],
+        drop_rate: float,
+        drop_path_rate: float,
+        patch_norm: bool,
+        use_checkpoint: bool,
+        upscale: int,
+        img_range: float,
+        upsampler: str | None,
+        resi_connection: str,
+    ):
+        super().__init__()
+        self.in_chans, self.img_range = in_chans, img_range
+        self.upsampler, self.upscale = upsampler or "", upscale if upsampler else 1
+        mean = torch.tensor(_RGB_MEAN if in_chans == 3 else (0.0,)).view(1, -1, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)  # no state_dict entry, as in official checkpoints
+
+        self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
+        self.patch_embed = PatchEmbed(embed_dim, patch_norm)
+        self.pos_drop = nn.Dropout(drop_rate)
+        total, first = sum(depths), 0
+        self.layers = nn.ModuleList()
+        for depth in depths:
+            blocks = [block(i, drop_path_rate * (first + i) / max(total - 1, 1)) for i in range(depth)]
+            self.layers.append(ResidualStateSpaceGroup(blocks, embed_dim, resi_connection, use_checkpoint))
+            first += depth
+        self.norm = nn.LayerNorm(embed_dim)
+        self.conv_after_body = residual_conv(embed_dim, resi_connection)
+
+        if self.upsampler == "pixelshuffle":
+            self.conv_before_upsample = nn.Sequential(nn.Conv2d(embed_dim, _NUM_FEAT, 3, padding=1), nn.LeakyReLU(0.01))
+            self.upsample = Upsample(upscale, _NUM_FEAT)
+            self.conv_last = nn.Conv2d(_NUM_FEAT, in_chans, 3, padding=1)
+        elif self.upsampler == "pixelshuffledirect":
+            self.upsample = nn.Sequential(
+                nn.Conv2d(embed_dim, in_chans * upscale**2, 3, padding=1), nn.PixelShuffle(upscale)
+            )
+        elif not self.upsampler:
+            self.conv_last = nn.Conv2d(embed_dim, in_chans, 3, padding=1)
+        else:
+            raise ValueError(
+                f"{type(self).__name__}: unknown upsampler '{upsampler}'. Allowed: 'pixelshuffle', "
+                "'pixelshuffledirect', '' (same size)."
+            )
+        self.apply(initialise_weights)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Body: (B, C, H, W) -> (B, C, H, W)."""
+        x = self.pos_drop(self.patch_embed(x))  # (B, H, W, C)
+        for layer in self.layers:
+            x = layer(x)
+        return conv_channels_last(self.conv_after_body, self.norm(x)).permute(0, 3, 1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Restore a batch of images (B, in_chans, H, W) with values in [0, 1].
+
+        Raises:
+            ValueError: Wrong number of dimensions or channels.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(
+                f"{type(self).__name__}: expected an input of shape (B, {self.in_chans}, H, W), got {tuple(x.shape)}."
+            )
+        image = (x - self.mean) * self.img_range
+        first = self.conv_first(image.contiguous(memory_format=torch.channels_last))
+        features = first + self.forward_features(first)
+        if self.upsampler == "pixelshuffle":
+            out = self.conv_last(self.upsample(self.conv_before_upsample(features)))
+        elif self.upsampler == "pixelshuffledirect":
+            out = self.upsample(features)
+        else:
+            out = image + self.conv_last(features)
+        return out / self.img_range + self.mean
+
+
 @ARCH_REGISTRY.register()
-class MambaIR(nn.Module):
+class MambaIR(ResidualGroupNet):
     """MambaIR. Input (B, in_chans, H, W) of any size, output (B, in_chans, H * upscale, W * upscale).
 
     Args:
@@ -95,73 +186,22 @@ class MambaIR(nn.Module):
         window_size: int = 16,
         num_heads: int | Sequence[int] = 6,
     ):
-        super().__init__()
         del img_size, patch_size, window_size, num_heads  # documented as without effect
-        self.in_chans, self.img_range = in_chans, img_range
-        self.upsampler, self.upscale = upsampler or "", upscale if upsampler else 1
-        mean = torch.tensor(_RGB_MEAN if in_chans == 3 else (0.0,)).view(1, -1, 1, 1)
-        self.register_buffer("mean", mean, persistent=False)  # no state_dict entry, as in official checkpoints
-
-        self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
-        self.patch_embed = PatchEmbed(embed_dim, patch_norm)
-        self.pos_drop = nn.Dropout(drop_rate)
-        light = self.upsampler == "pixelshuffledirect"
-        total, first = sum(depths), 0
-        self.layers = nn.ModuleList()
-        for depth in depths:
-            blocks = [
-                ResidualStateSpaceBlock(embed_dim, d_state, mlp_ratio, drop_path_rate * j / max(total - 1, 1), light)
-                for j in range(first, first + depth)
-            ]
-            self.layers.append(ResidualStateSpaceGroup(blocks, embed_dim, resi_connection, use_checkpoint))
-            first += depth
-        self.norm = nn.LayerNorm(embed_dim)
-        self.conv_after_body = residual_conv(embed_dim, resi_connection)
-
-        if self.upsampler == "pixelshuffle":
-            self.conv_before_upsample = nn.Sequential(nn.Conv2d(embed_dim, _NUM_FEAT, 3, padding=1), nn.LeakyReLU(0.01))
-            self.upsample = Upsample(upscale, _NUM_FEAT)
-            self.conv_last = nn.Conv2d(_NUM_FEAT, in_chans, 3, padding=1)
-        elif light:
-            self.upsample = nn.Sequential(
-                nn.Conv2d(embed_dim, in_chans * upscale**2, 3, padding=1), nn.PixelShuffle(upscale)
-            )
-        elif not self.upsampler:
-            self.conv_last = nn.Conv2d(embed_dim, in_chans, 3, padding=1)
-        else:
-            raise ValueError(
-                f"{type(self).__name__}: unknown upsampler '{upsampler}'. Allowed: 'pixelshuffle', "
-                "'pixelshuffledirect', '' (same size)."
-            )
-        self.apply(initialise_weights)
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Body: (B, C, H, W) -> (B, C, H, W)."""
-        x = self.pos_drop(self.patch_embed(x))  # (B, H, W, C)
-        for layer in self.layers:
-            x = layer(x)
-        return conv_channels_last(self.conv_after_body, self.norm(x)).permute(0, 3, 1, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Restore a batch of images (B, in_chans, H, W) with values in [0, 1].
-
-        Raises:
-            ValueError: Wrong number of dimensions or channels.
-        """
-        if x.dim() != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(
-                f"{type(self).__name__}: expected an input of shape (B, {self.in_chans}, H, W), got {tuple(x.shape)}."
-            )
-        image = (x - self.mean) * self.img_range
-        first = self.conv_first(image.contiguous(memory_format=torch.channels_last))
-        features = first + self.forward_features(first)
-        if self.upsampler == "pixelshuffle":
-            out = self.conv_last(self.upsample(self.conv_before_upsample(features)))
-        elif self.upsampler == "pixelshuffledirect":
-            out = self.upsample(features)
-        else:
-            out = image + self.conv_last(features)
-        return out / self.img_range + self.mean
+        light = upsampler == "pixelshuffledirect"
+        super().__init__(
+            lambda _, drop_path: ResidualStateSpaceBlock(embed_dim, d_state, mlp_ratio, drop_path, light),
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            depths=depths,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            patch_norm=patch_norm,
+            use_checkpoint=use_checkpoint,
+            upscale=upscale,
+            img_range=img_range,
+            upsampler=upsampler,
+            resi_connection=resi_connection,
+        )
 
 
 @network_info.register(MambaIR)

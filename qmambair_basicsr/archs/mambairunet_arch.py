@@ -9,7 +9,7 @@ no test compares outputs), and the quantizer placement, which was never publishe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -53,47 +53,33 @@ class Resample(nn.Module):
         return conv_channels_last(self.body, x).contiguous()
 
 
-@ARCH_REGISTRY.register()
-class MambaIRUNet(nn.Module):
-    """U-Net for same-size restoration. Input and output (B, C, H, W) with H and W multiples of 8.
-
-    Other sizes are padded by the model class.
+class StateSpaceUNet(nn.Module):
+    """Restormer's U-Net around blocks of any kind. Input and output (B, C, H, W) with H and W multiples of 8.
 
     Args:
-        inp_channels (int): Channels of the input image.
-        out_channels (int): Channels of the output image; equal to inp_channels unless dual_pixel_task.
-        dim (int): Channels of the first level, at least 30; level n has dim * 2^(n-1).
-        num_blocks (Sequence[int]): Blocks on the four levels (the decoder mirrors the encoder).
-        num_refinement_blocks (int): Blocks after the decoder, at full resolution with 2 * dim channels.
-        mlp_ratio (float): Inner channels of SS2D are int(mlp_ratio * channels).
-        d_state (int): State size N of the selective scans.
-        drop_path_rate (float): DropPath probability of every block.
-        bias (bool): Bias of reduce_chan_level*, skip_conv and output; the other convolutions here have none.
-        dual_pixel_task (bool): Defocus deblurring: no image residual, a skip from the embedding to the output instead.
-        use_checkpoint (bool): Recompute blocks in the backward pass to save memory.
+        block (Callable[[str, int, int], nn.Module]): Makes the block of this level (``encoder_level1`` to ``3``,
+            ``latent``, ``decoder_level3`` to ``1``, ``refinement``) with these channels and this number in its level,
+            (B, H, W, C) -> (B, H, W, C).
+        others: See :class:`MambaIRUNet`.
 
     Raises:
-        ValueError: An unknown option or an impossible combination.
+        ValueError: An impossible combination.
     """
 
     patch_multiple = _MULTIPLE  # of training patches, which nothing pads
-    option_rules = UNET
-    check_options = staticmethod(check_unet)
 
-    @strict_options
     def __init__(
         self,
-        inp_channels: int = 3,
-        out_channels: int = 3,
-        dim: int = 48,
-        num_blocks: Sequence[int] = (4, 6, 6, 8),
-        num_refinement_blocks: int = 4,
-        mlp_ratio: float = 1.5,
-        d_state: int = 16,
-        drop_path_rate: float = 0.0,
-        bias: bool = False,
-        dual_pixel_task: bool = False,
-        use_checkpoint: bool = False,
+        block: Callable[[str, int, int], nn.Module],
+        *,
+        inp_channels: int,
+        out_channels: int,
+        dim: int,
+        num_blocks: Sequence[int],
+        num_refinement_blocks: int,
+        bias: bool,
+        dual_pixel_task: bool,
+        use_checkpoint: bool,
     ):
         super().__init__()
         if len(num_blocks) != 4:
@@ -105,28 +91,27 @@ class MambaIRUNet(nn.Module):
             )
         self.inp_channels = inp_channels
 
-        def level(channels: int, depth: int) -> BlockSequence:
-            blocks = [ResidualStateSpaceBlock(channels, d_state, mlp_ratio, drop_path_rate) for _ in range(depth)]
-            return BlockSequence(blocks, use_checkpoint)
+        def level(name: str, channels: int, depth: int) -> BlockSequence:
+            return BlockSequence([block(name, channels, i) for i in range(depth)], use_checkpoint)
 
         n1, n2, n3, n4 = num_blocks
         self.patch_embed = OverlapPatchEmbed(inp_channels, dim)
-        self.encoder_level1 = level(dim, n1)
+        self.encoder_level1 = level("encoder_level1", dim, n1)
         self.down1_2 = Resample(dim, down=True)
-        self.encoder_level2 = level(2 * dim, n2)
+        self.encoder_level2 = level("encoder_level2", 2 * dim, n2)
         self.down2_3 = Resample(2 * dim, down=True)
-        self.encoder_level3 = level(4 * dim, n3)
+        self.encoder_level3 = level("encoder_level3", 4 * dim, n3)
         self.down3_4 = Resample(4 * dim, down=True)
-        self.latent = level(8 * dim, n4)
+        self.latent = level("latent", 8 * dim, n4)
         self.up4_3 = Resample(8 * dim, down=False)
         self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
-        self.decoder_level3 = level(4 * dim, n3)
+        self.decoder_level3 = level("decoder_level3", 4 * dim, n3)
         self.up3_2 = Resample(4 * dim, down=False)
         self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=bias)
-        self.decoder_level2 = level(2 * dim, n2)
+        self.decoder_level2 = level("decoder_level2", 2 * dim, n2)
         self.up2_1 = Resample(2 * dim, down=False)
-        self.decoder_level1 = level(2 * dim, n1)  # the concatenated skip is not reduced on this level
-        self.refinement = level(2 * dim, num_refinement_blocks)
+        self.decoder_level1 = level("decoder_level1", 2 * dim, n1)  # the concatenated skip is not reduced on this level
+        self.refinement = level("refinement", 2 * dim, num_refinement_blocks)
         self.skip_conv = nn.Conv2d(dim, 2 * dim, 1, bias=bias) if dual_pixel_task else None
         self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
 
@@ -159,6 +144,60 @@ class MambaIRUNet(nn.Module):
         if self.skip_conv is None:
             return self.output(x) + image
         return self.output(x + self.skip_conv(embedded.permute(0, 3, 1, 2)))
+
+
+@ARCH_REGISTRY.register()
+class MambaIRUNet(StateSpaceUNet):
+    """U-Net for same-size restoration. Input and output (B, C, H, W) with H and W multiples of 8.
+
+    Other sizes are padded by the model class.
+
+    Args:
+        inp_channels (int): Channels of the input image.
+        out_channels (int): Channels of the output image; equal to inp_channels unless dual_pixel_task.
+        dim (int): Channels of the first level, at least 30; level n has dim * 2^(n-1).
+        num_blocks (Sequence[int]): Blocks on the four levels (the decoder mirrors the encoder).
+        num_refinement_blocks (int): Blocks after the decoder, at full resolution with 2 * dim channels.
+        mlp_ratio (float): Inner channels of SS2D are int(mlp_ratio * channels).
+        d_state (int): State size N of the selective scans.
+        drop_path_rate (float): DropPath probability of every block.
+        bias (bool): Bias of reduce_chan_level*, skip_conv and output; the other convolutions here have none.
+        dual_pixel_task (bool): Defocus deblurring: no image residual, a skip from the embedding to the output instead.
+        use_checkpoint (bool): Recompute blocks in the backward pass to save memory.
+
+    Raises:
+        ValueError: An unknown option or an impossible combination.
+    """
+
+    option_rules = UNET
+    check_options = staticmethod(check_unet)
+
+    @strict_options
+    def __init__(
+        self,
+        inp_channels: int = 3,
+        out_channels: int = 3,
+        dim: int = 48,
+        num_blocks: Sequence[int] = (4, 6, 6, 8),
+        num_refinement_blocks: int = 4,
+        mlp_ratio: float = 1.5,
+        d_state: int = 16,
+        drop_path_rate: float = 0.0,
+        bias: bool = False,
+        dual_pixel_task: bool = False,
+        use_checkpoint: bool = False,
+    ):
+        super().__init__(
+            lambda level, channels, number: ResidualStateSpaceBlock(channels, d_state, mlp_ratio, drop_path_rate),
+            inp_channels=inp_channels,
+            out_channels=out_channels,
+            dim=dim,
+            num_blocks=num_blocks,
+            num_refinement_blocks=num_refinement_blocks,
+            bias=bias,
+            dual_pixel_task=dual_pixel_task,
+            use_checkpoint=use_checkpoint,
+        )
 
 
 @network_info.register(MambaIRUNet)

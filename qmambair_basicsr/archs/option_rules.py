@@ -49,6 +49,16 @@ UNET: dict[str, Rule] = {
 }
 
 
+_STRIPES: dict[str, Rule] = {"ssm_ratio": BODY["mlp_ratio"], "scan_len": Number(1, 4096, whole=True)}
+MAIR: dict[str, Rule] = BODY | _STRIPES
+MAIR_UNET: dict[str, Rule] = {
+    **{key: rule for key, rule in UNET.items() if key != "d_state"},
+    **_STRIPES,
+    "dim": Number(2, 100_000, whole=True),
+    "flp_ratio": BODY["mlp_ratio"],
+}
+
+
 def _tail(options: Mapping) -> Iterator[tuple[str, str]]:
     scale, upsampler = options.get("upscale", 2), options.get("upsampler")
     if upsampler == "pixelshuffle" and scale != 3 and scale & (scale - 1):
@@ -57,10 +67,10 @@ def _tail(options: Mapping) -> Iterator[tuple[str, str]]:
         yield "upscale", f"the upsampler nearest+conv takes 4; got {scale}"
 
 
-def _inner(options: Mapping, key: str, ratio: float) -> Iterator[tuple[str, str]]:
-    width, ratio = options.get(key), options.get("mlp_ratio", ratio)
+def _inner(options: Mapping, key: str, ratio: float, name: str = "mlp_ratio") -> Iterator[tuple[str, str]]:
+    width, ratio = options.get(key), options.get(name, ratio)
     if width is not None and is_number(ratio) and int(ratio * width) < 1:
-        yield "mlp_ratio", f"leaves no channel of {key} {width}; got {ratio}"
+        yield name, f"leaves no channel of {key} {width}; got {ratio}"
 
 
 def check_mambair(options: Mapping) -> Iterator[tuple[str, str]]:
@@ -91,9 +101,27 @@ def check_mambairv2(options: Mapping) -> Iterator[tuple[str, str]]:
         yield "convffn_kernel_size", f"must be odd; got {kernel}"
 
 
+def check_mair(options: Mapping) -> Iterator[tuple[str, str]]:
+    """Options of MaIR that do not go together, as (key, mistake)."""
+    yield from _tail(options)
+    for name, ratio in (("ssm_ratio", 1.4), ("mlp_ratio", 1.6)):
+        yield from _inner(options, "embed_dim", ratio, name)
+
+
+def check_mair_unet(options: Mapping) -> Iterator[tuple[str, str]]:
+    """Options of MaIRUNet that do not go together, as (key, mistake)."""
+    for name, ratio in (("ssm_ratio", 2.0), ("flp_ratio", 4.0), ("mlp_ratio", 1.5)):
+        yield from _inner(options, "dim", ratio, name)
+    yield from _ends(options)
+
+
 def check_unet(options: Mapping) -> Iterator[tuple[str, str]]:
     """Options of MambaIRUNet that do not go together, as (key, mistake)."""
     yield from _inner(options, "dim", 1.5)
+    yield from _ends(options)
+
+
+def _ends(options: Mapping) -> Iterator[tuple[str, str]]:
     inputs, outputs = options.get("inp_channels", 3), options.get("out_channels", 3)
     if inputs != outputs and not options.get("dual_pixel_task"):
         yield "out_channels", f"must equal inp_channels ({inputs}) unless dual_pixel_task is set; got {outputs}"

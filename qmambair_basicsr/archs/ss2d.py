@@ -149,17 +149,27 @@ class ScanParameters(SiteModule):
         delta = torch.einsum("bhwkr,kdr->bhwkd", dt, dt_weight)
         return delta, b, c
 
-    def scan(self, x: torch.Tensor, delta: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """Scan x in all directions and sum the results at their pixels.
+    def scan(
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor,
+        b: torch.Tensor,
+        c: torch.Tensor,
+        order: torch.Tensor | None = None,
+        merge: bool = True,
+    ) -> torch.Tensor:
+        """Scan x in all directions, and sum the results at their pixels or keep them apart.
 
         Args:
             x (Tensor): (B, H, W, D).
             delta (Tensor): (B, H, W, K, D), before bias and softplus.
             b (Tensor): (B, H, W, K, N).
             c (Tensor): (B, H, W, K, N).
+            order (Tensor | None): (K, H * W), see ``ops.ss2d_scan``; without it the directions have their names' order.
+            merge (bool): Sum the results.
 
         Returns:
-            Tensor: (B, H, W, D).
+            Tensor: (B, H, W, D), or (B, H, W, K, D) unless merged.
         """
         k, d, n = len(self.directions), self.d_inner, self.d_state
         a = DECAY.value(self.A_logs)
@@ -172,7 +182,9 @@ class ScanParameters(SiteModule):
             self.site("D", self.Ds).view(k, d),
             self.site("dt_bias", self.dt_projs_bias),
             delta_softplus=True,
-            directions=self.directions,
+            directions=self.directions if order is None else None,
+            order=order,
+            merge=merge,
         )
 
 

@@ -174,10 +174,10 @@ def _at_site(parts: dict[str, str], name: str, operations: dict, original, site:
     return original(site, *args, **kwargs)
 
 
-def _inside(recorder: Recorder, name: str, original, *args):
+def _inside(recorder: Recorder, name: str, original, *args, **options):
     recorder.stack.append(name)
     try:
-        return original(*args)
+        return original(*args, **options)
     finally:
         recorder.stack.pop()
         recorder.parts.pop(name, None)

@@ -29,10 +29,12 @@ V2 = {"embed_dim": 12, "num_heads": [2], "window_size": 8, "inner_rank": 3, "num
 OPTIONS = {
     "MambaIR": {**LIGHT, "embed_dim": 30, "upsampler": "pixelshuffle", "in_chans": 1},
     "MambaIRUNet": {"dim": 30, "num_blocks": [0, 0, 0, 1], "num_refinement_blocks": 0, "d_state": 1, "mlp_ratio": 1.0},
+    "MaIR": {**LIGHT, "embed_dim": 8, "depths": [2], "ssm_ratio": 1.0, "scan_len": 4},
+    "MaIRUNet": {"dim": 4, "num_blocks": [0, 0, 0, 1], "num_refinement_blocks": 1, "ssm_ratio": 1.0, "scan_len": 4},
     "MambaIRv2": {**LIGHT, **V2, "depths": [2], "upsampler": ""} | {"upscale": 1},
     "MambaIRv2Light": {**LIGHT, **V2},
 }
-OPEN_SIDES = ("MambaIRv2", "QMambaIRv2Light")
+OPEN_SIDES = ("MaIR", "MambaIRv2", "QMambaIRv2Light")
 QUANT = {
     "weight": {"type": "LSQ", "bits": 4},
     "act": {"type": "LSQOffset", "bits": 4},
