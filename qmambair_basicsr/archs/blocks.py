@@ -117,6 +117,8 @@ class ResidualStateSpaceBlock(nn.Module):
         light (bool): Light CAB.
     """
 
+    traced_apart = True  # export traces one of each kind: a map in, a map of the same shape out
+
     def __init__(self, dim: int, d_state: int, mlp_ratio: float, drop_path: float = 0.0, light: bool = False):
         super().__init__()
         self.ln_1 = nn.LayerNorm(dim)

@@ -125,6 +125,8 @@ class ConvFFN(nn.Module):
         kernel_size: Odd kernel of the depthwise convolution.
     """
 
+    traced_apart = True  # export traces one of each kind: a map in, a map of the same shape out
+
     def __init__(self, dim: int, hidden: int, kernel_size: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -160,6 +162,8 @@ class GatedMLP(nn.Module):
         hidden: Channels after ``fc1``; the gate halves them.
         kernel_size: Unused, the light network always gates with 5x5; kept for the signature of ConvFFN.
     """
+
+    traced_apart = True  # export traces one of each kind: a map in, a map of the same shape out
 
     def __init__(self, dim: int, hidden: int, kernel_size: int) -> None:
         super().__init__()

@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..layers.convert import FrozenCodes
 from ..layers.sites import SiteModule
 from ..ops.ss2d_scan import ss2d_scan
 from ..quantizers.site import Derived, Site
+from .integer_projections import IntegerProjections
 
 FOUR_DIRECTIONS = ("row", "col", "row_rev", "col_rev")
 """Scan order of the official weights: direction k reads slice k of every scan parameter."""
@@ -110,6 +112,13 @@ class ScanParameters(SiteModule):
             self._scan_site("D", k * d, "Ds"),
             self._scan_site("dt_bias", d, "dt_projs_bias"),
         )
+
+    def lower_products(self) -> tuple[str, ...]:
+        names = "x_proj", "dt_projs"
+        if not all(isinstance(self.quantizers[f"{name}_weight"], FrozenCodes) for name in names):
+            return ()  # a projection in full precision
+        self.projections = IntegerProjections((len(self.directions), self.dt_rank, self.d_state), self.quantizers)
+        return names
 
     @staticmethod
     def _projection_sites(name: str, weight: torch.Tensor, channels: int, copies: int = 1) -> tuple[Site, Site]:

@@ -104,7 +104,7 @@ def _onnx(path: Path, net: nn.Module) -> Artifact:
             set_constant_grids(reference, json.loads(grids))
         except ValueError as err:
             raise ExportError(f"{path} was exported from another network: {err}") from err
-    checks = compare_weights(read_model(path), net)
+    checks = compare_weights(read_model(path), reference)
 
     def activations(image: Tensor, track: Callable[[list], Iterable]) -> list[ActivationCheck]:
         return compare_activations(path, reference, image, track)

@@ -66,6 +66,25 @@ class FrozenCodes(Quantizer):
     def output_bounds(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         return None if self.affine else (self.bounds[0], self.bounds[1])
 
+    def part(self, index: int) -> FrozenCodes:
+        """The codes at one index of the leading dimension, with their scale and zero."""
+        return self._reshaped(lambda t: t[index])
+
+    def flattened(self) -> FrozenCodes:
+        """Leading two dimensions as one."""
+        return self._reshaped(lambda t: t.flatten(0, 1))
+
+    def _reshaped(self, reshape: Callable[[Tensor], Tensor]) -> FrozenCodes:
+        leading = *self.codes.shape[:-1], 1
+
+        def parameter(t: Tensor) -> Tensor:
+            return t if t.ndim == 0 else reshape(t.expand(leading))
+
+        bounds = None if self.bounds is None else tuple(map(parameter, self.bounds))
+        codes = reshape(self.codes)
+        made = FrozenCodes(self.bits, codes, parameter(self.scale), parameter(self.zero), bounds, self.site)
+        return made.to(self.scale.dtype)
+
 
 class FixedGrid(Quantizer):
     """An activation quantizer with constant step and offset: a DLS after calibration of its grid.

@@ -166,6 +166,15 @@ class SiteModule(nn.Module):
         self.quantizers = SiteQuantizers(own, tuple(parameters)).train(self.training)
         return self
 
+    def lower_products(self) -> tuple[str, ...]:
+        """Put products of integer codes in place of computations whose operands are all quantized, for ``lowering``.
+
+        Returns:
+            The operations (``Site.operation``) that no longer pass through :meth:`site`; none where a subclass does not
+            say otherwise: what passes is then on its grid, but computed with in floating point.
+        """
+        return ()
+
     def site(self, name: str, tensor: Tensor, source: Tensor | None = None) -> Tensor:
         """The tensor as the network uses it at a site: itself, or fake-quantized after ``prepare``.
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..layers.sites import activation_sites
 from .grids import DynamicGrid, StaticGrid
-from .scan import IntegerProjections
 
 NO_CODE = np.iinfo(np.int16).min
 """Stands in captured codes where a quantizer was given NaN or infinity, which have no code."""
@@ -64,11 +63,10 @@ def _marked(codes: Tensor, x: Tensor) -> np.ndarray:
 
 
 def _joined(net: nn.Module, seen: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
-    """Codes of grids that an integer network calls once for each direction of a scan, all directions together."""
+    """Codes of grids that an integer network gives a tensor slice by slice, all slices together."""
     joined = {}
-    for module in net.modules():
-        if isinstance(module, IntegerProjections) and isinstance(module.dt_projs[0].act, StaticGrid):
-            name, parts = module.dt_projs[0].act.site, len(module.dt_projs)
-            calls = seen.get(name, [])
-            joined[name] = [np.stack(calls[i : i + parts], -2) for i in range(0, len(calls), parts)]
+    for grid in net.modules():
+        if isinstance(grid, StaticGrid) and grid.slices is not None:
+            calls = seen.get(grid.site, [])
+            joined[grid.site] = [np.stack(calls[i : i + grid.slices], -2) for i in range(0, len(calls), grid.slices)]
     return joined

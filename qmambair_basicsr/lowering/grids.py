@@ -28,6 +28,7 @@ class StaticGrid(nn.Module):
     def __init__(self, form: StaticForm, bound: int, site: str = ""):
         super().__init__()
         self.bound, self.site, self.dim = bound, site, form.dim
+        self.slices: int | None = None  # how many slices of dimension -2 of a tensor it is given one by one
         step, kind = form.step.detach(), form.step.dtype
         offset = torch.zeros_like(step) if form.offset is None else form.offset.detach()
         self.per_channel = step.numel() > 1

@@ -30,10 +30,12 @@ class IntegerWeight(nn.Module):
     Args:
         frozen: codes of the weight, with one scale for all or one per output channel (leading dimension).
         groups: G.
+        part: index of the leading dimension of the parameter that ``frozen`` is; None for all of it.
     """
 
-    def __init__(self, frozen: FrozenCodes, groups: int):
+    def __init__(self, frozen: FrozenCodes, groups: int, part: int | None = None):
         super().__init__()
+        self.site, self.groups, self.part = frozen.site.quantizer_path, groups, part
         if not frozen.affine:
             raise LoweringError(
                 f"{frozen.site.label}: values are clamped once more after they were quantized (DLS, mode: official), "
@@ -67,11 +69,18 @@ def _exact(frozen: FrozenCodes, groups: int) -> Tensor:
 
 
 class IntegerLinear(nn.Module):
-    """A linear layer; ``frozen`` codes are (out, in)."""
+    """A linear layer.
 
-    def __init__(self, frozen: FrozenCodes, act: nn.Module, bias: Tensor | None):
+    Args:
+        frozen: codes (out, in).
+        act: grid of the input.
+        bias: (out,) or None.
+        part: see ``IntegerWeight``.
+    """
+
+    def __init__(self, frozen: FrozenCodes, act: nn.Module, bias: Tensor | None, part: int | None = None):
         super().__init__()
-        self.act, self.weight = act, IntegerWeight(frozen, 1)
+        self.act, self.weight = act, IntegerWeight(frozen, 1, part)
         sums = _exact(frozen, 1)[0].sum(1)  # (out,)
         total = torch.zeros_like(sums) if bias is None else bias.detach().clone()
         self.has_bias = bias is not None or bool(act.offset)

@@ -12,7 +12,7 @@ from ..layers.matmul import QuantMatMul
 from ..layers.quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
 from ..layers.sites import SiteModule, parameter_sites
 from .layers import lowered_layer
-from .scan import lower_sites
+from .sites import lower_sites
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ def largest_difference(path, net, image):
     for hook in hooks:
         hook.remove()
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
-    sites = [site for site in codes._sites(model, path, quantizers) if site.source is not None]
+    sites = [site for site in codes._sites(model, path, net) if site.source is not None]
     tensors = codes._run_with(model, image, sites)
     differences = []
     for site in sites:

@@ -18,7 +18,8 @@ as written. Two comparisons:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,18 @@ from torch import Tensor, nn
 
 from ...layers.calibrate import quantizers_of
 from ...layers.convert import FrozenCodes, frozen
-from ...layers.sites import PlacedSite, parameter_sites
+from ...layers.sites import parameter_sites
+from ...lowering import lower
 from ...lowering.capture import NO_CODE, captured_codes, codes_or_none, equal_codes
+from ...lowering.grids import DynamicGrid, StaticGrid
+from ...lowering.layers import IntegerWeight
+from ...quantizers.site import Site
 from .runtime import session
 
 RUN_BYTES = 1 << 30
 """Memory that the tensors compared in one run of a graph may take, about."""
+_SCAN_INPUTS = {"dt_bias": "delta_bias"}
+"""Part of a site -> name of the scan's input, where they differ."""
 _BYTES_PER_CODE = 9  # an int8 code, and its input in float64 at most
 _WITHOUT_SUFFIX = re.compile(r"^(?P<scope>.*)/(?P<op>[A-Za-z]+)(_\d+)?$")
 
@@ -82,20 +89,32 @@ def _initializers(model: onnx.ModelProto) -> dict[str, TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
-def _weight_nodes(site: PlacedSite) -> list[str]:
-    """Names of the nodes that dequantize a parameter, one for each scan direction of dt_projs_weight."""
-    scope = site.parameter.rpartition(".")[0]
-    if site.site.parameter == "weight":
-        return [f"{scope}.weight/DequantizeLinear"]
-    if site.site.parameter == "x_proj_weight":
-        return [f"{scope}.projections.x_proj.weight/DequantizeLinear"]
-    if site.site.parameter == "dt_projs_weight":
-        return [f"{scope}.projections.dt_projs.{k}.weight/DequantizeLinear" for k in range(site.tensor().shape[0])]
-    return []
+class _Places:
+    """Names of nodes in an exported file, found by lowering the network again as the export did.
+
+    Attributes:
+        weights: quantizer of a parameter -> name of the node, part of the parameter and groups, for each place where
+            its codes are dequantized.
+        grids: module of the exported network -> quantizer that it stands for, and index of the slice of dimension -2
+            that it is given, where it is given one.
+    """
+
+    def __init__(self, net: nn.Module):
+        self.weights: dict[str, list[tuple[str, int | None, int]]] = {}
+        self.grids: dict[str, tuple[str, int | None]] = {}
+        seen: Counter[nn.Module] = Counter()
+        for name, module in lower(net).named_modules(remove_duplicate=False):
+            if isinstance(module, IntegerWeight):
+                place = f"{name}/DequantizeLinear", module.part, module.groups
+                self.weights.setdefault(module.site, []).append(place)
+            elif isinstance(module, (StaticGrid, DynamicGrid)):
+                sliced = isinstance(module, StaticGrid) and module.slices is not None
+                self.grids[name] = module.site, seen[module] if sliced else None
+                seen[module] += 1
 
 
 def _matches(stored: np.ndarray, scale: np.ndarray, expected: FrozenCodes, groups: int) -> bool:
-    """Whether stored codes and scale are the expected ones; rows of ones (see ``modules``) are left out."""
+    """Whether stored codes and scale are the expected ones; rows of ones (see ``lowering/layers.py``) are left out."""
     codes = expected.codes.numpy()
     rows = codes.shape[0] // groups
     grouped = stored.reshape(groups, -1, *stored.shape[1:])[:, :rows]
@@ -116,65 +135,43 @@ def compare_weights(model: onnx.ModelProto, net: nn.Module) -> list[WeightCheck]
     """Compare every quantized parameter of a network with a file exported from it."""
     constants = _initializers(model)
     nodes = {node.name: node for node in model.graph.node}
-    scans = {"A_logs": "A", "Ds": "D", "dt_projs_bias": "delta_bias"}
+    places = _Places(net).weights
     checks = []
-    for site in parameter_sites(net):
-        expected = frozen(site)
-        count, scope = expected.codes.numel(), site.parameter.rpartition(".")[0]
-        found = [nodes[name] for name in _weight_nodes(site) if name in nodes]
+    for placed in parameter_sites(net):
+        expected = frozen(placed)
+        count, name = expected.codes.numel(), placed.parameter
+        found = [(nodes[node], *where) for node, *where in places.get(placed.name, ()) if node in nodes]
         if found:
-            parts = [expected] if len(found) == 1 else [_direction(expected, k) for k in range(len(found))]
-            parts = [_as_matrix(part) if site.site.parameter != "weight" else part for part in parts]
-            groups = getattr(site.owner, "groups", 1)
-            equal = all(
-                _matches(
-                    *(numpy_helper.to_array(constants[name]) for name in node.input[:2]), expected=part, groups=groups
-                )
-                for node, part in zip(found, parts, strict=True)
-            )
-            checks.append(WeightCheck(site.parameter, "codes", equal, count))
+            equal = True
+            for node, part, groups in found:
+                codes, scale = (numpy_helper.to_array(constants[tensor]) for tensor in node.input[:2])
+                wanted = expected if part is None else expected.part(part)
+                wanted = wanted.flattened() if wanted.codes.ndim > codes.ndim else wanted
+                equal &= _matches(codes, scale, wanted, groups)
+            checks.append(WeightCheck(name, "codes", equal, count))
             continue
-        # the scan is a method, so its node is named after the module that calls it
-        key = f"{scope.removesuffix('.selectiveScan')}/SS2DScan.{scans.get(site.site.parameter)}"
-        if key in constants:
-            stored = numpy_helper.to_array(constants[key])
-            value = expected.quantize(site.tensor()).numpy()
-            checks.append(WeightCheck(site.parameter, "values", same_scale(stored.reshape(value.shape), value), count))
+        key = _scan_constant(placed.site, constants)
+        if key is None:
+            checks.append(WeightCheck(name, "folded", None, count))
         else:
-            checks.append(WeightCheck(site.parameter, "folded", None, count))
+            stored = numpy_helper.to_array(constants[key])
+            value = expected.quantize(placed.tensor()).numpy()
+            checks.append(WeightCheck(name, "values", same_scale(stored.reshape(value.shape), value), count))
     return checks
 
 
-def _direction(joined: FrozenCodes, k: int) -> FrozenCodes:
-    scale, zero = (
-        t if t.numel() == 1 else t.expand(*joined.codes.shape[:2], 1)[k] for t in (joined.scale, joined.zero)
-    )
-    return FrozenCodes(joined.bits, joined.codes[k], scale, zero)
+def _scan_constant(site: Site, constants: Container[str]) -> str | None:
+    """Name of the constant of a scan that a site's parameter is.
 
-
-def _as_matrix(joined: FrozenCodes) -> FrozenCodes:
-    """Codes of a raw projection, (K, rows, columns) or (rows, columns), as a matrix."""
-    if joined.codes.ndim == 2:
-        return joined
-    scale, zero = (
-        t if t.numel() == 1 else t.expand(*joined.codes.shape[:2], 1).flatten(0, 1) for t in (joined.scale, joined.zero)
-    )
-    return FrozenCodes(joined.bits, joined.codes.flatten(0, 1), scale, zero)
-
-
-def _quantizer_of(scope: str, names: set[str]) -> tuple[str, int | None] | None:
-    """Name of the quantizer behind a module of the exported network, and its scan direction where it has one."""
-    direction = None
-    if found := re.fullmatch(r"(.*)\.projections\.dt_projs\.(\d+)\.act", scope):
-        name, direction = f"{found[1]}.quantizers.dt_projs_input", int(found[2])
-    elif scope.endswith(".projections.x_proj.act"):
-        name = f"{scope.removesuffix('.projections.x_proj.act')}.quantizers.x_proj_input"
-    elif scope.endswith(".act"):
-        name = f"{scope}_quantizer"
-    else:
-        name = scope.removesuffix(".grid").replace(".quantizers.sites.", ".quantizers.")
-        name = name.replace(".layer.act_quantizer", ".act_quantizer")
-    return (name, direction) if name in names else None
+    A scan is called in a method, so its node is named after the module whose ``forward`` calls that: the owner of the
+    site or one around it.
+    """
+    scope = site.owner
+    while True:
+        key = f"{scope}/SS2DScan.{_SCAN_INPUTS.get(site.part, site.part)}"
+        if key in constants or not scope:
+            return key if key in constants else None
+        scope = scope.rpartition(".")[0]
 
 
 def _site_input(scope: str, tensor: str, producers: dict[str, onnx.NodeProto], constants: dict) -> str:
@@ -208,7 +205,7 @@ class _Site:
         return codes if self.direction is None else codes[..., self.direction, :]
 
 
-def _sites(model: onnx.ModelProto, path: str | Path, quantizers: dict) -> list[_Site]:
+def _sites(model: onnx.ModelProto, path: str | Path, net: nn.Module) -> list[_Site]:
     """Every place where a graph quantizes, in its order.
 
     Raises:
@@ -216,11 +213,12 @@ def _sites(model: onnx.ModelProto, path: str | Path, quantizers: dict) -> list[_
     """
     constants = _initializers(model)
     producers = {name: node for node in model.graph.node for name in node.output}
+    grids = _Places(net).grids
     calls: dict[tuple[str, int | None], int] = {}
     sites = []
     for node in model.graph.node:
         scope = _WITHOUT_SUFFIX.match(node.name)["scope"] if _WITHOUT_SUFFIX.match(node.name) else ""
-        found = _quantizer_of(scope, set(quantizers)) if node.op_type in ("QuantizeLinear", "Round") else None
+        found = grids.get(scope) if node.op_type in ("QuantizeLinear", "Round") else None
         if found:
             static = node.op_type == "QuantizeLinear"
             computed = static and node.input[0] not in constants
@@ -249,7 +247,7 @@ def compare_activations(
         ValueError: the file quantizes at a place where the network does not, or another number of times.
     """
     model, quantizers = onnx.shape_inference.infer_shapes(onnx.load(str(path))), quantizers_of(net)
-    sites = _sites(model, path, quantizers)
+    sites = _sites(model, path, net)
     reference = captured_codes(net, image)
     for site in sites:
         if site.call >= len(reference.get(site.name, ())):

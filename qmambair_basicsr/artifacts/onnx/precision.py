@@ -23,7 +23,7 @@ from ...layers.sites import sites_of
 from ...lowering import frozen_copy
 from ...lowering.grids import StaticGrid
 from ...lowering.layers import BorderSums, FloatWeight, IntegerConv2d, IntegerLinear, IntegerWeight
-from ...lowering.scan import Constant
+from ...lowering.sites import Constant
 from ...quantizers.forms import DynamicForm
 
 _FLOAT_MODULES = (

@@ -18,17 +18,18 @@ from onnx import helper, numpy_helper
 from onnxscript import ir
 from torch import Tensor, nn
 
-from ...archs.blocks import DropPath, ResidualStateSpaceBlock
-from ...archs.mambairv2_blocks import ConvFFN, GatedMLP
+from ...archs.blocks import DropPath
 from ...ops.onnx_nodes import DOMAIN, OPSET, onnx_node
 from .node_names import SCOPES
-
-UNITS = (ResidualStateSpaceBlock, ConvFFN, GatedMLP)
-"""Modules from one channels-last map (B, H, W, C) to another of the same shape."""
 
 _NODE = "Unit"
 _OF_NO_EFFECT = {"training", "site"}
 _SIMPLE = (bool, int, float, str, type(None))
+
+
+def is_unit(module: nn.Module) -> bool:
+    """Whether a module is a block that says it can be traced apart: ``forward`` takes a map and gives one of its shape."""
+    return getattr(module, "traced_apart", False)
 
 
 def structure(module: nn.Module) -> tuple:
@@ -77,7 +78,7 @@ class _Placeholder(nn.Module):
 
 def _take_out(net: nn.Module) -> dict[str, tuple[nn.Module, tuple]]:
     """Put placeholders in place of the blocks of which there are several alike: name -> block, its structure."""
-    blocks = {name: module for name, module in net.named_modules() if isinstance(module, UNITS)}
+    blocks = {name: module for name, module in net.named_modules() if is_unit(module)}
     kinds = {name: structure(module) for name, module in blocks.items()}
     every = list(kinds.values())
     units = {name: (block, kinds[name]) for name, block in blocks.items() if every.count(kinds[name]) > 1}
