@@ -8,11 +8,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from . import compat, preflight
-
-compat.apply()  # before anything else that imports basicsr
+from .command_lines import answer_at_once
 
 __version__ = "0.1.0"
+
+answer_at_once()  # --help and mistakes in arguments need nothing of what follows
+
+from . import compat, preflight  # noqa: E402
+
+compat.apply()  # before anything else that imports basicsr
 
 # folder -> module suffix, as BasicSR's own registry scan does it
 _REGISTERED = {"archs": "_arch", "models": "_model", "losses": "_loss", "data": "_dataset", "metrics": "_metric"}

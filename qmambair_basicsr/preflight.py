@@ -20,7 +20,7 @@ from types import FrameType, TracebackType
 import yaml
 
 from . import schema
-from .cli import pipeline_parser
+from .command_lines.pipelines import pipeline_parser
 from .schema import OptionError, forced, machine
 from .schema.files import expand, wanted_paths
 
@@ -45,7 +45,7 @@ def read_and_check(arguments: argparse.Namespace, root: str, training: bool) -> 
     """The options of a run.
 
     Args:
-        arguments: the command line, see :func:`~qmambair_basicsr.cli.pipeline_parser`.
+        arguments: the command line, see :func:`~qmambair_basicsr.command_lines.pipelines.pipeline_parser`.
         root: folder below which results go.
         training: whether the run trains.
 

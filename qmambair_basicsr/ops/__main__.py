@@ -6,12 +6,14 @@ import importlib
 import pkgutil
 import sys
 
+from ..command_lines.ops import build_parser
 from . import __path__ as ops_path
 from .backend import ENV, backends, forced
 
 
 def main() -> None:
     """Write one line per operator and backend: name, yes or no, reason."""
+    build_parser().parse_args()
     out = sys.stdout
     out.write(f"{ENV}={forced() or '(unset: fastest available for the device)'}\n")
     out.write(f"{'operator':<16} {'backend':<10} {'usable':<7} reason\n")

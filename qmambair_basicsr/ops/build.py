@@ -7,7 +7,6 @@ uses the standard library only: setup.py loads it before torch is there.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import hashlib
 import os
@@ -128,10 +127,10 @@ def build(
 
 def main() -> None:
     """Command line: build in place."""
-    parser = argparse.ArgumentParser(prog="python -m qmambair_basicsr.ops.build", description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name(LIBRARY), help="library file to write")
-    parser.add_argument("--if-changed", action="store_true", help="do nothing when the library matches the sources")
-    args = parser.parse_args()
+    from ..command_lines.ops_build import build_parser  # here: setup.py loads this file without the package
+
+    args = build_parser().parse_args()
+    args.output = args.output or Path(__file__).with_name(LIBRARY)
     if args.if_changed and args.output.is_file() and built_from(args.output) == sources_digest():
         sys.stdout.write(f"{args.output.name} is up to date\n")
         return

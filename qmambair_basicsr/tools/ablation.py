@@ -26,13 +26,13 @@ from tqdm import tqdm
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 from .. import schema
-from ..arguments import add, command_line, natural
 from ..cli import run_tool
+from ..command_lines.ablation import build_parser
 from ..data.image_memory import images_in_memory
 from ..recipes.option_files import read_options
 from ..studies.ablation_report import collect, write_plot, write_tables
 from ..studies.ablation_run import Store, execute, missing_sets
-from ..studies.ablation_studies import Run, plan, studies
+from ..studies.ablation_studies import Run, plan
 
 __all__ = ["main", "test_options", "training_options"]
 
@@ -171,28 +171,6 @@ def listing(runs: Sequence[Run], test: Mapping, store: Store) -> str:
         places = "; ".join(f"{study} / {variant}" for study, variant in run.places)
         lines.append(f"{run.name}  {state}  {places}")
     return "\n".join([*lines, f"{len(runs)} runs"]) + "\n"
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    add(parser, "-opt", "a training file of a quantized network", required=True)
-    parser.add_argument("--test", type=Path, help="test option file; default: beside -opt, test_ for train_")
-    parser.add_argument("--studies", nargs="+", default=list(studies()), help=f"default: all ({', '.join(studies())})")
-    parser.add_argument("--variants", nargs="+", help="only these rows, by name pattern; every study's first row stays")
-    add(parser, "--bits", default=[4, 2], nargs="+")
-    parser.add_argument("--seeds", type=natural, nargs="+", default=[0, 1, 2], help="of the trainings (default: 0 1 2)")
-    add(parser, "--iterations", "default: the file's")
-    add(parser, "--sets", "default: all of the test file", nargs="+")
-    add(parser, "--root", "default: as in the files")
-    add(parser, "--out", default=Path("ablation"))
-    add(parser, "--force_yml", "of the trainings", default=[], nargs="+")
-    parser.add_argument(
-        "--image-memory", type=natural, default=1024, help="MiB of decoded images to keep (default: 1024)"
-    )
-    add(parser, "--list", "the runs, and whether they are finished")
-    add(parser, "--read-only")
-    return parser
 
 
 def ablation(args: argparse.Namespace) -> int:

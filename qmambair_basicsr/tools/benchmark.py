@@ -34,7 +34,7 @@ from qmambair_basicsr.studies.benchmark_table import (
 from qmambair_basicsr.studies.demo_report import stored_kib
 from qmambair_basicsr.studies.result_log import latest_log, read_results
 
-from ..arguments import add, command_line
+from ..command_lines.benchmark import build_parser
 from ..files import write_text
 
 __all__ = ["main"]
@@ -143,18 +143,6 @@ def write_tables(entries: Sequence[Entry], failures: Sequence[str], out: Path) -
         for suffix, render in (("md", markdown_table), ("csv", csv_table), ("tex", latex_table)):
             write_text(out / f"{task}.{suffix}", render(task, rows, published))
     write_text(out / "failures.txt", "".join(f"{line}\n" for line in failures))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    add(parser, "-opt", "test files", required=True, nargs="+")
-    add(parser, "--out", default=Path("benchmark"))
-    parser.add_argument("--results", type=Path, default=Path("results"), help="BasicSR's results (default: results)")
-    add(parser, "--read-only")
-    parser.add_argument("--metrics", nargs="+", default=[], choices=tuple(_EXTRA_METRICS), help="besides the file's")
-    add(parser, "--force_yml", "of every test", default=[], nargs="+")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,28 +20,14 @@ from rich.progress import track
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..arguments import add, command_line
 from ..checkpoints import write_file
 from ..cli import run_tool
+from ..command_lines.calibrate import build_parser
 from ..inference.image_sets import middles
 from ..inference.networks import load_full_precision
 from ..layers.calibrate import calibrate, quantizers_of
 from ..layers.info import network_info
 from ..recipes.option_files import read_options
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    add(parser, "-opt", "its network_g must be quantized", required=True)
-    add(parser, "--checkpoint", "of the full-precision network; without, random weights")
-    add(parser, "--param-key", default="params")
-    add(parser, "--seed", "for random weights", default=0)
-    add(parser, "--images", "like those it will see", required=True)
-    add(parser, "--count", default=16)
-    add(parser, "--middle", default=128)
-    add(parser, "--output", "a checkpoint (.pth)", required=True)
-    return parser
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -21,25 +21,10 @@ from tqdm import tqdm
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..arguments import add, add_formats, command_line
 from ..cli import run_tool
+from ..command_lines.compare_calibration import build_parser
 from ..recipes.option_files import read_options
 from ..studies import calibration_study as study
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    add(parser, "-opt", "its network_g must be quantized", required=True)
-    add(parser, "--checkpoint", "of the full-precision network; default: the option file's")
-    add(parser, "--param-key", default="params")
-    add(parser, "--truth", required=True)
-    add(parser, "--calibration", "of high resolution", required=True)
-    add(parser, "--count", "of --calibration", default=16)
-    add(parser, "--middle", default=192)
-    add(parser, "--bits", default=[4, 2], nargs="+")
-    add_formats(parser, "markdown")
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:

@@ -27,8 +27,8 @@ from rich.table import Table
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..arguments import add, add_formats, command_line
 from ..cli import run_tool
+from ..command_lines.complexity import build_parser
 from ..recipes.option_contents import network_options
 from ..recipes.option_files import read_options
 from ..recipes.option_table import TASKS
@@ -246,19 +246,6 @@ def render_paper(rows: Sequence[dict[str, object]], form: str) -> str:
     if form == "markdown":
         return f"{title}\n\n{_markdown(list(rows[0]), lines, 1)}\n{head}\n\n" + "".join(f"{r}\n" for r in reasons)
     return _table(list(rows[0]), lines, 1, title) + _console_text(head, *reasons)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    what = parser.add_mutually_exclusive_group(required=True)
-    add(what, "-opt")
-    what.add_argument("--paper-accounting", action="store_true", help="reproduce Table 4 of Q-MambaIR instead")
-    add(parser, "--height", "default: see above")
-    add(parser, "--width", "default: see above")
-    add(parser, "--full")
-    add_formats(parser, "csv", "markdown", "json")
-    return parser
 
 
 def run(args: argparse.Namespace) -> str:

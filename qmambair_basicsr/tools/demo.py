@@ -10,7 +10,6 @@ the runs, which are the commands a user would type.
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..arguments import add, command_line
+from ..command_lines.demo import build_parser
 from ..files import write_text
 from ..recipes.option_contents import OPTIONS, stem
 from ..recipes.option_files import read_options
@@ -166,15 +165,6 @@ def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_repo
     demo_report.picture(results, reference, work / "side_by_side.png")
     console.print(f"picture: {work / 'side_by_side.png'}", highlight=False)
     return results
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    add(parser, "--bits", default=2, choices=(2, 4))
-    add(parser, "--iterations", "default: as the option file says")
-    add(parser, "--out", default=Path("demo"))
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

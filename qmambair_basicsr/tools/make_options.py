@@ -16,23 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import add, command_line
 from ..cli import run_tool
+from ..command_lines.make_options import build_parser
 from ..files import write_text
 from ..recipes import option_names
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    parser.add_argument(
-        "name", nargs="*", metavar="NAME", help="file to make, without folder; without, the committed ones"
-    )
-    add(parser, "--out", default=Path("options"))
-    add(parser, "--list", "names; more widths and methods are named below them")
-    add(parser, "--overwrite")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is not as it is made")
-    return parser
 
 
 def listing() -> str:

@@ -7,7 +7,6 @@ python -m qmambair_basicsr.tools.placement -opt FILE --csv > placement.csv      
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import sys
@@ -20,8 +19,8 @@ from rich.table import Table
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..arguments import add, add_formats, command_line
 from ..cli import run_tool
+from ..command_lines.placement import build_parser
 from ..layers.placement import PlacementRow, collapse, placement, quantizer_scalars
 from ..recipes.option_files import read_options
 
@@ -80,15 +79,6 @@ def render(rows: Sequence[PlacementRow], summary: Sequence[tuple[str, str]], for
         for label, value in summary:
             console.print(f"{label}: {value}", highlight=False)
     return out.getvalue()
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    add(parser, "-opt", required=True)
-    add(parser, "--full")
-    add_formats(parser, "csv", "markdown")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

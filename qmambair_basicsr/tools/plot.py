@@ -25,13 +25,12 @@ from tqdm import tqdm
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..arguments import add, command_line, positive
 from ..cli import run_tool
+from ..command_lines.plot import build_parser
 from ..data.image_files import match_channels, read_image
 from ..files import write_bytes
 from ..layers.info import network_info
 from ..studies.plot_data import (
-    SAMPLES,
     PlotError,
     activation_samples,
     image_batches,
@@ -172,76 +171,7 @@ def _chosen_images(args: argparse.Namespace) -> list[Path]:
     return [by_stem[name] for name in args.names]
 
 
-def _box(text: str) -> list[int]:
-    try:
-        left, top, width, height = map(int, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y,W,H (whole numbers, pixels of the original)") from None
-    return [left, top, width, height]
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    shared = argparse.ArgumentParser(add_help=False)
-    add(shared, "--out", default=Path("plots"))
-    shared.add_argument("--formats", nargs="+", choices=("png", "pdf"), default=["png", "pdf"], help="default: both")
-
-    network = argparse.ArgumentParser(add_help=False)
-    add(network, "-opt", "a test file of a quantized network", required=True)
-    add(network, "--checkpoint", "default: the option file's")
-    add(network, "--param-key", default="params")
-    network.add_argument("--sites", nargs="+", metavar="PATTERN", help="such as '*.self_attention.*'")
-
-    sampling = argparse.ArgumentParser(add_help=False)
-    add(sampling, "--images", required=True)
-    add(sampling, "--middle", default=192)
-    sampling.add_argument("--samples", type=positive, default=SAMPLES, help="values kept of each site")
-    add(sampling, "--seed", "for the choice of values", default=0)
-
-    def command(function, parents, **defaults):
-        added = commands.add_parser(
-            function.__name__,
-            parents=[shared, *parents],
-            help=function.__doc__.rstrip("."),
-            description=function.__doc__,
-            allow_abbrev=False,
-        )
-        added.set_defaults(run=function, **defaults)
-        return added
-
-    added = command(histograms, (network, sampling))
-    add(added, "--count", "a DLS grid differs between images", default=1)
-    added.add_argument(
-        "--what", choices=("both", "activations", "weights"), default="both", help="to show (default: both)"
-    )
-    added = command(ranges, (network, sampling))
-    add(added, "--count", default=4)
-    command(thresholds, (network,))
-
-    added = command(tradeoff, ())
-    added.add_argument("--tables", type=Path, nargs="+", required=True, metavar="FILE", help="CSV of tools.benchmark")
-    added.add_argument("--metric", default="psnr", help="column of the tables (default: psnr)")
-    added.add_argument("--against", choices=("bits", "size"), default="size", help="axis (default: size)")
-    add(added, "--sets", "default: all", nargs="+")
-
-    added = command(crops, ())
-    add(added, "-opt", "test files, one for each network", required=True, nargs="+")
-    add(added, "--checkpoint", "one for each option file", nargs="+")
-    added.add_argument("--label", nargs="+", help="one for each option file")
-    add(added, "--param-key", default="params")
-    add(added, "--truth", required=True)
-    add(added, "--images", "default: MATLAB's bicubic of --truth")
-    added.add_argument("--result", nargs="+", default=[], metavar="LABEL=FOLDER", help="images restored elsewhere")
-    added.add_argument("--names", nargs="+", help="images to show, without suffix; default: the first")
-    add(added, "--count", "without --names", default=1)
-    added.add_argument(
-        "--box", type=_box, metavar="X,Y,W,H", help="detail; default: the square with the strongest edges"
-    )
-    added.add_argument("--box-side", type=positive, default=64, help="side of that square")
-    return parser
+_COMMANDS = {command.__name__: command for command in (histograms, ranges, thresholds, tradeoff, crops)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -252,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if find_spec("matplotlib") is None:
             raise PlotError("plots need matplotlib; install it with: pip install 'qmambair_basicsr[plot]'")
         console = Console()
-        for path in args.run(args):
+        for path in _COMMANDS[args.command](args):
             console.print(f"{path} ({path.stat().st_size / 1000:,.0f} kB)", highlight=False, soft_wrap=True)
 
     return run_tool(tool)

@@ -24,21 +24,20 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qmambair_basicsr.arguments import add, command_line, positive
 from qmambair_basicsr.data import prepare_jobs as jobs
 from qmambair_basicsr.data import prepare_sidd as sidd
 from qmambair_basicsr.data.batch import Report, run_tasks
 from qmambair_basicsr.data.benchmarks import check_count, subset_ids
 from qmambair_basicsr.data.image_files import list_images
-from qmambair_basicsr.data.jpeg_codec import SUBSAMPLING
 from qmambair_basicsr.data.ledger import Ledger, Task
 from qmambair_basicsr.data.make_lmdb import make_lmdb
+
+from ..command_lines.prepare_data import build_parser
 
 __all__ = ["main"]
 
@@ -170,53 +169,15 @@ def prepare_lmdb(args: argparse.Namespace, run: Run) -> None:
         make_lmdb(jobs.lr_folder(args.root, args.set, scale, sub=sub), stems, f"{{}}x{scale}", **keep)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--set", required=True, help="name of the set: the folder below --root")
-    common.add_argument("--input", type=Path, nargs="+", help="folders with the images (default: <root>/<set>/HR)")
-    add(common, "--root", default=Path("datasets"))
-    common.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
-    common.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do with a bad image")
-    common.add_argument("--any-count", action="store_true", help="accept a known set with another number of images")
-    common.add_argument(
-        "--modcrop",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="crop HR images to multiples of N: BasicSR trains only on pairs of exact scale (12 fits x2 to x4)",
-    )
-    add(common, "--overwrite")
-    add(common, "--rerun", "; here the same as --overwrite")
-    parser = command_line(__doc__, __spec__.name)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name: str, function: Callable, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, parents=[common], help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(function=function)
-        return sub
-
-    sr = command("sr", prepare_sr, "HR and bicubic LR images")
-    add(sr, "--scales", "none: HR only", default=[2, 3, 4], nargs="*")
-    crop = command("crop", prepare_crop, "sub-images of HR and LR, which train faster than big files")
-    add(crop, "--scales", default=[2, 3, 4], nargs="*")
-    add(crop, "--size", default=480)
-    add(crop, "--step", default=240)
-    jpeg = command("jpeg", prepare_jpeg, "images after baseline JPEG compression, the same on every machine")
-    jpeg.add_argument("--quality", type=int, nargs="+", default=[10, 30, 40], help="IJG scale (default: 10 30 40)")
-    jpeg.add_argument("--colour", choices=("grey", "rgb"), default="grey", help="grey = Y of MATLAB's rgb2ycbcr")
-    jpeg.add_argument("--subsampling", choices=SUBSAMPLING, default=SUBSAMPLING[0], help="chroma of rgb images")
-    noise = command("noise", prepare_noise, "images with the Gaussian noise of the test protocol")
-    noise.add_argument("--sigma", type=float, nargs="+", default=[15, 25, 50], help="default: 15 25 50")
-    noise.add_argument("--format", choices=("npy", "png"), default="npy", help="png clips and rounds: not the protocol")
-    command("subset", prepare_subset, "a published subset of a bigger set: CBSD68 out of B100")
-    real = command("sidd", prepare_sidd, "SIDD: --input SIDD_Medium_Srgb/Data and/or the folder of the two .mat files")
-    add(real, "--size", default=512)
-    add(real, "--step", default=384)
-    lmdb = command("lmdb", prepare_lmdb, "LMDB copies of HR and LR")
-    add(lmdb, "--scales", default=[2, 3, 4], nargs="*")
-    lmdb.add_argument("--sub", action="store_true", help="pack the sub-images made by crop")
-    return parser
+_COMMANDS = {
+    "sr": prepare_sr,
+    "crop": prepare_crop,
+    "jpeg": prepare_jpeg,
+    "noise": prepare_noise,
+    "subset": prepare_subset,
+    "sidd": prepare_sidd,
+    "lmdb": prepare_lmdb,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -242,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report
 
     try:
-        args.function(args, run)
+        _COMMANDS[args.command](args, run)
     except (ValueError, OSError) as err:
         logger.error("%s", err)
         return 1

@@ -11,12 +11,10 @@ weights that interpolate bilinearly, ``reduced_start``). Steps that are done are
 
 from __future__ import annotations
 
-import argparse
 import logging
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +33,10 @@ from qmambair_basicsr.studies.reduced_start import interpolate_at_start
 from qmambair_basicsr.studies.result_log import latest_log, read_results
 from qmambair_basicsr.tools.prepare_data import main as prepare_data
 
-from ..arguments import add, command_line
 from ..checkpoints import write_file
+from ..command_lines.reduced_tasks import build_parser
 from ..files import write_text
+from ..recipes.reduced_table import ALL_SETS, REDUCED, Reduced
 
 __all__ = ["main"]
 
@@ -45,41 +44,6 @@ logger = logging.getLogger("reduced_tasks")
 
 TRAINING_SET = "BSDS400T91"
 START = "experiments/interpolation"
-_SMALL = {"embed_dim": 32, "depths": [1], "d_state": 4}
-_SMALL_UNET = {"dim": 30, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "d_state": 2}
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """A task with its small network and short recipe.
-
-    Attributes:
-        family, task: row of the option table.
-        network: constructor keys that differ from the published network.
-        sets: test sets at hand.
-        lr: learning rate of full-precision training (cosine, Adam).
-    """
-
-    family: str
-    task: str
-    network: dict
-    sets: tuple[str, ...]
-    lr: float
-
-
-REDUCED = {
-    row.task: row
-    for row in (
-        Reduced("MambaIR", "SRx2", _SMALL, ("Set5", "Set14", "B100"), 2e-4),
-        Reduced("MambaIR", "lightSRx2", _SMALL, ("Set5", "Set14", "B100"), 2e-4),
-        Reduced("MambaIR", "ColorDN25", _SMALL, ("McMaster", "CBSD68"), 2e-3),
-        Reduced("MambaIR", "CARq10", _SMALL, ("classic5", "LIVE1"), 2e-3),
-        Reduced("MambaIRUNet", "RealDN", _SMALL_UNET, ("CC15",), 1e-3),
-    )
-}
-
-
-ALL_SETS = tuple(dict.fromkeys(name for row in REDUCED.values() for name in row.sets))
 
 
 def _run(work: Path, module: str, *argv: str) -> None:
@@ -211,20 +175,6 @@ def table(rows: Sequence[tuple]) -> str:
     for task, name, bits, before, after in rows:
         lines.append(f"| {task} | {name} | {bits}/{bits} | {before:.2f} | {after:.2f} | {after - before:+.2f} |")
     return "\n".join(lines)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    parser.add_argument(
-        "--source", type=Path, required=True, metavar="FOLDER", help="folder with train/ and test/; see above"
-    )
-    add(parser, "--out", default=Path("reduced_tasks"))
-    parser.add_argument("--tasks", nargs="+", choices=tuple(REDUCED), default=list(REDUCED), help="default: all")
-    add(parser, "--sets", "default: all", default=[], nargs="+", choices=ALL_SETS)
-    add(parser, "--bits", "32, or a width; a width needs 32 before it", default=[32], nargs="+")
-    add(parser, "--iterations", default=200)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,9 +27,9 @@ from torch import Tensor
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..arguments import add, command_line, natural, positive
 from ..artifacts.reports import write_report
 from ..cli import run_tool
+from ..command_lines.run_onnx import build_parser
 from ..data.image_files import write_image
 from ..files import replaced
 from ..inference.image_sets import Sample, load_samples, mean, psnr_of, to_image
@@ -38,33 +37,6 @@ from ..inference.networks import network_of
 from ..inference.tiling import middle, pad_to
 
 SCHEMA_VERSION = 1
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    parser.add_argument("--model", action="append", required=True, help="ONNX file; more are timed beside the first")
-    add(parser, "--images", required=True)
-    add(parser, "--truth", "for PSNR")
-    add(parser, "--count", "all without it")
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write the restored images")
-    add(parser, "--overlap", default=16)
-    add(parser, "--crop", "default: the scale, 0 for x1")
-    add(parser, "--channel", "default: y for scales above 1")
-    parser.add_argument("--rounds", type=natural, default=0, help="timed runs of each network (default: none)")
-    add(parser, "--height", "for timing and reference, where sides are open", default=64)
-    add(parser, "--width", "for timing and reference, where sides are open", default=64)
-    add(parser, "-opt", "of the PyTorch network to time")
-    add(parser, "--checkpoint", "or a packed one (.safetensors), of the PyTorch network to time")
-    add(parser, "--param-key", default="params")
-    parser.add_argument(
-        "--threads", type=positive, help="of onnxruntime and PyTorch (default: OMP_NUM_THREADS, or all)"
-    )
-    parser.add_argument(
-        "--save-reference", type=Path, metavar="FILE.npz", help="arrays `input` and `output` of one run"
-    )
-    add(parser, "--output", "the report as JSON, and as Markdown beside it")
-    return parser
 
 
 def restore_all(network, samples: Sequence[Sample], args: argparse.Namespace, console: Console) -> dict:

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
-from ..arguments import add, command_line
 from ..artifacts.reports import write_report
 from ..artifacts.verify_report import markdown
 from ..cli import run_tool
+from ..command_lines.verify import build_parser
 from ..inference.image_sets import Sample, load_samples, mean, psnr_between, psnr_of
 from ..inference.networks import network_of
 from ..layers.convert import require_quantized
@@ -44,27 +44,6 @@ SCHEMA_VERSION = 2
 ROUNDING = {"fp32": 1e-7, "fp16": 5e-4}  # of the largest value of a tensor: the last bit
 MARGIN = 3.0  # dB, for one draw of the noise
 VERIFIED, UP_TO_ROUNDING, NOT_VERIFIED = "verified", "verified up to rounding", "not verified"
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line of the tool."""
-    parser = command_line(__doc__, __spec__.name)
-    add(parser, "-opt", "its network_g must be quantized; not needed with a packed checkpoint")
-    add(parser, "--checkpoint", "or a packed one (.safetensors)", required=True)
-    add(parser, "--param-key", default="params")
-    parser.add_argument("--artifact", action="append", required=True, help=".safetensors or .onnx, may be repeated")
-    add(parser, "--images", required=True)
-    add(parser, "--truth")
-    add(parser, "--count", "all without it")
-    add(parser, "--middle", "all without it")
-    parser.add_argument("--fp-opt", type=Path, metavar="FILE", help="option file of the full-precision network")
-    parser.add_argument("--fp-checkpoint", type=Path, metavar="FILE", help="weights of the full-precision network")
-    parser.add_argument("--min-psnr", type=float, default=50.0, help="least PSNR between outputs, in dB (default: 50)")
-    add(parser, "--overlap", default=16)
-    add(parser, "--crop", "default: the scale, 0 for x1")
-    add(parser, "--channel", "default: y for scales above 1")
-    add(parser, "--output", "the report as JSON, and as Markdown beside it")
-    return parser
 
 
 class Outputs:
