@@ -122,12 +122,11 @@ def test_resuming_needs_no_pretrained_weights(opt, tmp_path):
     assert schema.problems(opt, True) == []
 
 
-def test_a_missing_file_that_can_be_made_is_said_how(monkeypatch):
-    def parse_options(root_path, is_train=True):
-        return Path("options/test_MambaIR_SRx3.yml").read_text()
-
+def test_a_missing_file_that_can_be_made_is_said_how(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["test.py", "-opt", "options/test_MambaIR_SRx3.yml"])
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(preflight.OptionError, match=r"make it: .*tools\.make_options test_MambaIR_SRx3$"):
-        preflight.checked(parse_options)(".")
+        preflight.checked(lambda root_path, is_train: None)(".")
 
 
 def test_other_projects_options_are_left_alone():

@@ -29,9 +29,10 @@ def read_options(file: str | os.PathLike, needed: Sequence[str] = (), quantized:
     absent = [key for key in needed if opt.get(key) is None]
     if absent and not read.problems:
         raise OptionFileError(f"{file} has no {', '.join(absent)}; give a training or test option file")
+    network = opt.get("network_g")
+    if quantized and isinstance(network, dict) and "quant" not in network:
+        raise OptionFileError(f"{file}: network_g has no quant block; give the option file of a quantized network")
     found = [*read.problems, *schema.problems(opt, look_at_files=False)]
     if found:
         raise schema.error(file, found, read.lines)
-    if quantized and "quant" not in (opt.get("network_g") or {}):
-        raise OptionFileError(f"{file}: network_g has no quant block; give the option file of a quantized network")
     return opt
