@@ -17,11 +17,25 @@ from pathlib import Path
 
 from .files import hash_file
 
-__all__ = ["code", "data_of", "differences", "digest_of", "file_digest", "file_state", "of_test", "of_training"]
+__all__ = [
+    "code",
+    "data_of",
+    "differences",
+    "digest_of",
+    "file_digest",
+    "file_state",
+    "log_line",
+    "of_test",
+    "of_training",
+    "parse_log_line",
+    "reason",
+    "weights_of",
+]
 
 _PACKAGES = ("torch", "basicsr")
 # of this package: what figures depend on
 _CODE = ("archs", "data", "inference", "layers", "metrics", "models", "ops", "quantizers")
+_HERE = Path()
 _ROOTS = ("dataroot", "meta_info")  # beginnings of the keys of a data set's files
 # keys of a data set's section that do not decide about its samples, or repeat another key
 _PASSED_OVER = ("name", "phase", "scale", "io_backend", "num_worker_per_gpu", "prefetch_mode", "num_prefetch_queue",
@@ -65,15 +79,19 @@ def _files(root: Path) -> Iterator[Path]:
             yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
-def data_of(section: Mapping) -> str | None:
-    """Digest of a data set's section and of the names and contents of all its files; None where a folder is gone.
+def data_of(section: Mapping, folder: Path = _HERE) -> str | None:
+    """Digest of a data set's section and of the names and contents of all its files; None where they are gone.
 
     Where the files lie does not matter.
+
+    Args:
+        section: entry of ``datasets``.
+        folder: where relative paths begin.
     """
     contents = {}
     for key, value in section.items():
         if key.startswith(_ROOTS) and value is not None:
-            root = Path(value).expanduser()
+            root = folder / Path(value).expanduser()
             if not root.exists():
                 return None
             inside = root.parent if root.is_file() else root
@@ -82,11 +100,11 @@ def data_of(section: Mapping) -> str | None:
     return digest_of([options, contents])
 
 
-def weights_of(path: str | os.PathLike | None) -> str | None:
+def weights_of(path: str | os.PathLike | None, folder: Path = _HERE) -> str | None:
     """Digest of a checkpoint; ``random`` for None, None where the file is gone."""
     if path is None:
         return "random"
-    path = Path(path).expanduser()
+    path = folder / Path(path).expanduser()
     return file_digest(path)[:16] if path.is_file() else None
 
 
@@ -98,11 +116,12 @@ def code() -> str:
     return digest_of([[version(name) for name in _PACKAGES], files])
 
 
-def of_test(opt: Mapping) -> dict[str, str | None]:
+def of_test(opt: Mapping, folder: Path = _HERE) -> dict[str, str | None]:
     """The record of a test.
 
     Args:
         opt: options of a test file, as read or as ``parse_options`` returns them.
+        folder: where relative paths begin.
 
     Returns:
         Digests of weights, network, settings, seed, code, each metric's options, and each set's options and files. None
@@ -114,7 +133,7 @@ def of_test(opt: Mapping) -> dict[str, str | None]:
         *(path.get("param_key_g", "params"), path.get("strict_load_g", True), path.get("skip_keys_g") or []),
     ]
     record = {
-        "weights": weights_of(path.get("pretrain_network_g")),
+        "weights": weights_of(path.get("pretrain_network_g"), folder),
         "network": digest_of(opt.get("network_g")),
         "settings": digest_of(settings),
         "code": code(),
@@ -123,22 +142,26 @@ def of_test(opt: Mapping) -> dict[str, str | None]:
         record["seed"] = digest_of(opt["manual_seed"])
     metrics = val.get("metrics") or {}
     record |= {f"metric {name}": digest_of(options) for name, options in metrics.items()}
-    return record | {f"set {section['name']}": data_of(section) for section in opt["datasets"].values()}
+    return record | {f"set {section['name']}": data_of(section, folder) for section in opt["datasets"].values()}
 
 
-def of_training(opt: Mapping) -> dict[str, str | None]:
+def of_training(opt: Mapping, folder: Path = _HERE) -> dict[str, str | None]:
     """The record of a training: initial weights, teacher, training data, options and versions.
 
-    Other code does not make a training stale, only other versions: it costs hours, and its weights stay what they are.
+    Other code of this package does not make a training stale, which may have cost days.
+
+    Args:
+        opt: options of a training file.
+        folder: where relative paths begin.
     """
     path, teacher = opt.get("path") or {}, (opt.get("quant_train") or {}).get("teacher")
     kept = ("model_type", "scale", "network_g", "manual_seed", "train", "quant_train")
     data = opt["datasets"]["train"]
     sampling = [data.get(key) for key in ("batch_size_per_gpu", "dataset_enlarge_ratio")]
     return {
-        "initial weights": weights_of(path.get("pretrain_network_g")),
-        "teacher": weights_of(teacher.get("path") if isinstance(teacher, Mapping) else None),
-        "training data": data_of(data),
+        "initial weights": weights_of(path.get("pretrain_network_g"), folder),
+        "teacher": weights_of(teacher.get("path") if isinstance(teacher, Mapping) else None, folder),
+        "training data": data_of(data, folder),
         "options": digest_of([*({key: opt.get(key) for key in kept}.items()), sampling]),
         "versions": digest_of([version(name) for name in _PACKAGES]),
     }
@@ -160,3 +183,23 @@ def reason(names: Iterable[str]) -> str:
     """Words for :func:`differences`: ``other weights, set Set5``."""
     names = list(names)
     return names[0] if names and names[0].startswith("it ") else f"other {', '.join(names)}"
+
+
+_LOGGED = "Made from: "
+
+
+def log_line(record: Mapping[str, str | None]) -> str:
+    """A record as a test's log holds it."""
+    return _LOGGED + json.dumps(record, ensure_ascii=False)
+
+
+def parse_log_line(line: str) -> dict[str, str | None] | None:
+    """The record in a line of a log; None in other lines."""
+    _, found, text = line.partition(_LOGGED)
+    if not found:
+        return None
+    try:
+        record = json.loads(text)
+    except ValueError:  # cut off
+        return None
+    return record if isinstance(record, dict) else None

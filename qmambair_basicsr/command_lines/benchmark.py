@@ -20,4 +20,5 @@ def build_parser() -> argparse.ArgumentParser:
     add(parser, "--read-only")
     parser.add_argument("--metrics", nargs="+", default=[], choices=EXTRA_METRICS, help="besides the file's")
     add(parser, "--force_yml", "of every test", default=[], nargs="+")
+    add(parser, "--rerun")
     return parser

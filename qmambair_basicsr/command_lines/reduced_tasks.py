@@ -21,4 +21,5 @@ def build_parser() -> argparse.ArgumentParser:
     add(parser, "--sets", "default: all", default=[], nargs="+", choices=ALL_SETS)
     add(parser, "--bits", "32, or a width; a width needs 32 before it", default=[32], nargs="+")
     add(parser, "--iterations", default=200)
+    add(parser, "--rerun")
     return parser

@@ -12,6 +12,7 @@ import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 
+from .. import made_from
 from ..metrics.perceptual import MetricError
 from ..metrics.strict_metric import better_of, check_metric, needs_truth, prepare_metric
 from .non_finite import NonFiniteError
@@ -71,6 +72,9 @@ class CheckedValidation(SRModel):
             get_root_logger().warning(
                 f"{', '.join(blind)}: no ground truth (dataroot_gt), so {', '.join(compared)} will not be computed there"
             )
+        if not self.is_train and self.opt.get("rank", 0) == 0 and sets:
+            # by which tools.benchmark knows whether the figures are still those of these weights, options and images
+            get_root_logger().info(made_from.log_line(made_from.of_test(self.opt)))
 
     def _metrics(self) -> dict:
         return (self.opt.get("val") or {}).get("metrics") or {}

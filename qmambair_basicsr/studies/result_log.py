@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["latest_log", "read_results"]
+from ..made_from import parse_log_line
+
+__all__ = ["latest_log", "read_made_from", "read_results"]
 
 _SET = re.compile(r"Validation (\S.*)$")
 _METRIC = re.compile(r"^\s*# (\w+): (-?(?:\d+\.?\d*|inf|nan))")
@@ -45,3 +47,9 @@ def read_results(log: Path) -> tuple[dict[str, dict[str, float]], int | None]:
         elif (found := _METRIC.match(line)) and current is not None:
             results.setdefault(current, {})[found[1]] = float(found[2])
     return results, parameters
+
+
+def read_made_from(log: Path) -> dict[str, str | None] | None:
+    """What a test was made from (``made_from.of_test``); None for logs that do not say it, as older ones."""
+    records = (parse_log_line(line) for line in log.read_text(encoding="utf-8", errors="replace").splitlines())
+    return next((record for record in records if record is not None), None)

@@ -4,8 +4,9 @@
         [--metrics lpips] [--force_yml num_gpu=0 ...]
 
 Every file is run by ``python -m qmambair_basicsr.test`` in the working directory; a file whose newest log already
-holds every figure is not run again, so an interrupted benchmark goes on where it stopped. ``--read-only`` runs nothing
-and takes what the logs hold. A file that fails is listed in ``failures.txt``; the others are not affected. Tables
+holds every figure, of these weights, options, images and code, is not run again, so an interrupted benchmark goes on
+where it stopped. ``--rerun`` runs all. ``--read-only`` runs nothing and takes what the logs hold, unless that is of other
+inputs. A file that fails is listed in ``failures.txt``; the others are not affected. Tables
 (``<task>.md``, ``.csv``, ``.tex``) are rewritten after every file.
 """
 
@@ -32,10 +33,14 @@ from qmambair_basicsr.studies.benchmark_table import (
     read_published,
 )
 from qmambair_basicsr.studies.demo_report import stored_kib
-from qmambair_basicsr.studies.result_log import latest_log, read_results
+from qmambair_basicsr.studies.result_log import latest_log, read_made_from, read_results
 
+from .. import made_from
 from ..command_lines.benchmark import build_parser
 from ..files import write_text
+from ..metrics.perceptual import MetricError
+from ..metrics.strict_metric import check_metric, needs_truth
+from ..schema.forced import apply
 
 __all__ = ["main"]
 
@@ -72,15 +77,31 @@ def describe(opt: dict) -> Entry:
     return Entry(full_precision_twin(network["type"]) or network["type"], task, method, bits)
 
 
-def wanted_metrics(opt: dict, extra: Sequence[str]) -> set[str]:
-    """Names of the metrics a run must report."""
-    return set(opt["val"]["metrics"]) | set(extra)
+def with_metrics(opt: dict, extra: Sequence[str]) -> dict:
+    """Options with further metrics, with the border of the file's own.
+
+    Raises:
+        RunError: the file has no metrics.
+        MetricError: it has one that cannot be computed.
+    """
+    metrics = (opt["val"] or {}).get("metrics")
+    if not metrics:
+        raise RunError(f"{opt['name']}: val has no metrics, so there is nothing to put into a table")
+    for name, metric in metrics.items():
+        check_metric(name, metric)
+    crop = max((metric.get("crop_border", 0) for metric in metrics.values()), default=0)
+    added = {name: _EXTRA_METRICS[name] | {"crop_border": crop} for name in extra}
+    return opt | {"val": opt["val"] | {"metrics": metrics | added}}
 
 
-def is_complete(results: dict, opt: dict, extra: Sequence[str]) -> bool:
-    """Whether a log holds every metric of every set of the file."""
-    sets = {section["name"] for section in opt["datasets"].values()}
-    return all(wanted_metrics(opt, extra) <= results.get(name, {}).keys() for name in sets)
+def is_complete(results: dict, opt: dict) -> bool:
+    """Whether a log holds every metric of every set of the file; sets without ground truth have those without reference."""
+    metrics = opt["val"]["metrics"]
+    blind = {name for name, metric in metrics.items() if not needs_truth(metric["type"])}
+    return all(
+        (metrics.keys() if section.get("dataroot_gt") else blind) <= results.get(section["name"], {}).keys()
+        for section in opt["datasets"].values()
+    )
 
 
 def run_test(file: Path, opt: dict, args: argparse.Namespace) -> None:
@@ -91,12 +112,8 @@ def run_test(file: Path, opt: dict, args: argparse.Namespace) -> None:
     """
     command = [sys.executable, "-W", "ignore", "-m", "qmambair_basicsr.test", "-opt", str(file)]
     if args.metrics:  # --force_yml changes keys but adds none, so the file is written anew
-        crop = max((metric.get("crop_border", 0) for metric in opt["val"]["metrics"].values()), default=0)
-        added = {name: _EXTRA_METRICS[name] | {"crop_border": crop} for name in args.metrics}
-        opt = opt | {"val": opt["val"] | {"metrics": opt["val"]["metrics"] | added}}
         command[-1] = str(args.out / f"{opt['name']}.yml")
-        plain = yaml.dump(opt, Dumper=ordered_yaml()[1], sort_keys=False)
-        write_text(command[-1], plain)
+        write_text(command[-1], yaml.dump(opt, Dumper=ordered_yaml()[1], sort_keys=False))
     command += ["--force_yml", *args.force_yml] if args.force_yml else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -104,27 +121,52 @@ def run_test(file: Path, opt: dict, args: argparse.Namespace) -> None:
         raise RunError(f"{file}: exit code {done.returncode}\n    {last}")
 
 
+def stale(log: Path | None, opt: dict) -> str | None:
+    """Why the figures of a log are not those that a run would give now; None where they are.
+
+    Inputs that are gone cannot be compared, and are named in the log of this command.
+    """
+    if log is None:
+        return None
+    now, before = made_from.of_test(opt), read_made_from(log)
+    gone = [name for name, digest in now.items() if digest is None]
+    changed = made_from.differences(before, now)
+    if gone and not changed:
+        logger.warning("%s: %s is gone; the figures of its log are kept", opt["name"], ", ".join(gone))
+    return made_from.reason(changed) if changed else None
+
+
 def measure(file: Path, args: argparse.Namespace) -> Entry:
-    """One row: run the file unless its log is complete, then read the log.
+    """One row: run the file unless its log is complete and of the same inputs, then read the log.
 
     Raises:
         OptionFileError: no test option file.
         RunError: no figures.
+        MetricError: see :func:`with_metrics`.
     """
     opt = read_options(file, TEST_KEYS)
+    if mistakes := apply(opt, args.force_yml):
+        raise RunError("; ".join(map(str, mistakes)))
+    opt = with_metrics(opt, args.metrics)
     entry = describe(opt)
     log = latest_log(args.results, opt["name"])
     results = read_results(log)[0] if log else {}
-    if not is_complete(results, opt, args.metrics):
-        if args.read_only and not results:
+    complete = is_complete(results, opt)
+    reason = "--rerun" if args.rerun else stale(log, opt) if complete or args.read_only else None
+    if args.read_only:
+        if not results:
             raise RunError(f"{file}: no log with results below {args.results / opt['name']}")
-        if not args.read_only:
-            logger.info("%s: running", file)
-            run_test(file, opt, args)
-            log = latest_log(args.results, opt["name"])
-            results = read_results(log)[0] if log else {}
-            if not is_complete(results, opt, args.metrics):
-                raise RunError(f"{file}: the run ended without figures for every set")
+        if reason is not None and read_made_from(log) is not None:
+            raise RunError(f"{file}: {log} is of {reason}; run this without --read-only")
+        if reason is not None:
+            logger.warning("%s: %s cannot be checked: %s", file, log, reason)
+    elif not complete or reason is not None:
+        logger.info("%s: running%s", file, f" again: {reason}" if complete else "")
+        run_test(file, opt, args)
+        log = latest_log(args.results, opt["name"])
+        results = read_results(log)[0] if log else {}
+        if not is_complete(results, opt):
+            raise RunError(f"{file}: the run ended without figures for every set")
     entry.results = results
     try:
         entry.size = stored_kib(build_network(opt["network_g"]))
@@ -157,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file in args.opt:
         try:
             entries.append(measure(file, args))
-        except (OptionFileError, RunError) as err:
+        except (OptionFileError, RunError, MetricError) as err:
             failures.append(str(err))
             logger.error("%s", err)
         write_tables(entries, failures, args.out)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import types
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from qmambair_basicsr import made_from
 from qmambair_basicsr.recipes.option_contents import OPTIONS
+from qmambair_basicsr.recipes.option_files import read_options
+from qmambair_basicsr.schema.forced import apply
 from qmambair_basicsr.studies.benchmark_table import Entry, csv_table, latex_table, markdown_table, read_published
 from qmambair_basicsr.studies.result_log import latest_log, read_results
 from qmambair_basicsr.tools import benchmark
@@ -22,11 +27,14 @@ FILES = [
 ]
 
 
-def write_log(folder, name, psnr, sets=SETS, stamp="20260101_000000"):
-    """A log as BasicSR's own logger and validation write it."""
+def write_log(folder, name, psnr, sets=SETS, stamp="20260101_000000", made=None):
+    """A log as BasicSR's own logger and validation write it, of a test that says what it was made from."""
+    if made is None and (OPTIONS / f"{name}.yml").is_file():
+        made = made_from.of_test(read_options(OPTIONS / f"{name}.yml"))
     log = folder / name / f"test_{name}_{stamp}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     lines = ["2026-01-01 00:00:00,000 INFO: Network: MambaIR, with parameters: 905,016"]
+    lines += [f"2026-01-01 00:00:00,000 INFO: {made_from.log_line(made)}"] if made else []
     for i, set_name in enumerate(sets):
         lines += [
             f"2026-01-01 00:00:01,000 INFO: Testing {set_name}...",
@@ -167,6 +175,132 @@ def test_resumes_and_survives_failures(logs, monkeypatch):
     assert _main("-opt", *FILES, incomplete) == 0
     assert ran == []
     assert (logs / "benchmark" / "failures.txt").read_text() == ""
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """``go(*arguments)``: a benchmark of one option file; returns how many tests ran. Logs are written as a test would."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    for folder in ("HR", "LR"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(b"first picture")
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    section = {"name": "A", "type": "RestorationPairDataset", "dataroot_gt": "HR", "dataroot_lq": "LR"}
+    metric = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
+    opt = {"name": "test_X_SRx2", "scale": 2, "network_g": {"type": "MambaIR"}, "path": {"pretrain_network_g": "w.pth"}}
+    opt |= {"datasets": {"test_1": section}, "val": {"metrics": {"psnr": metric}}}
+    runs = []
+
+    def run(command, **options):
+        file = command[command.index("-opt") + 1]
+        made = read_options(file)
+        if "--force_yml" in command:
+            assert not apply(made, command[command.index("--force_yml") + 1 :])
+        # as parse_options leaves them
+        for part in made["datasets"].values():
+            part |= {"phase": "test", "scale": 2}
+        made["path"] |= {"results_root": "x"}
+        runs.append(file)
+        log = Path("results", opt["name"], f"test_{opt['name']}_{len(runs)}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        figures = "".join(f"\t # {name}: {30 + len(runs)}.0\n" for name in made["val"]["metrics"])
+        record = made_from.log_line(made_from.of_test(made))
+        log.write_text(f"2026-01-01 INFO: {record}\n2026-01-01 INFO: Validation A\n{figures}")
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    monkeypatch.setattr(benchmark, "build_network", lambda network: torch.nn.Conv2d(1, 1, 1))
+
+    def go(*arguments, code=0):
+        (tmp_path / "a.yml").write_text(yaml.safe_dump(opt))
+        runs.clear()
+        assert _main("-opt", "a.yml", *arguments) == code
+        return len(runs)
+
+    go.opt = opt
+    return go
+
+
+def _same_size(path, content):
+    assert len(content) == Path(path).stat().st_size
+    before = Path(path).stat().st_mtime_ns
+    Path(path).write_bytes(content)
+    os.utime(path, ns=(before, before))
+
+
+CHANGES = {
+    "other weights": lambda opt: _same_size("w.pth", b"WEIGHTS"),
+    "other set A": lambda opt: _same_size("LR/a.png", b"other picture"),
+    "other set A ": lambda opt: Path("HR/b.png").write_bytes(b"more"),
+    "other set A  ": lambda opt: opt["datasets"]["test_1"].update(grey="luma"),
+    "other metric psnr": lambda opt: opt["val"]["metrics"]["psnr"].update(crop_border=10),
+    "other metric psnr ": lambda opt: opt["val"]["metrics"]["psnr"].update(test_y_channel=False),
+    "other network": lambda opt: opt["network_g"].update(embed_dim=60),
+    "other settings": lambda opt: opt.update(tile=False),
+    "other settings ": lambda opt: opt["path"].update(param_key_g="params_ema"),
+    "other seed": lambda opt: opt.update(manual_seed=3),
+}
+
+
+@pytest.mark.parametrize("reason", CHANGES)
+def test_figures_of_other_inputs_are_not_repeated(small, caplog, reason):
+    """Whatever decides about a figure makes the file run again, once, and the reason is said; the rest does not."""
+    assert small() == 1
+    assert small() == 0
+    CHANGES[reason](small.opt)
+    with caplog.at_level("INFO"):
+        assert small("--read-only", code=1) == 0
+        assert small() == 1
+    assert f"a.yml: running again: {reason.strip()}\n" in caplog.text
+    assert small() == 0
+
+
+def test_what_does_not_decide_about_figures(small):
+    """Another place of the same files, another number of workers, another order of keys."""
+    assert small() == 1
+    for folder in ("HR", "LR"):
+        Path(folder).rename(f"moved{folder}")
+    Path("w.pth").rename("v.pth")
+    section = small.opt["datasets"]["test_1"]
+    section |= {
+        "dataroot_gt": "movedHR",
+        "dataroot_lq": "movedLR",
+        "num_worker_per_gpu": 3,
+        "io_backend": {"type": "disk"},
+    }
+    small.opt["path"]["pretrain_network_g"] = "v.pth"
+    small.opt["val"] |= {"save_img": True}
+    assert small() == 0
+
+
+def test_code_and_command_line_decide(small, caplog, monkeypatch):
+    assert small() == 1
+    assert small("--rerun") == 1
+    assert small("--force_yml", "val:metrics:psnr:crop_border=4") == 1
+    assert small("--force_yml", "val:metrics:psnr:crop_border=4") == 0
+    assert small() == 1
+    assert small("--metrics", "st_lpips") == 1
+    assert small("--metrics", "st_lpips") == small() == 0  # the file's own metrics are among them
+    monkeypatch.setattr(made_from, "code", lambda: "other")
+    with caplog.at_level("INFO"):
+        assert small() == 1
+    assert "running again: other code" in caplog.text
+
+
+def test_logs_that_do_not_say_what_they_are_of(small, caplog):
+    """Of older versions: not believed; with --read-only taken with a warning. Inputs that are gone change nothing."""
+    assert small() == 1
+    log = latest_log(Path("results"), small.opt["name"])
+    log.write_text("\n".join(line for line in log.read_text().splitlines() if "Made from" not in line))
+    with caplog.at_level("INFO"):
+        assert small("--read-only") == 0
+        assert "cannot be checked: it does not say what it was made from" in caplog.text
+        assert small() == 1
+    assert "running again: it does not say what it was made from" in caplog.text
+    Path("w.pth").unlink()
+    assert small() == 0
+    assert "weights is gone; the figures of its log are kept" in caplog.text
 
 
 def test_read_only_runs_nothing(logs, monkeypatch):
