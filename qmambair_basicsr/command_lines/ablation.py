@@ -39,4 +39,5 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(parser, "--list", "the runs, and whether they are finished")
     add(parser, "--read-only")
+    add(parser, "--rerun")
     return parser

@@ -21,11 +21,12 @@ from basicsr.train import train_pipeline
 from basicsr.utils import logger as basicsr_logger
 from basicsr.utils.options import ordered_yaml
 
+from .. import made_from
 from ..files import write_text
 from .ablation_studies import Run
 from .result_log import latest_log, read_results
 
-__all__ = ["Store", "execute", "missing_sets"]
+__all__ = ["Store", "execute", "forget", "missing_sets", "stale_results", "stale_training", "unfinished"]
 
 
 class Store:
@@ -42,7 +43,8 @@ class Store:
         self.finished = root / "finished"
         self.failed = root / "failed"
         self.claims = root / "claims"
-        for folder in (self.finished, self.failed, self.claims, root / "options"):
+        self.started = root / "started"
+        for folder in (self.finished, self.failed, self.claims, self.started, root / "options"):
             folder.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
@@ -71,6 +73,15 @@ class Store:
         write_text(self.finished / f"{run.name}.json", text)
         (self.failed / f"{run.name}.txt").unlink(missing_ok=True)
 
+    def made_from(self, run: Run) -> dict | None:
+        """What the run's training, finished or not, was made from; None before it."""
+        file = self.started / f"{run.name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def start(self, run: Run, record: Mapping) -> None:
+        """Remember what a training is made from."""
+        write_text(self.started / f"{run.name}.json", json.dumps(record, indent=1))
+
     def fail(self, run: Run, error: BaseException) -> None:
         """Keep the message and the traceback of a run that failed."""
         text = "".join(traceback.format_exception(error))
@@ -83,12 +94,54 @@ class Store:
 
 
 def missing_sets(record: Mapping, test: Mapping) -> dict[str, dict]:
-    """Test sections that a record has no figures of, or only figures taken under other test options."""
+    """Test sections that a record has no figures of, or only figures of other options, images or code."""
     return {
         key: section
         for key, section in test["datasets"].items()
         if record["results"].get(section["name"], {}).get("protocol") != _protocol(section, test)
     }
+
+
+def stale_training(run: Run, store: Store) -> str | None:
+    """Why a run's training must begin anew; None where it need not, or has not begun."""
+    before = store.made_from(run)
+    if before is None and "train_seconds" not in store.read(run.name):
+        return None
+    changed = made_from.differences(before, made_from.of_training(run.opt))
+    return made_from.reason(changed) if changed else None
+
+
+def stale_results(run: Run, test: Mapping, store: Store) -> str | None:
+    """Why figures that are there are taken again: other training, weights, options, images or code; else None."""
+    record = store.read(run.name)
+    if not record["results"]:
+        return None
+    if reason := stale_training(run, store):
+        return reason
+    weights = made_from.weights_of(_weights(run, store))
+    if weights is not None and record.get("weights") != weights:
+        return "other weights" if "weights" in record else "it does not say what it was made from"
+    names = [section["name"] for section in missing_sets(record, test).values() if section["name"] in record["results"]]
+    return f"other options, images or code for {', '.join(names)}" if names else None
+
+
+def unfinished(run: Run, test: Mapping, store: Store) -> bool:
+    """Whether a run lacks figures, or has stale ones."""
+    return bool(missing_sets(store.read(run.name), test)) or stale_results(run, test, store) is not None
+
+
+def forget(run: Run, store: Store, training: bool) -> None:
+    """Drop a run's figures and, with ``training``, its weights and training states."""
+    if training:
+        for folder in (store.finished, store.started):
+            (folder / f"{run.name}.json").unlink(missing_ok=True)
+        shutil.rmtree(store.root / "experiments" / run.name, ignore_errors=True)
+    elif store.read(run.name)["results"]:
+        store.write(run, {**store.read(run.name), "results": {}})
+
+
+def _weights(run: Run, store: Store) -> Path:
+    return store.root / "experiments" / run.name / "models" / "net_g_latest.pth"
 
 
 def execute(run: Run, test: Mapping, store: Store) -> dict:
@@ -102,21 +155,26 @@ def execute(run: Run, test: Mapping, store: Store) -> dict:
     Returns:
         The record: ``train_seconds``, ``test_seconds`` and ``results``, ``{set: {metrics, protocol}}``.
     """
-    record = store.read(run.name)
+    if not unfinished(run, test, store):
+        return store.read(run.name)
+    if stale_training(run, store) is not None:
+        forget(run, store, training=True)
+    elif stale_results(run, test, store) is not None:
+        forget(run, store, training=False)
+    record, weights = store.read(run.name), _weights(run, store)
     sections = missing_sets(record, test)
-    if not sections:
-        return record
-    weights = store.root / "experiments" / run.name / "models" / "net_g_latest.pth"
     if "train_seconds" not in record or not weights.is_file():
         folder = store.root / "experiments" / run.name
         if not any(folder.glob("training_states/*.state")):
             shutil.rmtree(folder, ignore_errors=True)  # nothing in it to go on from
+        store.start(run, made_from.of_training(run.opt))
         start = time.monotonic()
         _pipeline(train_pipeline, run.opt, store, "--auto_resume")
         record |= {"train_seconds": round(time.monotonic() - start, 1), "results": {}, "options": _plain(run.opt)}
         shutil.rmtree(folder / "training_states", ignore_errors=True)
         store.write(run, record)
         sections = dict(test["datasets"])
+    record["weights"] = made_from.weights_of(weights)
     start = time.monotonic()
     opt = {**test, "name": f"test_{run.name}", "model_type": run.opt["model_type"]}
     opt |= {"network_g": run.opt["network_g"], "datasets": sections}
@@ -136,7 +194,15 @@ def execute(run: Run, test: Mapping, store: Store) -> dict:
 
 def _protocol(section: Mapping, test: Mapping) -> dict:
     """Everything but the weights that a figure depends on."""
-    return _plain({"section": section, "val": test["val"], "tile": test.get("tile")})
+    return _plain(
+        {
+            "section": section,
+            "val": test["val"],
+            "tile": test.get("tile"),
+            "images": made_from.data_of(section),
+            "code": made_from.code(),
+        }
+    )
 
 
 def _plain(value: object) -> dict:

@@ -2,12 +2,14 @@
 
     python -m qmambair_basicsr.tools.ablation -opt options/train_QMambaIR_tinySRx2_w4a4.yml [--studies components]
         [--variants LSQ* QuantSR] [--bits 4 2] [--seeds 0 1 2] [--iterations 200] [--sets Set5 Set14] [--root FOLDER] [--out ablation]
-        [--force_yml datasets:train:gt_size=64 ...] [--list]
+        [--force_yml datasets:train:gt_size=64 ...] [--list] [--rerun]
 
 Every variant is trained and tested by the stock pipelines with the file's options; only the quantizers, the seed and the
 name differ. What several studies share is trained once. All runs share one process and decoded images. Results are
 kept one file a run, so an interrupted command goes on where it stopped, inside a training too if that had saved a state;
-sets can be added later without training again. The command may be started several times on one folder, for several
+sets can be added later without training again. A run whose initial weights, teacher, training data, options or versions of
+torch and BasicSR have changed is trained anew, one whose weights, test options, images or code have changed is tested
+anew, and the reason is said; --rerun begins all anew. The command may be started several times on one folder, for several
 cores or GPUs: each takes runs that no other has. A run that fails is reported and tried again by the next call. Written to ``--out``: ``ablation.md``, ``summary.csv``, ``runs.csv``, ``ablation.png`` and ``.pdf``.
 """
 
@@ -31,7 +33,7 @@ from ..command_lines.ablation import build_parser
 from ..data.image_memory import images_in_memory
 from ..recipes.option_files import read_options
 from ..studies.ablation_report import collect, write_plot, write_tables
-from ..studies.ablation_run import Store, execute, missing_sets
+from ..studies.ablation_run import Store, execute, forget, stale_results, stale_training, unfinished
 from ..studies.ablation_studies import Run, plan
 
 __all__ = ["main", "test_options", "training_options"]
@@ -125,7 +127,7 @@ def run_all(runs: Sequence[Run], test: Mapping, store: Store, report) -> int:
     Returns:
         How many failed.
     """
-    pending = [run for run in runs if missing_sets(store.read(run.name), test)]
+    pending = [run for run in runs if unfinished(run, test, store)]
     failed, elsewhere, start = 0, 0, time.monotonic()
     with tqdm(total=len(runs), initial=len(runs) - len(pending), unit="run", disable=None) as bar:
         for done, run in enumerate(pending, 1):
@@ -134,7 +136,9 @@ def run_all(runs: Sequence[Run], test: Mapping, store: Store, report) -> int:
             bar.set_description(label)
             with store.claimed(run) as mine:
                 if mine:
+                    reason = stale_training(run, store) or stale_results(run, test, store)
                     said = attempt(run, test, store)
+                    said += f"; done again: {reason}" if reason else ""
                     failed += said.startswith("FAILED")
                 else:
                     said = "in the hands of another process"
@@ -167,7 +171,7 @@ def listing(runs: Sequence[Run], test: Mapping, store: Store) -> str:
     """Listing of the runs: places, width, seed, folder, and whether each is finished."""
     lines = []
     for run in runs:
-        state = "to do" if missing_sets(store.read(run.name), test) else "finished"
+        state = "to do" if unfinished(run, test, store) else "finished"
         places = "; ".join(f"{study} / {variant}" for study, variant in run.places)
         lines.append(f"{run.name}  {state}  {places}")
     return "\n".join([*lines, f"{len(runs)} runs"]) + "\n"
@@ -198,7 +202,14 @@ def ablation(args: argparse.Namespace) -> int:
         return rows
 
     failed = 0
-    if not args.read_only:
+    if args.read_only:
+        for run in list(runs):
+            if reason := stale_results(run, test, store):
+                runs.remove(run)
+                sys.stderr.write(f"{run.name} is left out: its figures are of {reason}\n")
+    else:
+        for run in runs if args.rerun else ():
+            forget(run, store, training=True)
         # what is wrong with all runs is said before the first
         first = copy.deepcopy(runs[0].opt)
         first["datasets"] |= test["datasets"]

@@ -23,7 +23,9 @@ from basicsr.utils.options import ordered_yaml
 from qmambair_basicsr.models.mambair_model import MambaIRModel
 from qmambair_basicsr.quantizers import LSQ, QUANTIZER_REGISTRY, QuantSpec
 from qmambair_basicsr.recipes.option_contents import OPTIONS
+from qmambair_basicsr.studies import ablation_run
 from qmambair_basicsr.studies.ablation_run import Store
+from qmambair_basicsr.studies.ablation_studies import studies
 from qmambair_basicsr.studies.result_log import latest_log, read_results
 from qmambair_basicsr.tools import ablation
 
@@ -192,6 +194,82 @@ def test_one_failure_does_not_lose_the_others(work, monkeypatch, capsys):
     assert run(*argv) == 0
     assert len(records()) == 3 and not Store(Path("ablation")).failures()
     assert "Failed" not in Path("ablation/ablation.md").read_text()
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Trainings and tests that take no time; returns what was run, as ``train`` and ``test``."""
+    calls = []
+
+    def pipeline(function, opt, store, *flags):
+        kind = "train" if function is ablation_run.train_pipeline else "test"
+        calls.append(kind)
+        if kind == "train":
+            file = store.root / "experiments" / opt["name"] / "models" / "net_g_latest.pth"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"weights")
+        else:
+            figures = "".join(
+                f"Validation {s['name']}\n\t # psnr: 30.0\n\t # ssim: 0.9\n" for s in opt["datasets"].values()
+            )
+            log = store.root / "results" / opt["name"] / f"test_{opt['name']}_{len(calls)}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(figures)
+
+    monkeypatch.setattr(ablation_run, "_pipeline", pipeline)
+    return calls
+
+
+def _touch_pixels(file):
+    """Another picture of the same size in bytes: lossless formats without compression."""
+    img = cv2.imread(str(file))
+    img[0, 0] += 1
+    cv2.imwrite(str(file), img)
+
+
+def _other_weights(_):
+    content = torch.load("full.pth", weights_only=True)
+    next(iter(content["params"].values())).add_(1)
+    torch.save(content, "full.pth")
+
+
+def _other_border(_):
+    file = Path(FILE.replace("train_", "test_"))
+    test = load(file)
+    test["val"]["metrics"]["psnr"]["crop_border"] = 5
+    save(test, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "calls", "reason"),
+    [
+        (_other_weights, ["train", "test"], "other initial weights"),
+        (lambda w: _touch_pixels(w / "datasets/BSDS400T91/HR/a.png"), ["train", "test"], "other training data"),
+        (lambda w: _touch_pixels(w / "datasets/Set5/HR/a.png"), ["test"], "other options, images or code for Set5"),
+        (_other_border, ["test"], "other options, images or code for Set5"),
+        (
+            lambda w: next(w.glob("ablation/experiments/*/models/*.pth")).write_bytes(b"WEIGHTS"),
+            ["test"],
+            "other weights",
+        ),
+    ],
+)
+def test_stale_figures_are_not_repeated(work, pretended, capsys, change, calls, reason):
+    """What a run was made from decides whether it is trained, tested or kept; the reason is said."""
+    first = next(iter(studies()["components"].variants))
+    argv = ("--studies", "components", "--variants", first, "--sets", "Set5")
+    assert run(*argv) == 0 and pretended == ["train", "test"]
+    pretended.clear()
+    assert run(*argv) == 0 and pretended == []
+    change(work)
+    capsys.readouterr()
+    assert run(*argv, "--list") == 0 and "to do" in capsys.readouterr().out
+    assert run(*argv, "--read-only") == 0 and f"is left out: its figures are of {reason}" in capsys.readouterr().err
+    assert run(*argv) == 0 and pretended == calls
+    assert f"done again: {reason}" in capsys.readouterr().err
+    pretended.clear()
+    assert run(*argv) == 0 and pretended == []
+    assert run(*argv, "--rerun") == 0 and pretended == ["train", "test"]
 
 
 def test_sets_are_added_without_training_again(work):
