@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import write_bytes
-from .layers.calibrate import quantizer_keys
+from .layers.sites import quantizer_keys
 
 _LISTED = 20  # keys shown per kind of mismatch
 # what pickles of state_dicts refer to: rebuild functions, storages, dtypes, plain containers

@@ -14,14 +14,14 @@ from torch import nn
 import qmambair_basicsr
 from qmambair_basicsr import archs, quantizers
 from qmambair_basicsr.artifacts.packed import load_packed, save_packed
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.checkpoints import load_fp_state
-from qmambair_basicsr.layers import MatMul, NetworkInfo, calibrate, prepare
-from qmambair_basicsr.layers.calibrate import quantizers_of
+from qmambair_basicsr.layers import MatMul, NetworkInfo, prepare
 from qmambair_basicsr.layers.convert import FixedGrid, freeze_dls
 from qmambair_basicsr.layers.info import TWINS, blocks_of, full_precision_twin, network_info
 from qmambair_basicsr.layers.placement import placement
 from qmambair_basicsr.layers.prepare import site_kinds
-from qmambair_basicsr.layers.sites import network_sites, parameter_sites
+from qmambair_basicsr.layers.sites import network_sites, parameter_sites, quantizers_of
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, QuantSpec, Site, SpecError, build_quantizer
 from qmambair_basicsr.quantizers.site import KINDS, ROLES
 from qmambair_basicsr.studies.complexity_count import measure

@@ -6,9 +6,9 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.checkpoints import CheckpointMismatchError, load_fp_state
-from qmambair_basicsr.layers import calibrate
-from qmambair_basicsr.layers.calibrate import quantizer_keys
+from qmambair_basicsr.layers.sites import quantizer_keys
 
 SMALL = {"embed_dim": 30, "depths": [1, 1], "d_state": 3, "mlp_ratio": 1.2, "drop_path_rate": 0.0}
 QUANT = {"weight": {"type": "LSQ", "bits": 4}, "act": {"type": "LSQOffset", "bits": 4}}

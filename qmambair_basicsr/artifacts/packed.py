@@ -31,9 +31,8 @@ from basicsr.archs import build_network
 from torch import Tensor, nn
 
 from ..files import write_bytes
-from ..layers.calibrate import quantizer_keys, quantizers_of
 from ..layers.convert import FrozenCodes, freeze_parameters
-from ..layers.sites import parameter_sites
+from ..layers.sites import parameter_sites, quantizer_keys, quantizers_of
 from ..quantizers import Quantizer
 
 FORMAT = "qmambair_basicsr packed checkpoint"

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..inference.tiling import middle
-from ..layers.calibrate import quantizers_of
 from ..layers.convert import frozen, set_constant_grids
-from ..layers.sites import parameter_sites
+from ..layers.sites import parameter_sites, quantizers_of
 from ..lowering.capture import NO_CODE, captured_codes, equal_codes
 from .onnx.codes import ActivationCheck, WeightCheck, compare_activations, compare_weights, same_scale
 from .onnx.errors import ExportError

@@ -1,8 +1,7 @@
-"""Quantized layers, and the functions that put them into a network, calibrate it and describe it."""
+"""Quantized layers, and the functions that put them into a network and describe it."""
 
 from __future__ import annotations
 
-from .calibrate import calibrate, uncalibrated
 from .info import NetworkInfo
 from .matmul import MatMul, QuantMatMul
 from .placement import placement
@@ -16,8 +15,6 @@ __all__ = [
     "QuantEmbedding",
     "QuantLinear",
     "QuantMatMul",
-    "calibrate",
     "placement",
     "prepare",
-    "uncalibrated",
 ]

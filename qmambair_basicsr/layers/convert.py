@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ..quantizers import Quantizer, UncalibratedError
 from ..quantizers.forms import StaticForm
 from ..quantizers.site import ACTIVATION, WEIGHT, Site
-from .calibrate import quantizers_of, uncalibrated
-from .sites import PlacedSite, activation_sites, parameter_sites
+from .sites import PlacedSite, activation_sites, parameter_sites, quantizers_of, uncalibrated
 
 
 class FrozenCodes(Quantizer):

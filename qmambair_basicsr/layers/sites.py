@@ -89,6 +89,22 @@ def activation_sites(net: nn.Module) -> list[PlacedSite]:
     return [p for p in network_sites(net) if p.site.parameter is None and p.quantizer.bits != 32]
 
 
+def quantizers_of(net: nn.Module) -> dict[str, Quantizer]:
+    """Name -> quantizer, for all quantizers of a network."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, Quantizer)}
+
+
+def quantizer_keys(net: nn.Module) -> set[str]:
+    """Keys of the state_dict that belong to quantizers."""
+    prefixes = tuple(f"{name}." for name in quantizers_of(net))
+    return {key for key in net.state_dict() if key.startswith(prefixes)}
+
+
+def uncalibrated(net: nn.Module) -> list[str]:
+    """Names of the quantizers whose parameters mean nothing yet."""
+    return [name for name, quantizer in quantizers_of(net).items() if not quantizer.is_initialized()]
+
+
 def _in_slot(module: nn.Module, slot: str) -> Quantizer | None:
     for part in slot.split("."):
         module = module._modules.get(part)

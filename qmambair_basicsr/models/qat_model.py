@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from .. import checkpoints
 from ..archs.routing import shared_routing_noise
-from ..layers.calibrate import calibrate, quantizer_keys, quantizers_of, uncalibrated
+from ..calibration import calibrate
 from ..layers.info import full_precision_twin
+from ..layers.sites import quantizer_keys, quantizers_of, uncalibrated
 from ..losses.feature_capture import FeatureCapture
 from ..quantizers import UncalibratedError
 from .calibration_data import calibration_batches

@@ -12,13 +12,14 @@ A quantizer whose output is clamped once more (``DLS`` with ``mode: official``) 
 returns the bounds from :meth:`Quantizer.output_bounds`; :meth:`Quantizer.dequantize` applies them.
 
 Life cycle: ``prepare`` builds it uninitialised; calibration sets ``calibrating`` and shows it batches
-(:meth:`Quantizer.observe` keeps the running mean of the initial values); afterwards ``initialized`` is true.
+(:meth:`Quantizer.observe` keeps the running mean, or the extremes, of the initial values); afterwards ``initialized`` is true.
 Without calibration the first *training* forward initialises from that batch, which is fine on one process
 but makes DDP replicas differ, so calibrate first. Evaluating an uninitialised quantizer raises.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +55,8 @@ class Quantizer(nn.Module):
         fixed_range: whether the range is a constant, so that the output does not scale with the input.
         roles: which roles of sites it can take.
         affine: whether ``forward`` is ``(codes - zero) * scale`` with no clamp after it.
+        extremes: parameter -> ``torch.minimum`` or ``torch.maximum``, for those that start from the extremes over all
+            calibration batches instead of from the mean over batches.
     """
 
     bit_widths: ClassVar[tuple[int, ...]] = tuple(range(2, 9))
@@ -62,6 +65,7 @@ class Quantizer(nn.Module):
     dynamic: bool = False
     fixed_range: ClassVar[bool] = False
     affine: bool = True
+    extremes: ClassVar[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {}
 
     initialized: Tensor
     observed: Tensor
@@ -101,7 +105,7 @@ class Quantizer(nn.Module):
     def estimate(self, x: Tensor) -> dict[str, Tensor]:
         """Initial values for tensor ``x``: name of a parameter or buffer -> value of its shape.
 
-        Bool values are combined over batches by "or", others averaged. Called without gradients, with a tensor in
+        Over batches bool values are combined by "or", the others as :attr:`extremes` says or averaged. Called without gradients, with a tensor in
         full precision whose values lie within ``ops.limits.CALIBRATION``.
         """
         raise NotImplementedError
@@ -171,7 +175,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take one calibration batch into the running mean of the initial values.
+        """Take one calibration batch into the initial values: their running mean, or the :attr:`extremes`.
 
         Raises:
             ValueError: when ``x`` is empty or holds NaN or infinity.
@@ -193,7 +197,9 @@ class Quantizer(nn.Module):
             if state.dtype == torch.bool:
                 state.copy_((state & ~first) | value)
             else:
-                state.copy_(torch.where(first, value, state + (value - state) * weight))
+                combine = self.extremes.get(key)
+                later = state + (value - state) * weight if combine is None else combine(state, value)
+                state.copy_(torch.where(first, value, later))
         self.initialized.fill_(True)
         self._ready = True
 
@@ -206,14 +212,17 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``.
 
-        Calibrating: observes ``x`` and uses the parameters so far. Not initialised: initialises from ``x``
-        in training mode.
+        Calibrating: observes ``x`` and uses the parameters so far; an activation whose range is collected over all
+        batches passes unchanged, as its range is known at the end only. Not initialised: initialises from ``x`` in
+        training mode.
 
         Raises:
             UncalibratedError: in eval mode before initialisation.
         """
         if self.calibrating:
             self.observe(x)
+            if self.extremes and self.site.role == "act":
+                return x
         elif not self.is_initialized():
             if not self.training:
                 self._require_initialized()

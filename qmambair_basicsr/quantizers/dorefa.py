@@ -14,7 +14,7 @@ f_a^k          quantize_k(clip(x, 0, 1)) (eq. 11)                               
 As published, weights of k > 1 bits fill [-1, 1] whatever their size and activations are taken to lie in [0, 1],
 which needs batch normalisation and bounded activations; restoration networks have neither. ``rescale: true``
 (default) therefore multiplies the weight grid by max|w| (a constant for the gradient) and maps the calibrated
-[min, max] of the activations onto [0, 1]. ``rescale: false`` is the published quantizer.
+[min, max] of the activations, over all batches, onto [0, 1]. ``rescale: false`` is the published quantizer.
 
 Gradients: straight-through rounding, through tanh and its maximum; f_w^1 passes the gradient unchanged.
 Codes are stored moved by -2^(k-1), as signed integers; ``zero`` of weights is -1/2, half-way between two codes.
@@ -61,6 +61,7 @@ class DoReFa(CurveQuantizer):
     ) -> None:
         super().__init__(bits, site)
         self.rescale = rescale
+        self.extremes = {"lower": torch.minimum, "upper": torch.maximum} if rescale else {}
         self.dynamic = self.role == "weight"
         if self.role != "weight":
             self.register_buffer("lower", torch.zeros(1))

@@ -10,7 +10,7 @@ s          (u - l) / (2^n - 1)                                      ``to_int(...
 x_q        round((clip(x, l, u) - l) / s) * s + l                   ``forward(...)``
 =========  =======================================================  ==============================
 
-l and u start as minimum and maximum, averaged over the calibration batches. ``learnable: false`` (default)
+l and u start as minimum and maximum of all calibration batches. ``learnable: false`` (default)
 freezes them; ``true`` trains both through dx_q/du = [x > u] + (k - (c-l)/s) / (2^n-1) and
 dx_q/dl = [x < l] - (k - (c-l)/s) / (2^n-1), with c the clipped value and k its level: what autograd gives for
 the formula with a straight-through rounding. ``symmetric: true`` uses l = -m, u = m with m the largest
@@ -52,6 +52,7 @@ class MinMax(AffineQuantizer):
         "symmetric": Option(False, "bounds symmetric about zero", choices=(False, True)),
         "learnable": Option(False, "train the bounds", choices=(False, True)),
     }
+    extremes: ClassVar = {"lower": torch.minimum, "upper": torch.maximum}
 
     def __init__(
         self,

@@ -10,11 +10,11 @@ import torch
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
 
+from ..calibration import calibrate
 from ..data.image_files import list_images, match_channels, read_image
 from ..data.matlab_resize import bicubic_downscale
 from ..inference.image_sets import to_tensor
 from ..inference.networks import load_full_precision
-from ..layers.calibrate import calibrate
 
 OFFICIAL = {"mode": "official"}
 SETTINGS: dict[str, tuple[dict, dict, dict]] = {  # name: options of weight (RFA), act (LSQOffset), scan (DLS)

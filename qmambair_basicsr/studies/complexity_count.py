@@ -30,10 +30,9 @@ from basicsr.archs import build_network
 from torch import nn
 
 from ..artifacts.packed import SizeReport, save_packed
-from ..layers.calibrate import quantizers_of
 from ..layers.info import network_info
 from ..layers.placement import quantizer_scalars
-from ..layers.sites import parameter_sites, sites_of
+from ..layers.sites import parameter_sites, quantizers_of, sites_of
 from .complexity_record import FULL, Product, Recorder, watch
 
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..layers.calibrate import quantizers_of
-from ..layers.sites import SiteModule
+from ..layers.sites import SiteModule, quantizers_of
 
 FULL = 32
 

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..layers.calibrate import quantizers_of
-from ..layers.sites import PlacedSite, parameter_sites
+from ..layers.sites import PlacedSite, parameter_sites, quantizers_of
 from ..quantizers import RFA
 from .plot_data import PlotError, SiteValues, choose
 

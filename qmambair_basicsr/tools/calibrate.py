@@ -20,13 +20,14 @@ from rich.progress import track
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 
+from ..calibration import calibrate
 from ..checkpoints import write_file
 from ..cli import run_tool
 from ..command_lines.calibrate import build_parser
 from ..inference.image_sets import middles
 from ..inference.networks import load_full_precision
-from ..layers.calibrate import calibrate, quantizers_of
 from ..layers.info import network_info
+from ..layers.sites import quantizers_of
 from ..recipes.option_files import read_options
 
 

@@ -22,8 +22,8 @@ from ..cli import run_tool
 from ..command_lines.export import build_parser
 from ..inference.image_sets import middles
 from ..inference.networks import is_packed, load_network, read_network
-from ..layers.calibrate import quantizers_of
 from ..layers.info import network_info
+from ..layers.sites import quantizers_of
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.checkpoints import load_fp_state
-from qmambair_basicsr.layers import QuantConv2d, QuantLinear, calibrate
+from qmambair_basicsr.layers import QuantConv2d, QuantLinear
 from qmambair_basicsr.layers.info import network_info
 
 SMALL = {"dim": 32, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "d_state": 2, "mlp_ratio": 1.0}

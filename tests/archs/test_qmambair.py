@@ -6,8 +6,8 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.checkpoints import load_fp_state
-from qmambair_basicsr.layers import calibrate
 
 SMALL = {"embed_dim": 32, "d_state": 3, "mlp_ratio": 1.25, "drop_path_rate": 0.0}
 NETS = {

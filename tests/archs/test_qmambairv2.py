@@ -11,10 +11,11 @@ from torch import nn
 
 from qmambair_basicsr.archs.routing import pick_policy
 from qmambair_basicsr.archs.ss2d import ScanParameters
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.checkpoints import load_fp_state
-from qmambair_basicsr.layers import QuantConv2d, QuantEmbedding, QuantLinear, QuantMatMul, calibrate, placement
-from qmambair_basicsr.layers.calibrate import quantizers_of
+from qmambair_basicsr.layers import QuantConv2d, QuantEmbedding, QuantLinear, QuantMatMul, placement
 from qmambair_basicsr.layers.matmul import MatMul
+from qmambair_basicsr.layers.sites import quantizers_of
 from qmambair_basicsr.quantizers import SpecError
 
 BODY = {"embed_dim": 12, "d_state": 3, "num_heads": [2, 2], "window_size": 4, "inner_rank": 5, "num_tokens": 8}

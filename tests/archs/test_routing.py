@@ -19,7 +19,7 @@ from qmambair_basicsr.archs.routing import (
     pick_policy,
     pick_prompt,
 )
-from qmambair_basicsr.layers import calibrate
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.ops.permutation import flat_order
 from qmambair_basicsr.ops.semantic_order import semantic_order
 

@@ -11,10 +11,9 @@ from basicsr.archs import build_network
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 from qmambair_basicsr.artifacts.packed import PackedCheckpointError, load_packed, pack_codes, save_packed, unpack_codes
-from qmambair_basicsr.layers import calibrate
-from qmambair_basicsr.layers.calibrate import quantizers_of
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.convert import FixedGrid, FrozenCodes, freeze_dls, freeze_parameters
-from qmambair_basicsr.layers.sites import parameter_sites
+from qmambair_basicsr.layers.sites import parameter_sites, quantizers_of
 from qmambair_basicsr.quantizers import UncalibratedError
 
 safetensors = pytest.importorskip("safetensors.torch")

@@ -12,7 +12,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from test_export_onnx import photo
 
 from qmambair_basicsr.archs.windows import open_window_plan, window_plan
-from qmambair_basicsr.layers import calibrate
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.info import network_info
 from qmambair_basicsr.ops.backend import exporting
 from qmambair_basicsr.ops.semantic_order import semantic_order

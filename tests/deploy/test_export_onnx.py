@@ -13,7 +13,7 @@ from basicsr.archs import build_network
 from skimage import data
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
-from qmambair_basicsr.layers import calibrate
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.convert import FrozenCodes, freeze_dls, frozen
 from qmambair_basicsr.layers.sites import parameter_sites
 from qmambair_basicsr.lowering.grids import grid_of

@@ -22,7 +22,7 @@ from qmambair_basicsr.artifacts.onnx import codes, float64  # noqa: E402
 from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx  # noqa: E402
 from qmambair_basicsr.artifacts.onnx.runtime import session  # noqa: E402
 from qmambair_basicsr.artifacts.verification import open_artifact  # noqa: E402
-from qmambair_basicsr.layers.calibrate import quantizers_of  # noqa: E402
+from qmambair_basicsr.layers.sites import quantizers_of  # noqa: E402
 
 
 def lowered(op, feeds, constants, kind=TensorProto.DOUBLE, **attributes):

@@ -11,7 +11,7 @@ from basicsr.archs import build_network
 from test_export_networks import OPTIONS, QUANT, V2_QUANT
 from test_export_onnx import photo
 
-from qmambair_basicsr.layers import calibrate
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.convert import freeze_dls
 
 pytest.importorskip("onnxruntime", reason="extra: export")

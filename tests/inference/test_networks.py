@@ -8,7 +8,7 @@ from basicsr.archs import build_network
 
 from qmambair_basicsr import checkpoints
 from qmambair_basicsr.inference.networks import load_full_precision
-from qmambair_basicsr.layers.calibrate import quantizer_keys
+from qmambair_basicsr.layers.sites import quantizer_keys
 
 SMALL = {"embed_dim": 30, "depths": [1], "d_state": 3, "mlp_ratio": 1.2}
 QUANT = {"weight": {"type": "LSQ", "bits": 4}, "act": {"type": "LSQOffset", "bits": 4}}

@@ -11,7 +11,7 @@ from torch import nn
 
 from qmambair_basicsr.archs.ss2d import SS2D
 from qmambair_basicsr.layers import NetworkInfo, QuantConv2d, QuantLinear, prepare
-from qmambair_basicsr.layers.calibrate import quantizers_of
+from qmambair_basicsr.layers.sites import quantizers_of
 from qmambair_basicsr.quantizers import QuantSpec, Site, SpecError, build_quantizer
 
 SMALL = {"embed_dim": 32, "d_state": 3, "mlp_ratio": 1.25, "drop_path_rate": 0.0}

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from basicsr.archs import build_network
 from torch import nn
 
-from qmambair_basicsr.layers import QuantConv2d, QuantLinear, QuantMatMul, calibrate
+from qmambair_basicsr.calibration import calibrate
+from qmambair_basicsr.layers import QuantConv2d, QuantLinear, QuantMatMul
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, Site, UncalibratedError, build_quantizer
 
 LIGHT = {

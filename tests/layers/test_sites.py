@@ -15,12 +15,11 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from tiny_networks import TINY_NETWORK
 
 import qmambair_basicsr
-from qmambair_basicsr.layers import calibrate
-from qmambair_basicsr.layers.calibrate import quantizers_of
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.convert import freeze_parameters
 from qmambair_basicsr.layers.info import blocks_of, full_precision_twin, network_info
 from qmambair_basicsr.layers.prepare import site_kinds
-from qmambair_basicsr.layers.sites import activation_sites, network_sites, parameter_sites, sites_of
+from qmambair_basicsr.layers.sites import activation_sites, network_sites, parameter_sites, quantizers_of, sites_of
 from qmambair_basicsr.quantizers import Site
 
 PACKAGE = Path(qmambair_basicsr.__file__).parent

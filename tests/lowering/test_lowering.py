@@ -15,12 +15,11 @@ from tiny_networks import TINY_NETWORK
 from torch import nn
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
-from qmambair_basicsr.layers import calibrate
-from qmambair_basicsr.layers.calibrate import quantizers_of
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.convert import freeze_dls, frozen
 from qmambair_basicsr.layers.info import full_precision_twin, network_info
 from qmambair_basicsr.layers.prepare import site_kinds
-from qmambair_basicsr.layers.sites import network_sites, parameter_sites
+from qmambair_basicsr.layers.sites import network_sites, parameter_sites, quantizers_of
 from qmambair_basicsr.lowering import LoweringError, captured_codes, frozen_copy, lower
 from qmambair_basicsr.lowering.layers import IntegerConv2d, IntegerLinear, IntegerWeight, Product
 from qmambair_basicsr.quantizers import UncalibratedError

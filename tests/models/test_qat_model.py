@@ -10,7 +10,7 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 
 from qmambair_basicsr import checkpoints
-from qmambair_basicsr.layers.calibrate import quantizer_keys, quantizers_of, uncalibrated
+from qmambair_basicsr.layers.sites import quantizer_keys, quantizers_of, uncalibrated
 from qmambair_basicsr.quantizers import UncalibratedError
 
 FULL = {"type": "LSQ", "bits": 32}

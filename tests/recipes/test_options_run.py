@@ -18,9 +18,9 @@ from basicsr.models import build_model
 from basicsr.utils.options import parse_options
 from torch.utils.data import DataLoader
 
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.data.image_files import write_image
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale
-from qmambair_basicsr.layers.calibrate import calibrate
 from qmambair_basicsr.preflight import checked
 from qmambair_basicsr.recipes.option_data import DATA
 from qmambair_basicsr.recipes.option_names import Row, all_methods, published

@@ -12,7 +12,7 @@ from skimage import data
 from tiny_networks import TINY_NETWORK
 
 from qmambair_basicsr.inference.networks import network_of
-from qmambair_basicsr.layers.calibrate import uncalibrated
+from qmambair_basicsr.layers.sites import uncalibrated
 from qmambair_basicsr.tools import calibrate as tool
 
 NETWORK = {k: TINY_NETWORK[k] for k in ("embed_dim", "depths", "d_state", "mlp_ratio", "upscale", "upsampler")}

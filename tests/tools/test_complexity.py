@@ -16,10 +16,10 @@ from tiny_networks import TINY_NETWORK
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmambair_basicsr.artifacts.packed import save_packed
-from qmambair_basicsr.layers import calibrate
-from qmambair_basicsr.layers.calibrate import quantizers_of
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.info import network_info
 from qmambair_basicsr.layers.placement import placement
+from qmambair_basicsr.layers.sites import quantizers_of
 from qmambair_basicsr.ops.backend import ENV
 from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS, named_order, ss2d_scan
 from qmambair_basicsr.recipes.option_contents import OPTIONS

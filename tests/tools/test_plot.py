@@ -18,12 +18,11 @@ pytest.importorskip("matplotlib")
 
 from tiny_networks import TINY_NETWORK
 
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.data.image_files import read_image, write_image
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale
-from qmambair_basicsr.layers import calibrate
-from qmambair_basicsr.layers.calibrate import quantizers_of
 from qmambair_basicsr.layers.info import network_info
-from qmambair_basicsr.layers.sites import parameter_sites
+from qmambair_basicsr.layers.sites import parameter_sites, quantizers_of
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, RFA
 from qmambair_basicsr.studies.benchmark_table import Entry, csv_table
 from qmambair_basicsr.studies.plot_data import PlotError, activation_samples, choose, parameter_samples

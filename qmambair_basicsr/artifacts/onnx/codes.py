@@ -29,9 +29,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from ...layers.calibrate import quantizers_of
 from ...layers.convert import FrozenCodes, frozen
-from ...layers.sites import parameter_sites
+from ...layers.sites import parameter_sites, quantizers_of
 from ...lowering import lower
 from ...lowering.capture import NO_CODE, captured_codes, codes_or_none, equal_codes
 from ...lowering.grids import DynamicGrid, StaticGrid

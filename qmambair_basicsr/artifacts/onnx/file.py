@@ -19,9 +19,9 @@ from onnxscript import ir
 from torch import nn
 
 from ...files import write_bytes
-from ...layers.calibrate import quantizer_keys, quantizers_of
 from ...layers.convert import constant_grids
 from ...layers.info import network_info
+from ...layers.sites import quantizer_keys, quantizers_of
 from ...lowering import lower
 from ...ops.backend import ExportTarget, exporting
 from ...ops.onnx_nodes import DOMAIN

@@ -17,9 +17,8 @@ import copy
 import torch
 from torch import nn
 
-from ...layers.calibrate import quantizers_of
 from ...layers.info import network_info
-from ...layers.sites import sites_of
+from ...layers.sites import quantizers_of, sites_of
 from ...lowering import frozen_copy
 from ...lowering.grids import StaticGrid
 from ...lowering.layers import BorderSums, FloatWeight, IntegerConv2d, IntegerLinear, IntegerWeight

@@ -8,29 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..quantizers import Quantizer, UncalibratedError
-
-
-def quantizers_of(net: nn.Module) -> dict[str, Quantizer]:
-    """Name -> quantizer, for all quantizers of a network."""
-    return {name: module for name, module in net.named_modules() if isinstance(module, Quantizer)}
-
-
-def quantizer_keys(net: nn.Module) -> set[str]:
-    """Keys of the state_dict that belong to quantizers."""
-    prefixes = tuple(f"{name}." for name in quantizers_of(net))
-    return {key for key in net.state_dict() if key.startswith(prefixes)}
-
-
-def uncalibrated(net: nn.Module) -> list[str]:
-    """Names of the quantizers whose parameters mean nothing yet."""
-    return [name for name, quantizer in quantizers_of(net).items() if not quantizer.is_initialized()]
+from ..layers.sites import quantizers_of, uncalibrated
+from ..quantizers import UncalibratedError
 
 
 def calibrate(
     net: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> nn.Module:
-    """Run batches through the network in evaluation mode and let every quantizer average its initial values.
+    """Run batches through the network in evaluation mode and set the initial values of every quantizer from them.
+
+    Quantizers that start from a mean (DLS, LSQ ...) quantize from the first batch on, with the values so far, so that the
+    layers behind them see what they will see later. Activations whose range is that of all batches (MinMax, DoReFa) are
+    collected first and quantized afterwards: the result does not depend on how the images are cut into batches.
 
     Statistics start anew; training flags are restored afterwards. Run it on one process and broadcast, before the
     optimizer, the EMA copy and DDP exist.

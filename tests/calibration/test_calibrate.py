@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from qmambair_basicsr.layers import NetworkInfo, calibrate, prepare, uncalibrated
+from qmambair_basicsr.calibration import calibrate
+from qmambair_basicsr.layers import NetworkInfo, prepare
+from qmambair_basicsr.layers.sites import uncalibrated
 from qmambair_basicsr.quantizers import QuantSpec, UncalibratedError
 
 SPEC = QuantSpec.from_dict({"weight": {"type": "LSQ", "bits": 4}, "act": {"type": "LSQ", "bits": 4}})
