@@ -14,6 +14,7 @@ TINY_NETWORK = {
     "mlp_ratio": 1.2,
     "ssm_ratio": 1.2,
     "scan_len": 4,
+    "mamba_cfg": {"scan_type": "diagonal", "scan_count": 2, "d_state": 3},
     "upscale": 2,
     "upsampler": "pixelshuffledirect",
 }

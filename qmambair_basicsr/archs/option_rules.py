@@ -59,6 +59,18 @@ MAIR_UNET: dict[str, Rule] = {
 }
 
 
+EAMAMBA: dict[str, Rule] = {
+    **{key: rule for key, rule in UNET.items() if key not in ("d_state", "mlp_ratio")},
+    "dim": Number(2, 100_000, whole=True),
+    "ffn_expansion_factor": BODY["mlp_ratio"],
+    "layernorm_type": Choice(("WithBias", "BiasFree")),
+    "channel_mixer_type": Choice(("Simple", "GDFN")),
+    "checkpoint_percentage": Number(0, 1),
+    "upscale": Choice((1, 2)),
+}
+EAMAMBA_SR: dict[str, Rule] = EAMAMBA | {"num_blocks": _DEPTHS, "upscale": BODY["upscale"]}
+
+
 def _tail(options: Mapping) -> Iterator[tuple[str, str]]:
     scale, upsampler = options.get("upscale", 2), options.get("upsampler")
     if upsampler == "pixelshuffle" and scale != 3 and scale & (scale - 1):

@@ -57,6 +57,7 @@ class ScanParameters(SiteModule):
         d_state (int): N, size of the hidden state per channel.
         dt_rank (int): R, rank of the projection that yields delta.
         directions (tuple[str, ...]): Scan directions, see ``ops.ss2d_scan``.
+        apart (bool): Each direction scans a map of its own.
         dt_min (float): Lower end of the step sizes softplus(dt_projs_bias) at initialisation.
         dt_max (float): Upper end of the same.
         dt_init_floor (float): Smallest step size at initialisation.
@@ -70,12 +71,14 @@ class ScanParameters(SiteModule):
         d_state: int,
         dt_rank: int,
         directions: tuple[str, ...] = FOUR_DIRECTIONS,
+        apart: bool = False,
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
         dt_init_floor: float = 1e-4,
     ):
         super().__init__()
         self.d_inner, self.d_state, self.dt_rank, self.directions = d_inner, d_state, dt_rank, tuple(directions)
+        self.apart = apart
         k = len(self.directions)
         self.x_proj_weight = nn.Parameter(torch.empty(k, dt_rank + 2 * d_state, d_inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(k, d_inner, dt_rank))
@@ -101,10 +104,11 @@ class ScanParameters(SiteModule):
     def quantization_sites(self) -> tuple[Site, ...]:
         k, d, n, r = len(self.directions), self.d_inner, self.d_state, self.dt_rank
         # The release stacks the K permuted copies of the map before quantizing it; one map with copies=K is the same.
+        copies = 1 if self.apart else k
         return (
-            *self._projection_sites("x_proj", self.x_proj_weight, d, copies=k),
+            *self._projection_sites("x_proj", self.x_proj_weight, d, copies=copies),
             *self._projection_sites("dt_projs", self.dt_projs_weight, r),
-            self._scan_site("u", d, copies=k),
+            self._scan_site("u", d, copies=copies),
             self._scan_site("delta", d),
             self._scan_site("A", n, "A_logs", derived=DECAY),
             self._scan_site("B", n),
@@ -142,7 +146,7 @@ class ScanParameters(SiteModule):
         """Compute the input-dependent scan parameters of every pixel and direction.
 
         Args:
-            x (Tensor): (B, H, W, D).
+            x (Tensor): (B, H, W, D), or (B, H, W, K, D) if the maps are apart.
 
         Returns:
             tuple: delta (B, H, W, K, D) before bias and softplus, B and C (B, H, W, K, N), all at raster positions.
@@ -150,8 +154,12 @@ class ScanParameters(SiteModule):
         if self.projections is not None:
             return self.projections(x)
         k, r, n = len(self.directions), self.dt_rank, self.d_state
-        weight = self.site("x_proj_weight", self.x_proj_weight).flatten(0, 1)  # (K * (R + 2N), D)
-        projected = F.linear(self.site("x_proj_input", x), weight).unflatten(-1, (k, r + 2 * n))  # (B, H, W, K, R + 2N)
+        weight = self.site("x_proj_weight", self.x_proj_weight)  # (K, R + 2N, D)
+        given = self.site("x_proj_input", x)
+        if self.apart:
+            projected = torch.einsum("bhwkd,krd->bhwkr", given, weight)
+        else:
+            projected = F.linear(given, weight.flatten(0, 1)).unflatten(-1, (k, r + 2 * n))  # (B, H, W, K, R + 2N)
         dt, b, c = projected.split((r, n, n), dim=-1)
         dt = self.site("dt_projs_input", dt)
         dt_weight = self.site("dt_projs_weight", self.dt_projs_weight)
@@ -170,7 +178,7 @@ class ScanParameters(SiteModule):
         """Scan x in all directions, and sum the results at their pixels or keep them apart.
 
         Args:
-            x (Tensor): (B, H, W, D).
+            x (Tensor): (B, H, W, D), or (B, H, W, K, D) if the maps are apart.
             delta (Tensor): (B, H, W, K, D), before bias and softplus.
             b (Tensor): (B, H, W, K, N).
             c (Tensor): (B, H, W, K, N).
