@@ -36,6 +36,51 @@ def exit_code(err: BaseException) -> int:
     return getattr(err, "exit_code", EXIT_MISTAKE)
 
 
+# what BasicSR calls to build what an option file names: function -> (argument that holds the options, what it builds)
+_BUILDERS = {
+    "build_dataset": ("dataset_opt", "the data set"),
+    "build_network": ("opt", "the network"),
+    "build_loss": ("opt", "the loss"),
+}
+
+
+def _failed_to_build(err: BaseException) -> str | None:
+    """Which named thing an error kept from being built: its options are at fault, whatever the error says."""
+    trace, found = err.__traceback__, None
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_globals.get("__name__", "").startswith("basicsr.") and frame.f_code.co_name in _BUILDERS:
+            argument, what = _BUILDERS[frame.f_code.co_name]
+            options = frame.f_locals.get(argument)
+            kind = frame.f_locals.get("network_type") or frame.f_locals.get("loss_type") or options.get("type")
+            found = f"{what} {kind}"
+        trace = trace.tb_next
+    return found
+
+
+def message_of(err: BaseException) -> str | None:
+    """What to tell the user about an error; None for a defect, which keeps its traceback."""
+    if is_mistake(err):
+        return _without_worker(str(err.args[0] if isinstance(err, KeyError) and err.args else err))
+    what = _failed_to_build(err)
+    if what is None or not isinstance(
+        err, (TypeError, ValueError, LookupError, ArithmeticError, AssertionError, RuntimeError)
+    ):
+        return None
+    reason = f"{err.args[0]!r} is missing" if isinstance(err, KeyError) and err.args else " ".join(str(err).split())
+    return f"{what} cannot be built with these options: {reason or type(err).__name__}"
+
+
+def _without_worker(text: str) -> str:
+    """The message alone, of an error that a loader's worker process has sent with its whole traceback."""
+    head, found, rest = text.partition("Original Traceback (most recent call last):")
+    if not found or "worker process" not in head:
+        return text
+    lines = rest.rstrip().splitlines()
+    first = next((n for n, line in enumerate(lines) if line and not line.startswith(" ")), -1)
+    return "\n".join([lines[first].partition(": ")[2] or lines[first], *lines[first + 1 :]])
+
+
 def run_tool(tool: Callable[[], int | None]) -> int:
     """Run the body of a command-line tool.
 
@@ -45,9 +90,10 @@ def run_tool(tool: Callable[[], int | None]) -> int:
     try:
         return tool() or 0
     except Exception as err:
-        if not is_mistake(err):
+        message = message_of(err)
+        if message is None:
             raise
-        sys.stderr.write(f"error: {err}\n")
+        sys.stderr.write(f"error: {message}\n")
         return exit_code(err)
 
 
@@ -63,16 +109,18 @@ def run_pipeline(pipeline: Callable[[str], None]) -> int:
     """
     from .preflight import our_command
 
+    if hasattr(sys.stdout, "reconfigure"):  # BasicSR prints names, which the locale may not have letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with our_command():
             pipeline(os.getcwd())
     except Exception as err:
-        if not is_mistake(err):
+        message = message_of(err)
+        if message is None:
             raise
         if "--debug" in sys.argv:
             traceback.print_exc()
         else:
-            message = err.args[0] if isinstance(err, KeyError) and err.args else err
             text = f"error: {message}\n(--debug shows where this was raised)"
             logger = logging.getLogger("basicsr")
             # once a run has its log file the message belongs in it too

@@ -64,3 +64,36 @@ def test_mistake_in_the_module_that_python_runs_is_one_message():
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == cli.EXIT_MISTAKE
     assert "missing.yml" in done.stderr and "Traceback" not in done.stderr
+
+
+class Incomplete(torch.utils.data.Dataset):
+    """A data set of another plugin with an option that nothing documents."""
+
+    def __init__(self, opt):
+        self.window = opt["window"]
+
+
+def test_what_cannot_be_built_is_named(monkeypatch, capsys):
+    from basicsr.data import build_dataset
+    from basicsr.utils.registry import DATASET_REGISTRY
+
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Incomplete", Incomplete)
+    assert cli.run_tool(lambda: build_dataset({"type": "Incomplete", "name": "x"})) == cli.EXIT_MISTAKE
+    expected = "error: the data set Incomplete cannot be built with these options: 'window' is missing\n"
+    assert capsys.readouterr().err == expected
+
+
+class Broken(torch.utils.data.Dataset):
+    """Samples that cannot be read."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise OptionError("a.png: truncated\n  second line")
+
+
+def test_an_error_in_a_worker_is_its_message_alone(capsys):
+    loader = torch.utils.data.DataLoader(Broken(), num_workers=1)
+    assert cli.run_tool(lambda: list(loader)) == cli.EXIT_MISTAKE
+    assert capsys.readouterr().err == "error: a.png: truncated\n  second line\n"
