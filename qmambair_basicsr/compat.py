@@ -13,7 +13,22 @@ import sys
 import types
 from pathlib import Path
 
+from . import lazy_packages
+from .compat_files import copy_options_as_utf8, log_as_utf8, make_folders_of_the_run_only
+
 # -- before basicsr is imported ------------------------------------------------------------------------------
+
+
+def lazy_torchvision() -> bool:
+    """Leave ``torchvision.models`` and ``torchvision.ops`` unimported until they are used.
+
+    Symptom: ``import basicsr`` takes two seconds longer, for ``torch._dynamo``, which nothing here uses.
+    Delete when: ``import torchvision`` no longer imports ``torch._dynamo``.
+
+    Returns:
+        True when stand-ins were put in their place.
+    """
+    return lazy_packages.install()
 
 
 def declare_torchvision_ops() -> bool:
@@ -37,6 +52,7 @@ def declare_torchvision_ops() -> bool:
             raise
     for name in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
         del sys.modules[name]
+    lazy_torchvision()
     import torch
 
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -163,10 +179,13 @@ def sqrtm_without_disp() -> bool:
     """
     import inspect
 
-    from basicsr.metrics import fid
     from scipy import linalg
 
-    if fid.linalg is not linalg or "disp" in inspect.signature(linalg.sqrtm).parameters:
+    if "disp" in inspect.signature(linalg.sqrtm).parameters:
+        return False
+    from basicsr.metrics import fid  # after the test above: it brings torchvision.models
+
+    if fid.linalg is not linalg:
         return False
 
     def sqrtm(matrix, disp=True):
@@ -272,103 +291,13 @@ def share_lmdbs() -> bool:
     return stock_lmdb.install()
 
 
-def copy_opt_file(opt_file: str, experiments_root: str) -> None:
-    """Copy an option file into the folder of its run, with the time and the command line above it.
-
-    Takes the place of BasicSR's function of the same name; UTF-8 whatever the locale.
-
-    Args:
-        opt_file: the option file.
-        experiments_root: the run's folder.
-    """
-    import time
-
-    from basicsr.utils.dist_util import get_dist_info
-
-    if get_dist_info()[0] != 0:
-        return
-    source = Path(opt_file)
-    command = " ".join(sys.argv).encode("utf-8", "replace").decode()
-    head = f"# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n"
-    (Path(experiments_root) / source.name).write_bytes(
-        head.encode() + source.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    )
-
-
-def copy_options_as_utf8() -> bool:
-    """Let ``basicsr.train`` copy an option file with comments in any language.
-
-    Symptom: ``UnicodeDecodeError`` from ``copy_opt_file`` where the locale is not UTF-8.
-    Delete when: a BasicSR release reads option files as UTF-8.
-
-    Returns:
-        True when the function was replaced, False when it had been before.
-    """
-    from basicsr import train
-    from basicsr.utils import options
-
-    if options.copy_opt_file is copy_opt_file:
-        return False
-    options.copy_opt_file = train.copy_opt_file = copy_opt_file
-    return True
-
-
-def log_as_utf8() -> bool:
-    """Let BasicSR's log file hold any text.
-
-    Symptom: ``--- Logging error ---`` with a traceback for a name that is not ASCII, where the locale is not UTF-8.
-    Delete when: a BasicSR release opens its log with ``encoding="utf-8"``.
-
-    Returns:
-        True when the file was wrapped, False when it had been before.
-    """
-    import logging
-
-    from basicsr.utils import logger
-
-    if logger.logging is not logging:
-        return False
-
-    class Logging(types.ModuleType):
-        """The module ``logging`` with log files in UTF-8."""
-
-        FileHandler = staticmethod(lambda name, mode="a": logging.FileHandler(name, mode, encoding="utf-8"))
-
-        def __getattr__(self, name):
-            return getattr(logging, name)
-
-    logger.logging = Logging("logging")
-    return True
-
-
-def make_folders_of_the_run_only() -> bool:
-    """Let ``path:`` hold more than folders.
-
-    Symptom: ``TypeError: expected str, bytes or os.PathLike object, not list`` from ``make_exp_dirs`` for
-    ``path: skip_keys_g``; a folder named like the value of every other key it does not know.
-    Delete when: a BasicSR release makes only the folders that its ``parse_options`` has set.
-
-    Returns:
-        True when the function was wrapped, False when it had been before.
-    """
-    import basicsr.utils
-    from basicsr import test, train
-    from basicsr.utils import misc
-
-    stock = misc.make_exp_dirs
-    if hasattr(stock, "__wrapped__"):
-        return False
-    made = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
-
-    def make_exp_dirs(opt):
-        stock({**opt, "path": {key: value for key, value in opt["path"].items() if key in made}})
-
-    make_exp_dirs.__wrapped__ = stock
-    misc.make_exp_dirs = basicsr.utils.make_exp_dirs = train.make_exp_dirs = test.make_exp_dirs = make_exp_dirs
-    return True
-
-
-BEFORE = (declare_torchvision_ops, alias_functional_tensor, provide_loose_version, alias_scipy_filters)
+BEFORE = (
+    lazy_torchvision,
+    declare_torchvision_ops,
+    alias_functional_tensor,
+    provide_loose_version,
+    alias_scipy_filters,
+)
 AFTER = (
     whole_jpeg_quality,
     sqrtm_without_disp,
@@ -396,3 +325,4 @@ def apply() -> None:
         )
     for cure in AFTER:
         cure()
+    lazy_packages.withdraw()

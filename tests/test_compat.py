@@ -24,11 +24,11 @@ COMPAT = Path(compat.__file__)
 def run_alone(code: str, path: Path) -> subprocess.CompletedProcess:
     """Run code in a fresh interpreter in which ``path`` is searched first; ``compat`` is loaded, not applied."""
     preamble = f"""
-    import importlib.util, sys
+    import sys, types
     sys.path.insert(0, {str(path)!r})
-    spec = importlib.util.spec_from_file_location("compat", {str(COMPAT)!r})
-    compat = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(compat)
+    sys.modules["qmambair_basicsr"] = package = types.ModuleType("qmambair_basicsr")
+    package.__path__ = [{str(COMPAT.parent)!r}]  # the package without what importing it does
+    from qmambair_basicsr import compat
     """
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(preamble) + textwrap.dedent(code)],
