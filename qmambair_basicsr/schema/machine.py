@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .cross import get
-from .problems import Problem, show
+from .problems import Problem, join, show
 
 _LAUNCHED = {
     "pytorch": (
@@ -72,6 +73,25 @@ def loggers(opt: Mapping) -> Iterator[Problem]:
             )
 
 
+def metrics(opt: Mapping) -> Iterator[Problem]:
+    """Packages and weights behind LPIPS and ST-LPIPS, which a training would ask for at its first validation."""
+    from ..metrics.perceptual import MetricError, trunk_file
+
+    for name, metric in (get(opt, "val.metrics", Mapping) or {}).items():
+        kind = get(metric, "type", str)
+        package = {"calculate_lpips": "lpips", "calculate_st_lpips": "stlpips_pytorch"}.get(kind)
+        if package is None:
+            continue
+        where = join("val.metrics", name)
+        if importlib.util.find_spec(package) is None:
+            yield Problem(where, f"the package {package} is not installed; pip install 'qmambair_basicsr[metrics]'")
+        elif package == "lpips" and metric.get("net", "alex") in ["alex", "vgg"]:
+            try:
+                trunk_file(metric.get("net", "alex"))
+            except MetricError as err:
+                yield Problem(where, str(err))
+
+
 def devices(opt: Mapping) -> Iterator[Problem]:
     """GPUs that the options ask for."""
     import torch
@@ -121,6 +141,7 @@ def _writable(place: Path) -> Iterator[Problem]:
 def problems(opt: Mapping, training: bool, root: str) -> Iterator[Problem]:
     """All of the above that the options decide."""
     yield from devices(opt)
+    yield from metrics(opt)
     yield from folders(opt, training, root)
     if training:
         yield from loggers(opt)

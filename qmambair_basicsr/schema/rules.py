@@ -91,8 +91,8 @@ class Number(Rule):
     @property
     def words(self) -> str:
         kind = "a whole number" if self.whole else "a number"
-        low = None if self.low is None else f"above {self.low}" if self.above else f"at least {self.low}"
-        high = None if self.high is None else f"below {self.high}" if self.below else f"at most {self.high}"
+        low = None if self.low is None else f"above {self.low:,}" if self.above else f"at least {self.low:,}"
+        high = None if self.high is None else f"below {self.high:,}" if self.below else f"at most {self.high:,}"
         bounds = [bound for bound in (low, high) if bound]
         return kind + (", " if bounds else "") + " and ".join(bounds)
 

@@ -36,7 +36,7 @@ from .rules import (
 )
 
 PACKAGE = __package__.split(".")[0]
-_EVERY = Number(1, 10**12, whole=True, as_float=True)  # every so many iterations
+_EVERY = Number(1, whole=True, as_float=True)  # every so many iterations
 _PATH_TEXT = optional(Text(called="a path"))
 
 # what BasicSR's parse_options adds
@@ -154,7 +154,7 @@ def _train(strict: bool) -> Section:
         "ema_decay": Number(0, 1, below=True),
         "optim_g": Optimizer() if strict else Optimizer(("Adam",)),
         "scheduler": Scheduler(),
-        "total_iter": _EVERY,
+        "total_iter": Number(1, 10**9, whole=True, as_float=True),
         "warmup_iter": Number(-1, whole=True, as_float=True),
         "pixel_opt": optional(PIXEL_LOSS),
         "perceptual_opt": optional(PERCEPTUAL_LOSS),

@@ -161,7 +161,7 @@ TRAINING = [
     ("path.skip_keys_g", ["upsample.*"], "path.skip_keys_g: needs strict_load_g: false"),
     ("manual_seed", -1, "manual_seed: must be a whole number, at least 0"),
     ("manual_seed", "1e3", "manual_seed: YAML reads '1e3' as text; write the number as 1000"),
-    ("num_gpu", "cpu", "num_gpu: must be a whole number, at least 0 and at most 1024 or 'auto'"),
+    ("num_gpu", "cpu", "num_gpu: must be a whole number, at least 0 and at most 1,024 or 'auto'"),
     ("num_gpu", 999, "num_gpu: is 999, but torch sees"),
     ("num_gpu", REMOVE, "num_gpu: missing"),
     ("scale", "2", "scale: YAML reads '2' as text; write the number as 2, unquoted"),
@@ -232,6 +232,12 @@ class TestMachine:
         tensorboard, wandb = found(train_options)
         assert "pip install tensorboard, or set use_tb_logger: false" in tensorboard
         assert "pip install wandb, or set project: ~" in wandb
+
+    def test_weights_of_a_metric(self, work, train_options, monkeypatch, tmp_path):
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+        train_options["val"]["metrics"]["l"] = {"type": "calculate_lpips", "crop_border": 2}
+        (problem,) = found(train_options)
+        assert problem.startswith("val.metrics.l: ") and ("alexnet" in problem or "not installed" in problem)
 
     def test_occupied_folder(self, work, train_options):
         (work / "experiments").write_text("a file")
