@@ -22,6 +22,7 @@ from qmambair_basicsr.layers.info import TWINS, blocks_of, full_precision_twin, 
 from qmambair_basicsr.layers.placement import placement
 from qmambair_basicsr.layers.prepare import site_kinds
 from qmambair_basicsr.layers.sites import network_sites, parameter_sites, quantizers_of
+from qmambair_basicsr.lowering import LoweringError, captured_codes, frozen_copy, lower
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, QuantSpec, Site, SpecError, build_quantizer
 from qmambair_basicsr.quantizers.site import KINDS, ROLES
 from qmambair_basicsr.studies.complexity_count import measure
@@ -222,3 +223,62 @@ def test_wrong_options_of_the_quantizer_are_named():
     with pytest.raises(SpecError) as caught:
         QuantSpec.from_dict({"weight": {"type": "ToyMean", "bitz": 2, "granularity": "row"}})
     assert all(part in str(caught.value) for part in ("'bitz'", "no 'bits' given for ToyMean", "'row'"))
+
+
+OWN = {
+    "weight": {"type": "ToyMean", "bits": 4, "granularity": "channel"},
+    "act": {"type": "ToyRange", "bits": 4},
+    "scan": {"type": "ToyMean", "bits": 4},
+    "attention": {"type": "ToyRange", "bits": 8},
+}
+
+
+def quantized(name, quant):
+    net = build_network({"type": f"Q{name}", "quant": {kind: quant[kind] for kind in NETWORKS[name][0]}}).eval()
+    calibrate(net, [torch.rand(2, 3, 6, 8)])
+    return net
+
+
+@toy_networks
+@pytest.mark.parametrize("quant", [QUANT, OWN], ids=["DLS", "own"])
+def test_lowered_network_is_the_network(name, quant):
+    net, x = quantized(name, quant), torch.rand(2, 3, 6, 8, dtype=torch.float64)
+    exact, integer = frozen_copy(net, torch.float64), lower(net, torch.float64)
+    wanted, got = captured_codes(exact, x), captured_codes(integer, x)
+    assert wanted.keys() == got.keys() and wanted
+    for place, calls in wanted.items():
+        assert [call.tolist() for call in calls] == [call.tolist() for call in got[place]], place
+    with torch.no_grad():
+        torch.testing.assert_close(integer(x), exact(x), rtol=1e-10, atol=1e-10)
+
+
+@toy_networks
+def test_network_and_quantizers_export(name, tmp_path):
+    pytest.importorskip("onnxruntime", reason="extra: export")
+    from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx
+    from qmambair_basicsr.artifacts.verification import open_artifact
+
+    net, x = quantized(name, OWN), torch.rand(1, 3, 6, 8)
+    export_onnx(net, tmp_path / "net.onnx", ExportSettings(6, 8, scan_chunk=4, precision="fp64"))
+    artifact = open_artifact(tmp_path / "net.onnx", net)
+    assert any(check.stored == "codes" for check in artifact.weights)
+    assert all(check.equal is not False for check in artifact.weights)
+    checks = artifact.activations(x, iter)
+    assert checks and all(check.whole_network == check.count for check in checks)
+    with torch.no_grad():
+        torch.testing.assert_close(artifact.network(x), artifact.reference(x), rtol=1e-6, atol=1e-7)
+
+
+def test_grids_that_follow_the_tensor_become_constants():
+    net = quantized("ToyScan", OWN)
+    following = [p.name for p in network_sites(net) if p.quantizer.dynamic and p.site.parameter is None]
+    assert following and freeze_dls(net, [torch.rand(2, 3, 6, 8)]) == following
+    assert lower(net)(torch.rand(1, 3, 6, 8)).isfinite().all()
+
+
+def test_a_quantizer_without_a_form_is_refused_by_name():
+    net = quantized("ToyScan", QUANT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantizers.LSQOffset, "static_form", quantizers.Quantizer.static_form)
+        with pytest.raises(LoweringError, match=r"body\.0\.inner.*LSQOffset has neither a constant grid"):
+            lower(net)

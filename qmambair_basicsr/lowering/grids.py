@@ -79,10 +79,10 @@ class DynamicGrid(nn.Module):
     def __init__(self, form: DynamicForm, bound: int, site: str = ""):
         super().__init__()
         self.form, self.bound, self.site = form, bound, site
-        self.kind = next((b.dtype for b in form.buffers()), torch.float32)
 
     def forward(self, x: Tensor) -> Codes:
-        return integer.quantize_rows(cast(x, self.kind), self.form.grid, self.form.per_sample, self.bound)
+        half = x.dtype in (torch.float16, torch.bfloat16)  # of an FP16 network: statistics are float32
+        return integer.quantize_rows(x.float() if half else x, self.form.grid, self.form.per_sample, self.bound)
 
 
 class Unquantized(nn.Module):
