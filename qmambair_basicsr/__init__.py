@@ -14,6 +14,10 @@ __version__ = "0.1.0"
 
 answer_at_once()  # --help and mistakes in arguments need nothing of what follows
 
+from . import threads  # noqa: E402
+
+threads.apply()  # before torch is imported
+
 from . import compat, preflight  # noqa: E402
 
 compat.apply()  # before anything else that imports basicsr
