@@ -6,15 +6,18 @@
 ``test/CC15/{GT,LQ}``. For each task the shipped option file is taken from the table, the network and the patches are
 made small, ``prepare_data``, ``train`` and ``test`` run as a user would run them, and the PSNR of the result is put
 beside that of the network's input (enlarged by MATLAB bicubic in super-resolution, where the network starts from
-weights that interpolate bilinearly, ``reduced_start``). Steps that are done are not repeated. This shows that every task works from files to figures; 200 iterations say nothing about quality.
+weights that interpolate bilinearly, ``reduced_start``). Steps that are done are not repeated unless what
+they were made from has changed (the reason is said), or with ``--rerun``. This shows that every task works from files to figures; 200 iterations say nothing about quality.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +33,10 @@ from qmambair_basicsr.data.matlab_resize import imresize
 from qmambair_basicsr.recipes.option_contents import stem, test_options, train_options
 from qmambair_basicsr.recipes.option_table import TASKS
 from qmambair_basicsr.studies.reduced_start import interpolate_at_start
-from qmambair_basicsr.studies.result_log import latest_log, read_results
+from qmambair_basicsr.studies.result_log import latest_log, read_made_from, read_results
 from qmambair_basicsr.tools.prepare_data import main as prepare_data
 
+from .. import made_from
 from ..checkpoints import write_file
 from ..command_lines.reduced_tasks import build_parser
 from ..files import write_text
@@ -144,29 +148,62 @@ def _write(work: Path, opt: dict) -> Path:
 
 
 def run_task(
-    reduced: Reduced, bits: int, iterations: int, images: Path, work: Path, sets: Sequence[str] = ALL_SETS
+    reduced: Reduced,
+    bits: int,
+    iterations: int,
+    images: Path,
+    work: Path,
+    sets: Sequence[str] = ALL_SETS,
+    rerun: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Train and test one small network; what an earlier call finished is not repeated.
+    """Train and test one small network; what an earlier call finished with the same inputs is not repeated.
+
+    Args:
+        reduced, bits: the network.
+        iterations: of training.
+        images: see the module's docstring.
+        work: folder to work in.
+        sets: test sets.
+        rerun: repeat it all the same.
 
     Returns:
         ``{set: {metric: value}}``.
     """
     test = test_file(reduced, bits, images, sets)
+    train = train_file(reduced, bits, iterations)
+    start = train["path"]["pretrain_network_g"]
+    if start is not None and bits == 32 and not (work / start).is_file():
+        torch.manual_seed(0)
+        net = interpolate_at_start(build_network(train["network_g"]))
+        write_file({"params": net.state_dict()}, work / start)
+    experiment = work / "experiments" / train["name"]
+    # not in the experiment's folder, which BasicSR renames when a training begins
+    remembered, made = work / "made_from" / f"{train['name']}.json", made_from.of_training(train, work)
+    if rerun or (reason := _stale(experiment, remembered, made)):
+        logger.info("%s: trained anew: %s", train["name"], "--rerun" if rerun else reason)
+        shutil.rmtree(experiment, ignore_errors=True)
+    if not (work / test["path"]["pretrain_network_g"]).is_file():
+        write_text(remembered, json.dumps(made))
+        _run(work, "train", "-opt", str(_write(work, train)), "--auto_resume")
     wanted = {section["name"] for section in test["datasets"].values()}
     log = latest_log(work / "results", test["name"])
     results = read_results(log)[0] if log else {}
-    if wanted <= results.keys():
+    changed = made_from.differences(read_made_from(log), made_from.of_test(test, work)) if log else []
+    if wanted <= results.keys() and not changed and not rerun:
         return results
-    train = train_file(reduced, bits, iterations)
-    if not (work / test["path"]["pretrain_network_g"]).is_file():
-        start = train["path"]["pretrain_network_g"]
-        if start is not None and bits == 32:
-            torch.manual_seed(0)
-            net = interpolate_at_start(build_network(train["network_g"]))
-            write_file({"params": net.state_dict()}, work / start)
-        _run(work, "train", "-opt", str(_write(work, train)), "--auto_resume")
+    if changed:
+        logger.info("%s: tested anew: %s", test["name"], made_from.reason(changed))
     _run(work, "test", "-opt", str(_write(work, test)))
     return read_results(latest_log(work / "results", test["name"]))[0]
+
+
+def _stale(experiment: Path, remembered: Path, made: Mapping) -> str | None:
+    """Why a training that has begun must begin anew; None where it need not, or has not begun."""
+    if not any(experiment.glob("*/*.pth")) and not any(experiment.glob("*/*.state")):
+        return None
+    before = json.loads(remembered.read_text(encoding="utf-8")) if remembered.is_file() else None
+    changed = made_from.differences(before, made)
+    return made_from.reason(changed) if changed else None
 
 
 def table(rows: Sequence[tuple]) -> str:
@@ -191,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for bits in args.bits:
         for reduced in (REDUCED[name] for name in args.tasks):
-            results = run_task(reduced, bits, args.iterations, images, work, args.sets or ALL_SETS)
+            results = run_task(reduced, bits, args.iterations, images, work, args.sets or ALL_SETS, args.rerun)
             opt = test_file(reduced, bits, images, args.sets or ALL_SETS)
             for section in opt["datasets"].values():
                 roots = {k: str(work / v) for k, v in section.items() if k.startswith("dataroot")}  # absolute stay so

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from basicsr.archs import build_network
 
+from qmambair_basicsr import made_from
 from qmambair_basicsr.studies.reduced_start import interpolate_at_start
 from qmambair_basicsr.tools import reduced_tasks
 
@@ -68,3 +72,43 @@ def test_input_quality_of_set5_is_bicubic(shared_dir, tmp_path):
 def test_table():
     rows = [("SRx2", "Set5", 32, 33.66, 34.0)]
     assert "| SRx2 | Set5 | 32/32 | 33.66 | 34.00 | +0.34 |" in reduced_tasks.table(rows)
+
+
+def test_what_is_finished_is_repeated_for_other_inputs_only(tmp_path, monkeypatch, caplog):
+    """Another training picture trains anew, another test picture tests anew; the reason is said."""
+    for name in ("BSDS400T91", "McMaster", "CBSD68"):
+        (tmp_path / "datasets" / name / "HR").mkdir(parents=True)
+        (tmp_path / "datasets" / name / "HR" / "a.png").write_bytes(b"a picture")
+    ran = []
+
+    def run(work, module, *argv):
+        ran.append(module)
+        opt = yaml.safe_load(Path(argv[1]).read_text())
+        if module == "train":
+            target = work / "experiments" / opt["name"] / "models" / "net_g_latest.pth"
+            target.parent.mkdir(parents=True)
+            target.write_bytes(b"weights")
+        else:
+            log = work / "results" / opt["name"] / f"test_{opt['name']}_{len(ran)}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            record = made_from.log_line(made_from.of_test(opt, work))
+            figures = "".join(f"Validation {s['name']}\n\t # psnr: 30.0\n" for s in opt["datasets"].values())
+            log.write_text(f"INFO: {record}\n{figures}")
+
+    monkeypatch.setattr(reduced_tasks, "_run", run)
+
+    def go(**more):
+        ran.clear()
+        with caplog.at_level("INFO"):
+            results = reduced_tasks.run_task(reduced_tasks.REDUCED["ColorDN25"], 32, 4, tmp_path, tmp_path, **more)
+        assert results == {name: {"psnr": 30.0} for name in ("McMaster", "CBSD68")}
+        return list(ran)
+
+    assert go() == ["train", "test"] and go() == []
+    (tmp_path / "datasets/BSDS400T91/HR/a.png").write_bytes(b"A PICTURE")
+    assert go() == ["train"]  # to the same weights, whose figures stay
+    assert "trained anew: other training data" in caplog.text
+    (tmp_path / "datasets/CBSD68/HR/a.png").write_bytes(b"A PICTURE")
+    assert go() == ["test"] and go() == []
+    assert "tested anew: other set CBSD68" in caplog.text
+    assert go(rerun=True) == ["train", "test"]
