@@ -123,11 +123,15 @@ def loader(opt: Mapping) -> Iterator[Problem]:
 
 
 def truth(opt: Mapping) -> Iterator[Problem]:
-    """Metrics that compare with a ground truth which a data set does not give."""
+    """Metrics that compare with a ground truth which no data set gives.
+
+    Beside sets that have one, a set without is restored, and its metrics are left out with a warning.
+    """
     metrics = get(opt, "val.metrics", Mapping) or {}
     comparing = [name for name, m in metrics.items() if isinstance(m, Mapping) and _compares(m)]
-    for where, _, kind in sets(opt, "val", "test") if comparing else ():
-        if kind is not None and kind.__name__ in WITHOUT_TRUTH:
+    tested = [(where, kind) for where, _, kind in sets(opt, "val", "test") if kind is not None]
+    if comparing and all(kind.__name__ in WITHOUT_TRUTH for _, kind in tested):
+        for where, kind in tested:
             listed = ", ".join(map(str, comparing))
             yield Problem(
                 f"{where}.type",

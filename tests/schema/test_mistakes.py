@@ -186,13 +186,20 @@ def test_mistake_in_a_training_file(work, train_options, where, value, said):
         ("val", REMOVE, "val: missing"),
         ("datasets", {}, "datasets: must be a section"),
         ("network_g.upscale", 4, "the network's output is 4 times"),
-        ("datasets.test_2", {"name": "P", "type": "SingleImageDataset", "dataroot_lq": "LR"}, "has no ground truth"),
+        ("datasets.test_1", {"name": "P", "type": "SingleImageDataset", "dataroot_lq": "LR"}, "has no ground truth"),
         ("datasets.test_1.io_backend", {"type": "lmdb"}, "is no LMDB"),
     ],
 )
 def test_mistake_in_a_test_file(work, test_options, where, value, said):
     problems = found(change(test_options, where, value), False)
     assert any(said in problem for problem in problems), "\n".join(problems)
+
+
+def test_a_set_without_ground_truth_beside_others(work, test_options):
+    """It is restored; the metrics are those of the other sets."""
+    photos = {"name": "P", "type": "SingleImageDataset", "io_backend": {"type": "disk"}}
+    photos["dataroot_lq"] = test_options["datasets"]["test_1"]["dataroot_lq"]
+    assert found(change(test_options, "datasets.test_2", photos), False) == []
 
 
 def test_two_sets_of_one_name_are_refused(work, test_options):
