@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,6 +40,16 @@ def pytest_xdist_auto_num_workers() -> int:
 def _seed():
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_dead_log_handlers():
+    """BasicSR's logger keeps the stderr of the test that first used it; pytest closes that with the test."""
+    yield
+    logger = logging.getLogger("basicsr")
+    for handler in list(logger.handlers):
+        if getattr(getattr(handler, "stream", None), "closed", False):
+            logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import re
 from collections import defaultdict
@@ -47,6 +48,13 @@ def test_every_file_in_tools_is_a_command(tool):
     module = importlib.import_module(f"qmambair_basicsr.tools.{tool}")
     assert callable(module.main)
     assert module.build_parser().prog == f"python -m qmambair_basicsr.tools.{tool}"
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_command_holds_nothing_but_its_main(tool):
+    path = Path(qmambair_basicsr.__file__).parent / "tools" / f"{tool}.py"
+    names = [node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if hasattr(node, "name")]
+    assert names == ["main"]
 
 
 def test_libraries_do_not_call_commands():

@@ -79,12 +79,11 @@ def test_what_is_no_command_is_left_to_python(monkeypatch):
 
 def test_names_that_the_arguments_repeat_are_those_of_the_libraries():
     from qmambair_basicsr.command_lines import ablation, benchmark, plot
-    from qmambair_basicsr.studies import plot_data
+    from qmambair_basicsr.studies import benchmark as benchmark_study
+    from qmambair_basicsr.studies import plot_data, reduced_tasks
     from qmambair_basicsr.studies.ablation_studies import studies
-    from qmambair_basicsr.tools import benchmark as benchmark_tool
-    from qmambair_basicsr.tools import reduced_tasks
 
     assert tuple(studies()) == ablation.STUDIES
-    assert tuple(benchmark_tool._EXTRA_METRICS) == benchmark.EXTRA_METRICS
+    assert tuple(benchmark_study._EXTRA_METRICS) == benchmark.EXTRA_METRICS
     assert plot_data.SAMPLES == plot.SAMPLES
     assert reduced_tasks.REDUCED is REDUCED

@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="crop HR images to multiples of N: BasicSR trains only on pairs of exact scale (12 fits x2 to x4)",
     )
     add(common, "--overwrite")
-    add(common, "--rerun", "; here the same as --overwrite")
+    add(common, "--rerun", "here the same as --overwrite")
     parser = for_command("tools.prepare_data")
     commands = parser.add_subparsers(dest="command", required=True)
 

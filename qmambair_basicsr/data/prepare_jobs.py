@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from qmambair_basicsr.data.batch import Task
-from qmambair_basicsr.data.image_files import ImageFileError, match_channels, read_image, write_image
-from qmambair_basicsr.data.jpeg_codec import jpeg_roundtrip
-from qmambair_basicsr.data.matlab_resize import bicubic_downscale, modcrop
-from qmambair_basicsr.data.noise import add_gaussian_noise
-
 from ..files import write_bytes
+from .batch import Task
+from .image_files import ImageFileError, match_channels, read_image, write_image
+from .jpeg_codec import jpeg_roundtrip
+from .matlab_resize import bicubic_downscale, modcrop
+from .noise import add_gaussian_noise
 
 # -- layout ----------------------------------------------------------------------------------------------------
 

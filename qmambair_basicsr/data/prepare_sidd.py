@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from qmambair_basicsr.data.batch import Task
-from qmambair_basicsr.data.image_files import ImageFileError, read_image, write_image
-from qmambair_basicsr.data.prepare_jobs import windows
+from .batch import Task
+from .image_files import ImageFileError, read_image, write_image
+from .prepare_jobs import windows
 
 __all__ = ["VALIDATION_FILES", "cut_pair", "training_tasks", "unpack_blocks", "validation_tasks"]
 

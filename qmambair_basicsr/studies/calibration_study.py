@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,12 +10,16 @@ import numpy as np
 import torch
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
 
 from ..calibration import calibrate
 from ..data.image_files import list_images, match_channels, read_image
 from ..data.matlab_resize import bicubic_downscale
 from ..inference.image_sets import to_tensor
 from ..inference.networks import load_full_precision
+from ..recipes.option_files import read_options
 
 OFFICIAL = {"mode": "official"}
 SETTINGS: dict[str, tuple[dict, dict, dict]] = {  # name: options of weight (RFA), act (LSQOffset), scan (DLS)
@@ -104,3 +109,39 @@ def compare(
             together = net(low)
         change = 255 * (alone - together).abs().max().item()
         yield name, mean_psnr(alone, high, scale), mean_psnr(together, high, scale), change
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure what ``tools.compare_calibration`` was asked for and print it.
+
+    Raises:
+        ValueError: options or folders that do not fit.
+        CheckpointError: weights that do not fit.
+    """
+    opt = read_options(args.opt, ("network_g",), quantized=True)
+    network = opt["network_g"]
+    weights = args.checkpoint or (opt.get("path") or {}).get("pretrain_network_g")
+    if weights is None:
+        raise ValueError(f"{args.opt}: path has no pretrain_network_g; give --checkpoint FILE")
+    low, high = load_pairs(args.truth, args.middle, network["upscale"], 100)
+    calibration, _ = load_pairs(args.calibration, args.middle, network["upscale"], args.count)
+
+    header = ("bits", "setting", "PSNR alone", "PSNR in a batch", "largest change")
+    table, console = Table(*header), Console()
+    if args.form == "markdown":
+        for line in (header, ["---", "---", "---:", "---:", "---:"]):
+            console.print(f"| {' | '.join(line)} |", highlight=False, soft_wrap=True)
+    full = mean_psnr(restore_alone(network_with(network, weights, {}, args.param_key), low), high, network["upscale"])
+    baseline = ("32", "full precision", f"{full:.2f}", "", "")
+    table.add_row(*baseline)
+    if args.form == "markdown":
+        console.print(f"| {' | '.join(baseline)} |", highlight=False, soft_wrap=True)
+    for bits in args.bits:
+        results = compare(network, weights, calibration, low, high, bits, args.param_key)
+        for name, alone, together, change in tqdm(results, total=len(SETTINGS), desc=f"{bits} bits"):
+            row = (str(bits), name, f"{alone:.2f}", f"{together:.2f}", f"{change:.2f}")
+            table.add_row(*row)
+            if args.form == "markdown":
+                console.print(f"| {' | '.join(row)} |", highlight=False, soft_wrap=True)
+    if args.form != "markdown":
+        console.print(table)

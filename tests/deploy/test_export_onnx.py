@@ -13,6 +13,7 @@ from basicsr.archs import build_network
 from skimage import data
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
+from qmambair_basicsr.artifacts.packed import load_packed
 from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.convert import FrozenCodes, freeze_dls, frozen
 from qmambair_basicsr.layers.sites import parameter_sites
@@ -193,7 +194,7 @@ def test_command_writes_a_packed_checkpoint(tmp_path, capsys):
     command = ["-opt", str(tmp_path / "net.yml"), "--checkpoint", str(tmp_path / "net.pth")]
     assert tool.main([*command, "--packed", str(tmp_path / "net.safetensors")]) == 0
     assert "times smaller" in capsys.readouterr().out
-    loaded = tool.load_packed(tmp_path / "net.safetensors")
+    loaded = load_packed(tmp_path / "net.safetensors")
     assert all(isinstance(site.quantizer, FrozenCodes) for site in parameter_sites(loaded))
     assert tool.main(command) == 2
     assert "nothing to write" in capsys.readouterr().err

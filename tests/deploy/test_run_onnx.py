@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from qmambair_basicsr.artifacts.run_onnx import time_in_turns
 from qmambair_basicsr.inference.image_sets import load_samples, psnr_of
 from qmambair_basicsr.tools import run_onnx as tool
 
@@ -58,7 +59,7 @@ def test_networks_are_timed_in_turns_and_a_reference_is_written(exported, tmp_pa
 
 def test_turns_rotate():
     calls = []
-    rows = tool.time_in_turns({n: lambda x, n=n: calls.append(n) for n in "abc"}, torch.zeros(1), 3)
+    rows = time_in_turns({n: lambda x, n=n: calls.append(n) for n in "abc"}, torch.zeros(1), 3)
     assert calls == [*"abc", *"abc", *"bca", *"cab"]
     assert [row["name"] for row in rows] == [*"abc"]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_export_onnx import CASES, calibrated
 
+from qmambair_basicsr.artifacts import verify
 from qmambair_basicsr.artifacts.packed import save_packed
 from qmambair_basicsr.inference.image_sets import load_samples
 from qmambair_basicsr.tools import verify as tool
@@ -116,23 +117,23 @@ def row(psnr=40.0, own=41.0, precision="fp32", codes=(10, 10), failures=()):
 @pytest.mark.parametrize(
     ("given", "proven", "verdict"),
     [
-        (row(psnr=None), False, tool.VERIFIED),
-        (row(psnr=50.0), False, tool.VERIFIED),
-        (row(psnr=49.9), False, tool.NOT_VERIFIED),
-        (row(), True, tool.UP_TO_ROUNDING),
-        (row(psnr=37.9), True, tool.NOT_VERIFIED),
-        (row(psnr=49.0, own=51.9), True, tool.UP_TO_ROUNDING),
-        (row(psnr=49.0, own=52.1), True, tool.NOT_VERIFIED),
-        (row(own=None), True, tool.NOT_VERIFIED),
-        (row(failures=["1 parameters differ"]), True, tool.NOT_VERIFIED),
-        (row(psnr=200.0, own=None, precision="fp64"), True, tool.VERIFIED),
-        (row(psnr=200.0, own=None, precision="fp64", codes=(10, 9)), True, tool.NOT_VERIFIED),
-        (row(precision="fp16"), True, tool.UP_TO_ROUNDING),
-        (row(psnr=34.9, precision="fp16"), True, tool.NOT_VERIFIED),
+        (row(psnr=None), False, verify.VERIFIED),
+        (row(psnr=50.0), False, verify.VERIFIED),
+        (row(psnr=49.9), False, verify.NOT_VERIFIED),
+        (row(), True, verify.UP_TO_ROUNDING),
+        (row(psnr=37.9), True, verify.NOT_VERIFIED),
+        (row(psnr=49.0, own=51.9), True, verify.UP_TO_ROUNDING),
+        (row(psnr=49.0, own=52.1), True, verify.NOT_VERIFIED),
+        (row(own=None), True, verify.NOT_VERIFIED),
+        (row(failures=["1 parameters differ"]), True, verify.NOT_VERIFIED),
+        (row(psnr=200.0, own=None, precision="fp64"), True, verify.VERIFIED),
+        (row(psnr=200.0, own=None, precision="fp64", codes=(10, 9)), True, verify.NOT_VERIFIED),
+        (row(precision="fp16"), True, verify.UP_TO_ROUNDING),
+        (row(psnr=34.9, precision="fp16"), True, verify.NOT_VERIFIED),
     ],
 )
 def test_verdicts(given, proven, verdict):
-    assert tool.judge(given, 50.0, proven)[0] == verdict
+    assert verify.judge(given, 50.0, proven)[0] == verdict
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_an_output_that_is_not_finite_is_not_verified(exported, exported_case, t
     assert tool.main([*command, "--output", str(tmp_path / "report")]) == 1
     assert "- spoilt.onnx: output of the file for p0x2 holds NaN or infinity" in capsys.readouterr().out
     spoilt_row = json.loads((tmp_path / "report.json").read_text())["rows"][-1]
-    assert spoilt_row["verdict"] == tool.NOT_VERIFIED
+    assert spoilt_row["verdict"] == verify.NOT_VERIFIED
     assert spoilt_row["psnr"] == {"min": None, "mean": None, "equal": False}
     assert spoilt_row["truth_psnr"] is None
 
@@ -236,7 +237,7 @@ def test_a_network_that_is_not_finite_verifies_nothing(exported, tmp_path, capsy
 
 @pytest.mark.parametrize("psnr", [[40.0, np.nan], [np.nan, 40.0], [np.inf, np.nan]])
 def test_a_psnr_that_is_not_a_number_is_never_enough(psnr):
-    spread = tool._spread(psnr)
+    spread = verify._spread(psnr)
     assert spread == {"min": None, "mean": None, "equal": False}
-    assert tool.judge(row() | {"psnr": spread}, 30.0, True)[0] == tool.NOT_VERIFIED
-    assert tool.judge(row() | {"psnr": {"min": np.nan, "equal": False}}, 30.0, True)[0] == tool.NOT_VERIFIED
+    assert verify.judge(row() | {"psnr": spread}, 30.0, True)[0] == verify.NOT_VERIFIED
+    assert verify.judge(row() | {"psnr": {"min": np.nan, "equal": False}}, 30.0, True)[0] == verify.NOT_VERIFIED

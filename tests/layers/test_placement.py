@@ -11,7 +11,8 @@ import torch
 from basicsr.archs import build_network
 
 from qmambair_basicsr.layers.placement import collapse, placement, quantizer_scalars
-from qmambair_basicsr.tools.placement import COLUMNS, main
+from qmambair_basicsr.studies.placement_table import COLUMNS
+from qmambair_basicsr.tools.placement import main
 
 QUANT = {
     "weight": {"type": "LSQ", "bits": 4},

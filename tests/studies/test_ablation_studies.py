@@ -12,8 +12,8 @@ from basicsr.utils.options import ordered_yaml
 from qmambair_basicsr.quantizers import LSQ, QUANTIZER_REGISTRY, QuantSpec, Site, build_quantizer
 from qmambair_basicsr.quantizers.dls import initial_weights
 from qmambair_basicsr.recipes.option_contents import OPTIONS
+from qmambair_basicsr.studies.ablation import training_options
 from qmambair_basicsr.studies.ablation_studies import available, digest, plan, studies, variant_options
-from qmambair_basicsr.tools.ablation import training_options
 
 SITES = ("weight", "act", "scan")
 

@@ -17,6 +17,7 @@ from qmambair_basicsr import made_from
 from qmambair_basicsr.recipes.option_contents import OPTIONS
 from qmambair_basicsr.recipes.option_files import read_options
 from qmambair_basicsr.schema.forced import apply
+from qmambair_basicsr.studies import benchmark as library
 from qmambair_basicsr.studies.benchmark_table import Entry, csv_table, latex_table, markdown_table, read_published
 from qmambair_basicsr.studies.result_log import latest_log, read_results
 from qmambair_basicsr.tools import benchmark
@@ -162,7 +163,7 @@ def test_resumes_and_survives_failures(logs, monkeypatch):
         write_log(logs / "results", name, 38.6, SETS, "20270101_000000")
         return types.SimpleNamespace(returncode=0, stdout="", stderr="")
 
-    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    monkeypatch.setattr(library.subprocess, "run", run)
     (logs / "broken.yml").write_text("name: [")
     files = [*FILES, failing, logs / "broken.yml", logs / "gone.yml", incomplete]
     assert _main("-opt", *files) == 1
@@ -209,8 +210,8 @@ def small(tmp_path, monkeypatch):
         log.write_text(f"2026-01-01 INFO: {record}\n2026-01-01 INFO: Validation A\n{figures}")
         return types.SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(benchmark.subprocess, "run", run)
-    monkeypatch.setattr(benchmark, "build_network", lambda network: torch.nn.Conv2d(1, 1, 1))
+    monkeypatch.setattr(library.subprocess, "run", run)
+    monkeypatch.setattr(library, "build_network", lambda network: torch.nn.Conv2d(1, 1, 1))
 
     def go(*arguments, code=0):
         (tmp_path / "a.yml").write_text(yaml.safe_dump(opt))
@@ -305,7 +306,7 @@ def test_logs_that_do_not_say_what_they_are_of(small, caplog):
 
 def test_read_only_runs_nothing(logs, monkeypatch):
     """What is not there is a failure, not a run."""
-    monkeypatch.setattr(benchmark.subprocess, "run", lambda *a, **k: pytest.fail("must not run"))
+    monkeypatch.setattr(library.subprocess, "run", lambda *a, **k: pytest.fail("must not run"))
     assert _main("-opt", FILES[0], OPTIONS / "test_MambaIR_lightSRx4.yml", "--read-only") == 1
     assert "no log with results" in (logs / "benchmark" / "failures.txt").read_text()
 
@@ -318,7 +319,7 @@ def test_extra_metrics_reach_the_test(logs, monkeypatch):
         seen.update(yaml.safe_load(Path(command[command.index("-opt") + 1]).read_text())["val"]["metrics"])
         return types.SimpleNamespace(returncode=1, stdout="", stderr="stop here")
 
-    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    monkeypatch.setattr(library.subprocess, "run", run)
     assert _main("-opt", FILES[0], "--metrics", "lpips", "st_lpips") == 1
     assert seen["lpips"] == {"type": "calculate_lpips", "crop_border": 2}
     assert seen.keys() == {"psnr", "ssim", "lpips", "st_lpips"}
@@ -338,7 +339,7 @@ def test_method_names(quant, expected):
     network = {"type": "MambaIR" if quant is None else "QMambaIR"}
     if quant is not None:
         network["quant"] = {s: {"type": t, "bits": 4} for s, t in zip(("weight", "act", "scan"), quant, strict=True)}
-    entry = benchmark.describe({"name": "test_X_SRx2_w4a4", "network_g": network})
+    entry = library.describe({"name": "test_X_SRx2_w4a4", "network_g": network})
     assert (entry.method, entry.bits, entry.model, entry.task) == (*expected, "MambaIR", "SRx2")
 
 

@@ -23,6 +23,7 @@ from qmambair_basicsr.layers.sites import quantizers_of
 from qmambair_basicsr.ops.backend import ENV
 from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS, named_order, ss2d_scan
 from qmambair_basicsr.recipes.option_contents import OPTIONS
+from qmambair_basicsr.studies import complexity as tables
 from qmambair_basicsr.studies.complexity_count import collapse, measure
 from qmambair_basicsr.studies.complexity_record import Recorder, scan_products
 from qmambair_basicsr.studies.paper_accounting import table4
@@ -208,7 +209,7 @@ def test_paper_accounting_says_why(capsys):
     assert light["real parameters"] == 171_318  # methods of this package's placement: all of the real network
     assert shown["rows"][2]["real parameters"] == 118_911
     for form in ("markdown", "table", "csv"):
-        text = complexity.render_paper(shown["rows"], form)
+        text = tables.render_paper(shown["rows"], form)
         assert "114.70 K" in text and "2.99 M" in text
         assert ("Why they differ" in text) == (form != "csv")
 
@@ -248,7 +249,7 @@ def test_equal_blocks_collapse_without_loss():
 
 @pytest.mark.parametrize(("scale", "size"), [(1, (1280, 720)), (2, (640, 360)), (3, (426, 240)), (4, (320, 180))])
 def test_default_input_leads_to_1280x720(scale, size):
-    assert complexity.input_size(None, None, scale) == size[::-1]
+    assert tables.input_size(None, None, scale) == size[::-1]
 
 
 def test_inputs_are_raised_to_what_the_network_needs():

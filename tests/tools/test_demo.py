@@ -11,8 +11,7 @@ from basicsr.archs import build_network
 from rich.console import Console
 
 from qmambair_basicsr.data.image_files import read_image
-from qmambair_basicsr.studies import demo_photos, demo_report
-from qmambair_basicsr.tools import demo
+from qmambair_basicsr.studies import demo, demo_photos, demo_report
 
 SMALL = (
     ("PhotosTest", "astronaut", 96, 1),

@@ -24,6 +24,7 @@ from qmambair_basicsr.data.matlab_resize import bicubic_downscale
 from qmambair_basicsr.layers.info import network_info
 from qmambair_basicsr.layers.sites import parameter_sites, quantizers_of
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, RFA
+from qmambair_basicsr.studies import plots
 from qmambair_basicsr.studies.benchmark_table import Entry, csv_table
 from qmambair_basicsr.studies.plot_data import PlotError, activation_samples, choose, parameter_samples
 from qmambair_basicsr.studies.plot_results import Restored, busiest_box, crop_figure, read_benchmark, tradeoff_figure
@@ -301,6 +302,6 @@ def test_mistakes_are_one_line(arguments, message, folder, table, tmp_path, monk
 
 
 def test_missing_matplotlib_says_how_to_get_it(monkeypatch, capsys):
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
     assert plot.main(["tradeoff", "--tables", "none.csv"]) == 2
     assert "qmambair_basicsr[plot]" in capsys.readouterr().err

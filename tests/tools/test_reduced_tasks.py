@@ -11,8 +11,8 @@ import yaml
 from basicsr.archs import build_network
 
 from qmambair_basicsr import made_from
+from qmambair_basicsr.studies import reduced_tasks
 from qmambair_basicsr.studies.reduced_start import interpolate_at_start
-from qmambair_basicsr.tools import reduced_tasks
 
 
 @pytest.mark.parametrize(("upsampler", "scale"), [("pixelshuffledirect", s) for s in (2, 3, 4)] + [("pixelshuffle", 2)])
