@@ -54,7 +54,7 @@ def test_matches_official_vectors(name, shared_dir):
     assert relative_error(single, case["output"]) < 1e-5
 
 
-@pytest.mark.parametrize(("file", "name"), key_lists())
+@pytest.mark.parametrize(("file", "name"), list(key_lists()))
 def test_official_keys_and_parameter_count(file, name, shared_dir):
     official = json.loads((shared_dir / "golden" / "backbones" / file).read_text())[name]
     with torch.device("meta"):

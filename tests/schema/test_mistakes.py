@@ -11,7 +11,7 @@ from torch import nn
 from qmambair_basicsr import schema
 from qmambair_basicsr.recipes import option_names
 
-REMOVE = object()
+REMOVE = "<key left out>"  # text, so that names of tests are the same in every process
 
 
 def change(opt: dict, where: str, value: object) -> dict:
