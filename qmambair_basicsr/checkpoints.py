@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from . import constants
 from .files import write_bytes
 from .layers.sites import quantizer_keys
 
@@ -189,6 +190,12 @@ def _differences(net: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str]
     return missing, unexpected, shapes
 
 
+def _changed(net: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Constants of the network that ``state`` holds with other values; those of another shape are listed elsewhere."""
+    own = net.state_dict()
+    return constants.differences(net, {k: v for k, v in state.items() if k in own and v.shape == own[k].shape})
+
+
 def _refuse(net: nn.Module, path: str | os.PathLike, problems: Mapping[str, Sequence[str]], hint: str) -> None:
     """Raise CheckpointMismatchError if there is a problem; ``problems``: kind -> keys."""
     parts = [f"  {len(keys)} {kind}:{_listed(keys)}\n" for kind, keys in problems.items() if keys]
@@ -212,11 +219,13 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathL
         CheckpointMismatchError: listing every kind of mismatch.
     """
     missing, unexpected, shapes = _differences(net, state)
-    problems = {"of another shape": shapes}
+    changed = _changed(net, state)
+    problems = {"of another shape": shapes, "constant, with other values": changed}
     if strict or shapes:
         problems |= {"missing in the file": missing, "unknown to the network": unexpected}
     hint = "Shapes are never ignored: make" if shapes else "Make"
-    _refuse(net, path, problems, f"{hint} `network_g` describe the network the file was trained with.")
+    hint += " `network_g` describe the network the file was trained with."
+    _refuse(net, path, problems, "The file is damaged: use another copy." if changed and not shapes else hint)
     net.load_state_dict(dict(state), strict=strict)
     return [f"not in the file: {key}" for key in missing] + [f"not in the network: {key}" for key in unexpected]
 
@@ -241,6 +250,7 @@ def load_fp_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.Pa
     missing, unexpected, shapes = _differences(net, {key: value for key, value in state.items() if key not in ours})
     problems = {
         "of another shape": shapes,
+        "constant, with other values": _changed(net, state),
         "missing in the file": [key for key in missing if key not in ours],
         "unknown to the network": unexpected,
         "of quantizers (this is not a full-precision checkpoint)": sorted(ours & state.keys()),

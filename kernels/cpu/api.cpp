@@ -44,8 +44,19 @@ int64_t all_done(int64_t count, int64_t threads, const Task& task) {
   return !failed;
 }
 
-// Whether the kernels can follow the order of a scan: a position outside the map would be read and written, one that is
-// left out would keep whatever the memory of the output held.
+// Whether `order` holds each of 0, ..., length - 1 once. An entry outside would be an address outside a buffer, and a
+// position that is left out would keep whatever the memory of the output held. `visited` is scratch of `length` bytes.
+template <typename Integer>
+bool is_permutation(const Integer* order, int64_t length, uint8_t* visited) {
+  std::memset(visited, 0, length);
+  for (int64_t i = 0; i < length; i++) {
+    if ((uint64_t)order[i] >= (uint64_t)length || visited[order[i]]) return false;
+    visited[order[i]] = 1;
+  }
+  return true;
+}
+
+// Whether the kernels can follow the order of a scan.
 int64_t order_status(const ScanArgs& a) {
   if (!a.path) {
     for (int64_t k = 0; k < a.directions; k++)
@@ -57,16 +68,28 @@ int64_t order_status(const ScanArgs& a) {
   uint8_t* const visited = (uint8_t*)std::malloc(length);
   if (!visited) return kScanNoMemory;
   bool good = true;
-  for (int64_t k = 0; k < a.directions && good; k++) {
-    std::memset(visited, 0, length);
-    for (int64_t t = 0; t < length && good; t++) {
-      const int64_t pixel = a.path[k * length + t];
-      good = pixel >= 0 && pixel < length && !visited[pixel];
-      if (good) visited[pixel] = 1;
-    }
-  }
+  for (int64_t k = 0; k < a.directions && good; k++) good = is_permutation(a.path + k * length, length, visited);
   std::free(visited);
   return good ? kScanDone : kScanBadOrder;
+}
+
+// Whether the kernels can follow the index and the order of window attention.
+int64_t attention_status(const AttentionArgs& a, bool backward) {
+  const bool sized = a.batch > 0 && a.windows > 0 && a.heads > 0 && a.dim > 0 && a.dim <= kMaxAttentionDim &&
+                     a.tokens > 0 && a.tokens <= kMaxAttentionTokens && a.tokens % 16 == 0 && a.entries > 0 &&
+                     a.groups > 0 && a.image_stride >= 0 && a.token_stride >= 0;
+  const bool given = a.qkv && a.table && a.index && a.order && a.out &&
+                     (!backward || (a.norms && a.dout && a.dqkv && a.dtable));
+  if (!sized || !given) return kAttentionBadSize;
+  bool inside = true;
+  for (int64_t i = 0; i < a.tokens * a.tokens; i++) inside &= (uint64_t)a.index[i] < (uint64_t)a.entries;
+  if (!inside) return kAttentionBadIndex;
+  const int64_t length = a.windows * a.tokens;
+  uint8_t* const visited = (uint8_t*)std::malloc(length);
+  if (!visited) return kAttentionNoMemory;
+  const bool good = is_permutation(a.order, length, visited);
+  std::free(visited);
+  return good ? kAttentionDone : kAttentionBadOrder;
 }
 
 }  // namespace
@@ -79,7 +102,7 @@ const Kernels& kernels() {
 bool forked() { return getpid() != loaded_in; }
 
 // Changes with every change of an argument list or struct.
-QM_API int64_t qm_abi() { return 4; }
+QM_API int64_t qm_abi() { return 5; }
 
 // Digest of the sources this library was built from, as ops/build.py computes it.
 QM_API const char* qm_sources() { return QM_SOURCES; }
@@ -123,16 +146,20 @@ QM_API int64_t qm_scan_backward(const ScanArgs* args) {
   return done ? kScanDone : kScanNoMemory;
 }
 
-// Window attention; returns 0 when memory ran out.
+// Window attention; an AttentionStatus.
 QM_API int64_t qm_attention_forward(const AttentionArgs* args) {
   const AttentionArgs& a = *args;
-  return all_done(a.groups * a.heads, a.threads,
-                  [&](int64_t i) { return kernels().attention.forward(a, i / a.heads, i % a.heads); });
+  if (const int64_t status = attention_status(a, false)) return status;
+  const bool done = all_done(a.groups * a.heads, a.threads,
+                             [&](int64_t i) { return kernels().attention.forward(a, i / a.heads, i % a.heads); });
+  return done ? kAttentionDone : kAttentionNoMemory;
 }
 
-// Its gradients; returns 0 when memory ran out.
+// Its gradients; an AttentionStatus.
 QM_API int64_t qm_attention_backward(const AttentionArgs* args) {
   const AttentionArgs& a = *args;
-  return all_done(a.groups * a.heads, a.threads,
-                  [&](int64_t i) { return kernels().attention.backward(a, i / a.heads, i % a.heads); });
+  if (const int64_t status = attention_status(a, true)) return status;
+  const bool done = all_done(a.groups * a.heads, a.threads,
+                             [&](int64_t i) { return kernels().attention.backward(a, i / a.heads, i % a.heads); });
+  return done ? kAttentionDone : kAttentionNoMemory;
 }

@@ -23,6 +23,17 @@ struct AttentionArgs {
   float* dtable;            // (groups, heads, entries)
 };
 
+// What the C interface returns.
+enum AttentionStatus : int64_t {
+  kAttentionDone = 0,
+  kAttentionNoMemory = 1,
+  kAttentionBadSize = 2,   // a size, stride or pointer that no input has
+  kAttentionBadIndex = 3,  // an entry of index that is no row of the table
+  kAttentionBadOrder = 4,  // order is no permutation of the positions
+};
+
+constexpr int64_t kMaxAttentionTokens = 1024, kMaxAttentionDim = 128;
+
 struct AttentionKernels {
   // windows of group `group` in one head; false when memory ran out
   bool (*forward)(const AttentionArgs& args, int64_t group, int64_t head);

@@ -11,7 +11,7 @@
 namespace QM_ISA {
 namespace {
 
-constexpr int kMaxDim = 128;
+constexpr int kMaxDim = (int)kMaxAttentionDim;
 constexpr float kToLog2 = 1.44269504f;
 
 // Memory of one task, cut into float arrays.

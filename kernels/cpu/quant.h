@@ -22,6 +22,9 @@ struct Moments {
 
 constexpr int kMaxLevels = 256;
 
+// What the C interface returns.
+enum QuantStatus : int64_t { kQuantDone = 0, kQuantRefused = 1 };
+
 // Tables of RFA, worked out once per call from the thresholds. The borders are suffix minima of midpoints and
 // thresholds: the last border a value exceeds decides, and these are sorted whatever the thresholds are.
 struct RfaTables {

@@ -1,5 +1,5 @@
-// C interface of the quantizer kernels. Tensors are cut into blocks of a fixed size; sums of the blocks are added in
-// their order, so the bits do not depend on the number of threads.
+// C interface of the quantizer kernels; each function returns a QuantStatus. Tensors are cut into blocks of a fixed size;
+// sums of the blocks are added in their order, so the bits do not depend on the number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -77,6 +77,9 @@ Grid lsq_grid(const float* step, const float* offset, int64_t i, float qmin, flo
   return {step[i], offset ? offset[i] : 0.f, qmin, qmax};
 }
 
+// Whether an array (rows, cols) has values, and the bounds of the codes are bounds.
+bool sized(int64_t rows, int64_t cols, float qmin, float qmax) { return rows > 0 && cols > 0 && qmin <= qmax; }
+
 RfaTables rfa_tables(const float* thresholds, int64_t levels, float step, float offset, float qmin) {
   RfaTables t = {};
   t.levels = levels, t.step = step, t.offset = offset, t.zero = offset / step, t.qmin = qmin;
@@ -98,16 +101,20 @@ RfaTables rfa_tables(const float* thresholds, int64_t levels, float step, float 
 }  // namespace
 
 // x (rows, cols); step and offset (params) with params dividing rows: row r uses entry r % params. offset may be null.
-QM_API void qm_lsq_forward(const float* x, float* y, int64_t rows, int64_t cols, const float* step, const float* offset,
-                           int64_t params, float qmin, float qmax, int64_t threads) {
+QM_API int64_t qm_lsq_forward(const float* x, float* y, int64_t rows, int64_t cols, const float* step, const float* offset,
+                              int64_t params, float qmin, float qmax, int64_t threads) {
+  if (!sized(rows, cols, qmin, qmax) || params < 1 || rows % params || !x || !y || !step) return kQuantRefused;
   for_blocks(rows, cols, threads, [&](int64_t, int64_t row, int64_t at, int64_t n) {
     kernels().quant.quantize(x + at, y + at, n, lsq_grid(step, offset, row % params, qmin, qmax));
   });
+  return kQuantDone;
 }
 
-QM_API void qm_lsq_backward(const float* grad, const float* x, float* dx, int64_t rows, int64_t cols, const float* step,
-                            const float* offset, int64_t params, float qmin, float qmax, float* d_step, float* d_offset,
-                            int64_t threads) {
+QM_API int64_t qm_lsq_backward(const float* grad, const float* x, float* dx, int64_t rows, int64_t cols,
+                               const float* step, const float* offset, int64_t params, float qmin, float qmax,
+                               float* d_step, float* d_offset, int64_t threads) {
+  if (!sized(rows, cols, qmin, qmax) || params < 1 || rows % params) return kQuantRefused;
+  if (!grad || !x || !dx || !step || !d_step) return kQuantRefused;
   const int64_t per_row = (cols + kBlock - 1) / kBlock;
   std::vector<GridSums> parts(rows * per_row);
   for_blocks(rows, cols, threads, [&](int64_t block, int64_t row, int64_t at, int64_t n) {
@@ -123,11 +130,13 @@ QM_API void qm_lsq_backward(const float* grad, const float* x, float* dx, int64_
     d_step[p] = (float)sums[2 * p];
     if (d_offset) d_offset[p] = (float)sums[2 * p + 1];
   }
+  return kQuantDone;
 }
 
 // x (rows, cols), w and v (4); stats and grid (rows, 4).
-QM_API void qm_dls_forward(const float* x, float* y, int64_t rows, int64_t cols, const float* w, const float* v, float qmin,
-                           float qmax, double cap_share, float* stats, float* grid, int64_t threads) {
+QM_API int64_t qm_dls_forward(const float* x, float* y, int64_t rows, int64_t cols, const float* w, const float* v,
+                              float qmin, float qmax, double cap_share, float* stats, float* grid, int64_t threads) {
+  if (!sized(rows, cols, qmin, qmax) || !x || !y || !w || !v || !stats || !grid) return kQuantRefused;
   const int64_t per_row = (cols + kBlock - 1) / kBlock;
   std::vector<Moments> parts(rows * per_row);
   for_blocks(rows, cols, threads, [&](int64_t block, int64_t, int64_t at, int64_t n) {
@@ -147,11 +156,13 @@ QM_API void qm_dls_forward(const float* x, float* y, int64_t rows, int64_t cols,
   for_blocks(rows, cols, threads, [&](int64_t, int64_t row, int64_t at, int64_t n) {
     kernels().quant.quantize(x + at, y + at, n, grids[row]);
   });
+  return kQuantDone;
 }
 
-QM_API void qm_dls_backward(const float* grad, const float* x, float* dx, int64_t rows, int64_t cols, const float* w,
-                            const float* v, const float* stats, const float* grid, double cap_share, double grad_scale,
-                            float* dw, float* dv, int64_t threads) {
+QM_API int64_t qm_dls_backward(const float* grad, const float* x, float* dx, int64_t rows, int64_t cols, const float* w,
+                               const float* v, const float* stats, const float* grid, double cap_share,
+                               double grad_scale, float* dw, float* dv, int64_t threads) {
+  if (!sized(rows, cols, 0, 0) || !grad || !x || !dx || !w || !v || !stats || !grid || !dw || !dv) return kQuantRefused;
   const int64_t per_row = (cols + kBlock - 1) / kBlock;
   std::vector<GridSums> parts(rows * per_row);
   std::vector<Grid> grids(rows);
@@ -186,20 +197,26 @@ QM_API void qm_dls_backward(const float* grad, const float* x, float* dx, int64_
     kernels().quant.grid_input(grad + at, x + at, dx + at, n, grids[row], l.constant, l.slope, s[2], l.at_low, s[3],
                                l.at_high);
   });
+  return kQuantDone;
 }
 
 // w (n); step and offset (1); thresholds (levels).
-QM_API void qm_rfa_forward(const float* w, float* y, int64_t n, const float* step, const float* offset,
-                           const float* thresholds, int64_t levels, float qmin, int64_t threads) {
+QM_API int64_t qm_rfa_forward(const float* w, float* y, int64_t n, const float* step, const float* offset,
+                              const float* thresholds, int64_t levels, float qmin, int64_t threads) {
+  if (!sized(1, n, qmin, qmin) || levels < 2 || levels > kMaxLevels) return kQuantRefused;
+  if (!w || !y || !step || !offset || !thresholds) return kQuantRefused;
   const RfaTables tables = rfa_tables(thresholds, levels, *step, *offset, qmin);
   for_blocks(1, n, threads, [&](int64_t, int64_t, int64_t at, int64_t count) {
     kernels().quant.rfa_forward(w + at, y + at, count, tables);
   });
+  return kQuantDone;
 }
 
-QM_API void qm_rfa_backward(const float* grad, const float* w, float* dw, int64_t n, const float* step, const float* offset,
-                            const float* thresholds, int64_t levels, float qmin, float* d_step, float* d_offset,
-                            float* d_thresholds, int64_t threads) {
+QM_API int64_t qm_rfa_backward(const float* grad, const float* w, float* dw, int64_t n, const float* step,
+                               const float* offset, const float* thresholds, int64_t levels, float qmin, float* d_step,
+                               float* d_offset, float* d_thresholds, int64_t threads) {
+  if (!sized(1, n, qmin, qmin) || levels < 2 || levels > kMaxLevels) return kQuantRefused;
+  if (!grad || !w || !dw || !step || !offset || !thresholds || !d_step || !d_offset || !d_thresholds) return kQuantRefused;
   const RfaTables tables = rfa_tables(thresholds, levels, *step, *offset, qmin);
   std::vector<RfaSums> parts((n + kBlock - 1) / kBlock);
   for_blocks(1, n, threads, [&](int64_t block, int64_t, int64_t at, int64_t count) {
@@ -221,4 +238,5 @@ QM_API void qm_rfa_backward(const float* grad, const float* w, float* dw, int64_
     d[b] -= sum.right[b] / gap;
   }
   for (int64_t b = 0; b < levels; b++) d_thresholds[b] = (float)(d[b] * *step);
+  return kQuantDone;
 }

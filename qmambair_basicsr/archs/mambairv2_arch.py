@@ -14,6 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..constants import ConstantBuffers
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .blocks import conv_channels_last, residual_conv
@@ -36,7 +37,7 @@ def _choice(name: str, value: str, allowed: Sequence[str]) -> str:
 
 
 @ARCH_REGISTRY.register()
-class MambaIRv2(nn.Module):
+class MambaIRv2(ConstantBuffers, nn.Module):
     """MambaIRv2: window attention and attentive state-space scans for image restoration.
 
     Official option files' ``network_g`` blocks work unchanged; keys without effect are accepted for that reason.
@@ -120,7 +121,8 @@ class MambaIRv2(nn.Module):
         self.window_size = window_size
         mean = torch.tensor(_RGB_MEAN if in_chans == 3 else (0.0,)).view(1, -1, 1, 1)
         self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("relative_position_index_SA", relative_position_index(window_size))
+        for name, value in self.constant_buffers().items():
+            self.register_buffer(name, value)
 
         self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
         self.patch_embed = PatchEmbed(embed_dim, patch_norm)
@@ -147,6 +149,10 @@ class MambaIRv2(nn.Module):
         self.conv_after_body = residual_conv(embed_dim, resi_connection)
         self._build_tail(in_chans, embed_dim)
         self.apply(initialise_weights)
+
+    def constant_buffers(self) -> dict[str, Tensor]:
+        """The index that official checkpoints hold, see :class:`ConstantBuffers`."""
+        return {"relative_position_index_SA": relative_position_index(self.window_size)}
 
     def _build_tail(self, in_chans: int, dim: int) -> None:
         features = _TAIL_FEATURES

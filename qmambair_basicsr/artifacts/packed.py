@@ -6,8 +6,8 @@ Content of a file of version 1:
   each, least significant bit first, without gaps (2 bits: four codes a byte);
 * ``quantizers``, float32: scale and zero of every quantized parameter, then what the activation quantizers learned, in
   the order of the network's modules (so the file is not burdened with a header entry per scalar);
-* every other parameter as it is (norms, biases, layers kept in full precision); integer buffers only where they differ
-  from what the constructor computes;
+* every other parameter as it is (norms, biases, layers kept in full precision), but no constant that the constructor
+  computes; one that a file holds all the same is compared;
 * metadata: format, version, the network's type and constructor keys as JSON, and the SHA-256 of the tensors.
 
 Reading runs no code of the file. What training needs and inference does not (thresholds, full-precision weights,
@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,9 +31,10 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
+from ..constants import constants_of, differences
 from ..files import write_bytes
 from ..layers.convert import FrozenCodes, freeze_parameters
-from ..layers.sites import parameter_sites, quantizer_keys, quantizers_of
+from ..layers.sites import PlacedSite, parameter_sites, quantizer_keys, quantizers_of
 from ..quantizers import Quantizer
 
 FORMAT = "qmambair_basicsr packed checkpoint"
@@ -161,10 +163,11 @@ def save_packed(net: nn.Module, network: Mapping[str, Any], path: str | os.PathL
     values += [tensor for _, tensor in _learned_state(net)]
     codes = sum(t.numel() for t in tensors.values())
     tensors[_BLOB] = torch.cat([v.detach().float().flatten() for v in values])
-    built = fresh.state_dict()
-    for key, tensor in _plain_state(net).items():
-        if tensor.is_floating_point() or not torch.equal(tensor, built[key]):
-            tensors[key] = tensor.detach().contiguous()
+    plain, constant = _plain_state(net), constants_of(net)
+    changed = differences(net, plain)
+    if changed:
+        raise ValueError(f"{type(net).__name__} was changed after it was built: {changed[0]}")
+    tensors |= {key: tensor.detach().contiguous() for key, tensor in plain.items() if key not in constant}
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -208,7 +211,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.get("format") != FORMAT:
         raise PackedCheckpointError(f"{path} is a safetensors file, but no packed checkpoint of this package")
     version = metadata.get("version", "")
-    if not version.isdigit() or int(version) != VERSION:
+    if version != str(VERSION):
         raise PackedCheckpointError(
             f"{path} has format version {version!r}, this package reads {VERSION}; update the package, or export again"
         )
@@ -241,7 +244,8 @@ def load_packed(path: str | os.PathLike) -> nn.Module:
         _fill(net, dict(tensors), shapes, bounded)
     except PackedCheckpointError as err:
         raise PackedCheckpointError(f"{path}: {err}") from err
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as err:
+    except (LookupError, ArithmeticError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError,
+            MemoryError) as err:  # fmt: skip
         raise PackedCheckpointError(f"{path}: the content does not fit its description: {err}") from err
     return net
 
@@ -253,37 +257,81 @@ def _check_size(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             expected = -(-tensor.numel() * sites[key].quantizer.bits // 8)
             if key not in tensors or tensors[key].numel() != expected:
                 raise PackedCheckpointError(f"the codes of {key} are missing or not {expected} bytes")
-    ours = quantizer_keys(net)
+    ours, constant = quantizer_keys(net), constants_of(net)
     plain = {k: t for k, t in net.state_dict().items() if k not in sites and k not in ours}
     for key, tensor in plain.items():
         if key in tensors and tensors[key].shape != tensor.shape:
             raise PackedCheckpointError(f"{key} is {tuple(tensors[key].shape)}, expected {tuple(tensor.shape)}")
-        if key not in tensors and tensor.is_floating_point():
+        if key not in tensors and key not in constant:
             raise PackedCheckpointError(f"{key} is missing")
+        if key in tensors and key not in constant:
+            _require_numbers(key, tensors[key], tensor.dtype)
     unknown = sorted(tensors.keys() - plain.keys() - sites.keys() - {_BLOB})
     if unknown or _BLOB not in tensors:
         raise PackedCheckpointError(f"unknown tensors: {', '.join(unknown[:5])}" if unknown else f"no {_BLOB!r}")
 
 
-def _fill(net: nn.Module, tensors: dict[str, Tensor], shapes: dict[str, list[int]], bounded: list[str]) -> None:
+def _require_numbers(key: str, tensor: Tensor, kind: torch.dtype = torch.float32) -> None:
+    if tensor.dtype != kind:
+        raise PackedCheckpointError(f"{key} is {tensor.dtype}, expected {kind}")
+    wrong = ~torch.isfinite(tensor)
+    if wrong.any():
+        place = wrong.nonzero()[0].tolist()
+        raise PackedCheckpointError(f"{key}{place} is {tensor[tuple(place)].item()}")
+
+
+def _grid_shape(site: PlacedSite, held: object, shape: torch.Size) -> tuple[int, ...]:
+    """Shape of the scale of a parameter of a shape, as the metadata give it."""
+    fits = isinstance(held, list) and len(held) <= len(shape)
+    fits = fits and all(type(n) is int and n in (1, m) for n, m in zip(held[::-1], shape[::-1], strict=False))
+    if not fits:
+        raise PackedCheckpointError(f"{site.name}: a scale of shape {held!r:.100} for a parameter {tuple(shape)}")
+    return tuple(held)
+
+
+def _frozen_codes(site: PlacedSite, packed: Tensor, scale: Tensor, zero: Tensor, bounds) -> FrozenCodes:
+    """The codes of a site, after a look at every number that a file chose.
+
+    Raises:
+        PackedCheckpointError: a code outside the quantizer's range, or a scale that is not positive.
+    """
+    codes = unpack_codes(packed, site.quantizer.bits, site.tensor().shape)
+    lowest, highest = site.quantizer.qmin, site.quantizer.qmax
+    outside = (codes < lowest) | (codes > highest)
+    if outside.any():
+        place = outside.nonzero()[0].tolist()
+        raise PackedCheckpointError(
+            f"{site.parameter}: code {place} is {codes[tuple(place)].item()}, its quantizer has {lowest} to {highest}"
+        )
+    if not bool((scale > 0).all()):
+        raise PackedCheckpointError(f"{site.name}: a scale is {scale.min().item()}, it must be positive")
+    return FrozenCodes(site.quantizer.bits, codes, scale, zero, bounds, site.quantizer.site)
+
+
+def _fill(net: nn.Module, tensors: dict[str, Tensor], shapes: object, bounded: object) -> None:
     blob = tensors.pop(_BLOB)
+    _require_numbers(_BLOB, blob)
+    sites = parameter_sites(net)
+    if not isinstance(shapes, dict) or not shapes.keys() <= {site.name for site in sites}:
+        raise PackedCheckpointError(f"scale_shapes names other quantizers than the network has: {shapes!r:.100}")
+    if not isinstance(bounded, list) or bounded != [site.name for site in sites if not site.quantizer.affine]:
+        raise PackedCheckpointError(f"bounded names other quantizers than those with bounds: {bounded!r:.100}")
     position = 0
 
     def take(shape: tuple[int, ...]) -> Tensor:
         nonlocal position
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         if position + count > blob.numel():
             raise PackedCheckpointError("it holds too few quantizer values")
         position += count
         return blob[position - count : position].view(shape)
 
-    for site in parameter_sites(net):
+    for site in sites:
         original = site.tensor()
-        codes = unpack_codes(tensors.pop(site.parameter), site.quantizer.bits, original.shape)
-        shape = tuple(shapes.get(site.name, ()))
+        shape = _grid_shape(site, shapes.get(site.name, []), original.shape)
         scale, zero = take(shape), take(shape)
         bounds = tuple(take((2, *shape))) if site.name in bounded else None
-        quantizer = FrozenCodes(site.quantizer.bits, codes, scale, zero, bounds, site.quantizer.site)
+        quantizer = _frozen_codes(site, tensors.pop(site.parameter), scale, zero, bounds)
         site.replace(quantizer)
         # nothing reads the parameter any more; it shows what the network computes with
         site.set_tensor(quantizer.quantize(original))
@@ -293,9 +341,13 @@ def _fill(net: nn.Module, tensors: dict[str, Tensor], shapes: dict[str, list[int
         raise PackedCheckpointError("it holds too many quantizer values")
     for quantizer in quantizers_of(net).values():
         _mark_ready(quantizer)
-    own = net.state_dict()
+    changed = differences(net, tensors)
+    if changed:
+        raise PackedCheckpointError(changed[0])
+    own, constant = net.state_dict(), constants_of(net)
     for key, tensor in tensors.items():
-        own[key].copy_(tensor)
+        if key not in constant:
+            own[key].copy_(tensor)
     net.requires_grad_(False)
 
 

@@ -101,7 +101,7 @@ def _onnx(path: Path, net: nn.Module) -> Artifact:
         reference = copy.deepcopy(net) if reference is net else reference
         try:
             set_constant_grids(reference, json.loads(grids))
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise ExportError(f"{path} was exported from another network: {err}") from err
     checks = compare_weights(read_model(path), reference)
 

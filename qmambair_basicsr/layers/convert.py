@@ -102,8 +102,20 @@ class FixedGrid(Quantizer):
         self.register_buffer("grid", torch.tensor([1.0, 0.0, self.qmin, self.qmax]))
 
     def set_grid(self, step: float, offset: float, lowest: float, highest: float) -> None:
-        """Set the constants (units of x, units of x, codes, codes)."""
-        self.grid.copy_(torch.tensor([step, offset, lowest, highest]))
+        """Set the constants (units of x, units of x, codes, codes).
+
+        Raises:
+            ValueError: they are no grid of this width; files hold such numbers.
+        """
+        given = (step, offset, lowest, highest)
+        numbers = all(type(v) in (int, float) and abs(v) < 2.0**127 for v in given)  # False for NaN
+        grid = torch.tensor(given if numbers else (0.0,) * 4, dtype=torch.float64).float()
+        if grid[0] <= 0 or not self.qmin <= lowest <= highest <= self.qmax:
+            raise ValueError(
+                f"{self._label()}: step {step!r}, offset {offset!r} and codes {lowest!r} to {highest!r} are no grid "
+                f"of {self.bits} bits: the step must be positive, the codes within {self.qmin} to {self.qmax}"
+            )
+        self.grid.copy_(grid)
         self.initialized.fill_(True)
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -234,10 +246,14 @@ def set_constant_grids(net: nn.Module, constants: Mapping[str, Sequence[float]])
     """Replace dynamic activation quantizers by given constants, in place; inverse of :func:`constant_grids`.
 
     Raises:
-        ValueError: the network has no dynamic activation quantizer of a name.
+        ValueError: the network has no dynamic activation quantizer of a name, or the constants are no grid.
     """
     dynamic = _dynamic(net)
+    if not isinstance(constants, Mapping):
+        raise ValueError(f"constant grids must be a mapping of quantizers to four numbers, got {constants!r:.60}")
     for name, constant in constants.items():
+        if not isinstance(constant, Sequence) or len(constant) != 4:
+            raise ValueError(f"{name}: a constant grid is step, offset, lowest and highest code, got {constant!r:.60}")
         if name not in dynamic:
             raise ValueError(
                 f"{type(net).__name__} has no quantizer {name} whose grid follows the tensor and could be a constant."

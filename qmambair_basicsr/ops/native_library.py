@@ -14,7 +14,7 @@ import torch
 
 from .build import LIBRARY, sources_digest
 
-ABI = 4
+ABI = 5
 _BUILD = "python -m qmambair_basicsr.ops.build"
 
 
@@ -63,17 +63,26 @@ def library() -> ctypes.CDLL:
 
 @functools.cache
 def function(name: str, signature: str):
-    """A C function without result.
+    """A C function of the quantizers, which returns 0 where it did its work.
 
     Args:
         name: symbol.
         signature: one letter per argument: p pointer, i int64, f float, d double.
+
+    Returns:
+        A callable; it raises ValueError where the C function refuses its arguments.
     """
     kinds = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
     symbol = getattr(library(), name)
     symbol.argtypes = [kinds[letter] for letter in signature]
-    symbol.restype = None
+    symbol.restype = ctypes.c_int64
+    symbol.errcheck = _refuse
     return symbol
+
+
+def _refuse(status: int, symbol, _) -> None:
+    if status:
+        raise ValueError(f"{symbol.__name__}: the CPU kernels refuse these sizes, levels or bounds of the codes")
 
 
 def threads() -> int:
@@ -82,8 +91,16 @@ def threads() -> int:
 
 
 def address(t: torch.Tensor | None) -> int | None:
-    """Address of a tensor's first element, None for None."""
-    return None if t is None else t.data_ptr()
+    """Address of a tensor's first element, None for None.
+
+    Raises:
+        ValueError: the tensor is not in the CPU's memory.
+    """
+    if t is None:
+        return None
+    if t.device.type != "cpu":
+        raise ValueError(f"the CPU kernels got a tensor on {t.device}, shape {tuple(t.shape)}; all must be on the CPU")
+    return t.data_ptr()
 
 
 def dense_last(t: torch.Tensor) -> torch.Tensor:

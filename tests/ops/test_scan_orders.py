@@ -49,7 +49,7 @@ def evaluate(scan, inputs, weight=None, **options):
     """Output and gradients of every input for the loss sum(y * weight)."""
     leaves = {k: t.detach().requires_grad_() for k, t in inputs.items()}
     y = scan(**leaves, **options)
-    weight = torch.randn_like(y) if weight is None else weight.to(y)
+    weight = torch.randn(y.shape, dtype=torch.float64).to(y) if weight is None else weight.to(y)
     grads = torch.autograd.grad((y * weight).sum(), list(leaves.values()))
     return dict(zip(("y", *leaves), (y.detach(), *grads), strict=True)), weight
 

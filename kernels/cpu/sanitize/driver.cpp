@@ -1,6 +1,7 @@
 // Calls the C interface with heap buffers of exactly the right size, so that the sanitizers see any access beyond them,
 // over shapes with full and partial vectors, partial chunks, one token, and NaN, infinite and huge values.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -18,16 +19,16 @@ int64_t qm_scan_forward(const ScanArgs*);
 int64_t qm_scan_backward(const ScanArgs*);
 int64_t qm_attention_forward(const AttentionArgs*);
 int64_t qm_attention_backward(const AttentionArgs*);
-void qm_lsq_forward(const float*, float*, int64_t, int64_t, const float*, const float*, int64_t, float, float, int64_t);
-void qm_lsq_backward(const float*, const float*, float*, int64_t, int64_t, const float*, const float*, int64_t, float, float,
-                     float*, float*, int64_t);
-void qm_dls_forward(const float*, float*, int64_t, int64_t, const float*, const float*, float, float, double, float*, float*,
-                    int64_t);
-void qm_dls_backward(const float*, const float*, float*, int64_t, int64_t, const float*, const float*, const float*,
-                     const float*, double, double, float*, float*, int64_t);
-void qm_rfa_forward(const float*, float*, int64_t, const float*, const float*, const float*, int64_t, float, int64_t);
-void qm_rfa_backward(const float*, const float*, float*, int64_t, const float*, const float*, const float*, int64_t, float,
-                     float*, float*, float*, int64_t);
+int64_t qm_lsq_forward(const float*, float*, int64_t, int64_t, const float*, const float*, int64_t, float, float, int64_t);
+int64_t qm_lsq_backward(const float*, const float*, float*, int64_t, int64_t, const float*, const float*, int64_t, float,
+                        float, float*, float*, int64_t);
+int64_t qm_dls_forward(const float*, float*, int64_t, int64_t, const float*, const float*, float, float, double, float*,
+                       float*, int64_t);
+int64_t qm_dls_backward(const float*, const float*, float*, int64_t, int64_t, const float*, const float*, const float*,
+                        const float*, double, double, float*, float*, int64_t);
+int64_t qm_rfa_forward(const float*, float*, int64_t, const float*, const float*, const float*, int64_t, float, int64_t);
+int64_t qm_rfa_backward(const float*, const float*, float*, int64_t, const float*, const float*, const float*, int64_t,
+                        float, float*, float*, float*, int64_t);
 }
 
 namespace {
@@ -131,6 +132,29 @@ void quantizers(int64_t rows, int64_t cols, bool odd) {
     qm_rfa_backward(grad.data(), x.data(), dx.data(), n, step.data(), offset.data(), thresholds.data(), levels,
                     -(float)(levels / 2), d_step.data(), d_offset.data(), d.data(), 1);
   }
+  // sizes that no tensor has, and levels that the tables cannot hold
+  for (int64_t levels : {INT64_MIN, (int64_t)-1, (int64_t)0, (int64_t)1, (int64_t)257, (int64_t)1 << 40}) {
+    Buffer thresholds(2), d(2);
+    if (!qm_rfa_forward(x.data(), y.data(), n, step.data(), offset.data(), thresholds.data(), levels, 0, 1)) std::abort();
+    if (!qm_rfa_backward(grad.data(), x.data(), dx.data(), n, step.data(), offset.data(), thresholds.data(), levels, 0,
+                         d_step.data(), d_offset.data(), d.data(), 1))
+      std::abort();
+  }
+  for (int64_t params : {INT64_MIN, (int64_t)-1, (int64_t)0, (int64_t)2}) {
+    if (!qm_lsq_forward(x.data(), y.data(), rows, cols, step.data(), nullptr, params, -8, 7, 1)) std::abort();
+    if (!qm_lsq_backward(grad.data(), x.data(), dx.data(), rows, cols, step.data(), nullptr, params, -8, 7, d_step.data(),
+                         nullptr, 1))
+      std::abort();
+  }
+  for (int64_t bad : {INT64_MIN, (int64_t)-1, (int64_t)0}) {
+    if (!qm_lsq_forward(x.data(), y.data(), bad, cols, step.data(), nullptr, 1, -8, 7, 1)) std::abort();
+    if (!qm_lsq_forward(x.data(), y.data(), rows, bad, step.data(), nullptr, 1, -8, 7, 1)) std::abort();
+    if (!qm_dls_forward(x.data(), y.data(), rows, bad, w.data(), v.data(), -8, 7, 1. / 16, stats.data(), grid.data(), 1))
+      std::abort();
+    if (!qm_rfa_forward(x.data(), y.data(), bad, step.data(), offset.data(), v.data(), 4, -2, 1)) std::abort();
+  }
+  if (!qm_lsq_forward(x.data(), y.data(), rows, cols, step.data(), nullptr, 1, 7, -8, 1)) std::abort();
+  if (!qm_lsq_forward(x.data(), y.data(), rows, cols, step.data(), nullptr, 1, std::nanf(""), 7, 1)) std::abort();
 }
 
 void attention(int64_t batch, int64_t windows, int64_t tokens, int64_t heads, int64_t dim, bool masked, bool odd) {
@@ -150,9 +174,41 @@ void attention(int64_t batch, int64_t windows, int64_t tokens, int64_t heads, in
   a.qkv = qkv.data(), a.table = table.data(), a.index = index.data(), a.order = order.data();
   a.regions = masked ? regions.data() : nullptr;
   a.out = out.data(), a.norms = norms.data(), a.dout = dout.data(), a.dqkv = dqkv.data(), a.dtable = dtable.data();
-  if (!qm_attention_forward(&a) || !qm_attention_backward(&a)) std::abort();
+  if (qm_attention_forward(&a) || qm_attention_backward(&a)) std::abort();
   a.norms = nullptr;
-  if (!qm_attention_forward(&a)) std::abort();
+  if (qm_attention_forward(&a)) std::abort();
+  a.norms = norms.data();
+
+  // what a file or a caller may get wrong: refused by both passes, before anything is read or written through it
+  const int64_t wild[] = {-1, -3, 5000, 1000000000000, INT64_MIN, INT64_MAX};
+  const auto refused = [&](int64_t status) {
+    std::fill(out.begin(), out.end(), 7.f), std::fill(dqkv.begin(), dqkv.end(), 7.f);
+    std::fill(dtable.begin(), dtable.end(), 7.f);
+    if (qm_attention_forward(&a) != status || qm_attention_backward(&a) != status) std::abort();
+    for (const Buffer* b : {&out, &dqkv, &dtable})
+      for (float v : *b)
+        if (v != 7.f) std::abort();
+  };
+  const auto with = [&](int64_t* place, int64_t value, int64_t status) {
+    const int64_t kept = *place;
+    *place = value;
+    refused(status);
+    *place = kept;
+  };
+  for (const int64_t value : wild) {
+    with(&index[(uint64_t)(seed * 7) % index.size()], value, kAttentionBadIndex);
+    with(&order[(uint64_t)(seed * 5) % order.size()], value, kAttentionBadOrder);
+    random_value();
+  }
+  with(&index[0], a.entries, kAttentionBadIndex);
+  with(&order[0], length, kAttentionBadOrder);
+  with(&order[0], order[1], kAttentionBadOrder);  // twice, and another position not at all
+  for (int64_t* size : {&a.batch, &a.windows, &a.tokens, &a.heads, &a.dim, &a.entries, &a.groups})
+    for (const int64_t value : {(int64_t)0, (int64_t)-1, INT64_MIN}) with(size, value, kAttentionBadSize);
+  for (const int64_t value : {17, 1040}) with(&a.tokens, value, kAttentionBadSize);
+  with(&a.dim, 129, kAttentionBadSize);
+  a.index = nullptr;
+  refused(kAttentionBadSize);
 }
 
 }  // namespace

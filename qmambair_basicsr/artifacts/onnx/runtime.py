@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import onnx
@@ -81,6 +82,10 @@ class OnnxNetwork:
         self.path, self.facts = Path(path), facts_of(model)
         if "size_multiple" not in self.facts:
             raise ExportError(f"{path} was not written by qmambair_basicsr.tools.export")
+        for name in ("size_multiple", "scale"):
+            value = self.facts.get(name, "")
+            if re.fullmatch("[1-9][0-9]{0,3}", value) is None:
+                raise ExportError(f"{path}: its metadata say {name} = {value!r:.60}, which is no size; export it again")
         own = {function.domain for function in model.functions}
         foreign = sorted({n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx", *own)})
         if foreign:

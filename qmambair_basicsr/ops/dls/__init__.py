@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose
+from ..checks import code_bounds, same_device
 from ..learned import first_order
 from ..limits import as_type, full_precision, limited
 
@@ -48,8 +49,10 @@ def dls(
         offset, lowest and highest code. ``out = (code - offset / step) * step`` exactly.
 
     Raises:
-        ValueError: ``x`` is not (G, M) with M >= 1, or ``w``, ``v`` are not (4,).
+        ValueError: ``x`` is not (G, M) with M >= 1, or ``w``, ``v`` are not (4,); another device; bounds that are no codes.
     """
+    code_bounds("dls", qmin, qmax)
+    same_device("dls", x=x, w=w, v=v)
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"dls: x must be (groups, values) with at least one value, got {tuple(x.shape)}")
     if w.shape != (4,) or v.shape != (4,):

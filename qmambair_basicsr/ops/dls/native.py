@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..native_library import address, dense, function, is_available, threads
+from . import reference
 
 __all__ = ["DEVICES", "backward", "forward", "is_available"]
 
@@ -17,6 +18,8 @@ DEVICES = ("cpu",)
 
 def forward(x: Tensor, w: Tensor, v: Tensor, qmin: int, qmax: int, cap_share: float) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.forward``."""
+    if x.numel() == 0:
+        return reference.forward(x, w, v, qmin, qmax, cap_share)
     x, w, v = dense(x), dense(w), dense(v)
     y, stats, grid = torch.empty_like(x), x.new_empty(x.shape[0], 4), x.new_empty(x.shape[0], 4)
     call = function("qm_dls_forward", "ppiippffdppi")
@@ -29,6 +32,8 @@ def backward(
     grad: Tensor, x: Tensor, w: Tensor, v: Tensor, stats: Tensor, used: Tensor, cap_share: float, grad_scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.backward``."""
+    if x.numel() == 0:
+        return reference.backward(grad, x, w, v, stats, used, cap_share, grad_scale)
     tensors = [dense(t) for t in (grad, x, w, v, stats, used)]
     grad, x, w, v, stats, used = tensors
     dx, dw, dv = (torch.empty_like(t) for t in (x, w, v))

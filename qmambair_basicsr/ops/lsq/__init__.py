@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose
+from ..checks import code_bounds, same_device
 from ..layout import FROM_LAST, TO_LAST, stored_channels_last
 from ..learned import first_order, step_gradient, step_in_use
 from ..limits import as_type, full_precision
@@ -59,8 +60,12 @@ def lsq(
         grad_scale: factor on the gradient that reaches ``scale``.
 
     Raises:
-        ValueError: a parameter's size fits neither 1 nor dimension ``dim``.
+        ValueError: a parameter's size fits neither 1 nor dimension ``dim``; another device; bounds that are no codes.
     """
+    code_bounds("lsq", qmin, qmax)
+    same_device("lsq", x=x, scale=scale, offset=offset)
+    if dim is not None and not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"lsq: x {tuple(x.shape)} has no dimension {dim}")
     for label, parameter in (("scale", scale), ("offset", offset)):
         if parameter is None or parameter.numel() == 1:
             continue

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose
+from ..checks import code_bounds, same_device
 from ..learned import first_order, step_gradient, step_in_use
 from ..limits import as_type, full_precision
 
@@ -54,11 +55,14 @@ def rfa(
         grad_scale: factor on the gradient that reaches ``scale``.
 
     Raises:
-        ValueError: a parameter of another shape.
+        ValueError: a parameter of another shape; another device; a lowest code that is none.
     """
+    same_device("rfa", w=w, scale=scale, offset=offset, thresholds=thresholds)
     if scale.numel() != 1 or offset.numel() != 1 or thresholds.ndim != 1 or thresholds.numel() < 2:
         shapes = [tuple(t.shape) for t in (scale, offset, thresholds)]
         raise ValueError(f"rfa: scale and offset must be (1,) and thresholds (N,) with N >= 2, got {shapes}")
+    code_bounds("rfa", qmin, qmin)
+    code_bounds("rfa", qmin, qmin + thresholds.numel() - 1)
     full = full_precision(w)
     parameters = (p.to(full.dtype) for p in (scale, offset, thresholds))
     return as_type(_RFA.apply(full.contiguous(), *parameters, qmin, floor, grad_scale), w.dtype)

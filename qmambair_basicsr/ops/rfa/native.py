@@ -16,7 +16,7 @@ _MAX_LEVELS = 256
 
 def forward(w: Tensor, scale: Tensor, offset: Tensor, thresholds: Tensor, qmin: int) -> Tensor:
     """See ``reference.forward``."""
-    if thresholds.numel() > _MAX_LEVELS:
+    if thresholds.numel() > _MAX_LEVELS or w.numel() == 0:
         return reference.forward(w, scale, offset, thresholds, qmin)
     w, scale, offset, thresholds = (dense(t) for t in (w, scale, offset, thresholds))
     y = torch.empty_like(w)
@@ -30,7 +30,7 @@ def backward(
     grad: Tensor, w: Tensor, scale: Tensor, offset: Tensor, thresholds: Tensor, qmin: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``reference.backward``."""
-    if thresholds.numel() > _MAX_LEVELS:
+    if thresholds.numel() > _MAX_LEVELS or w.numel() == 0:
         return reference.backward(grad, w, scale, offset, thresholds, qmin)
     grad, w, scale, offset, thresholds = (dense(t) for t in (grad, w, scale, offset, thresholds))
     gradients = [torch.empty_like(t) for t in (w, scale, offset, thresholds)]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..checks import permutation_fault
+
 DIRECTIONS = ("row", "col", "row_rev", "col_rev")  # the index is the code that backends get
 _MOST_PIXELS = 2**31 - 1  # backends get 32-bit positions
 
@@ -89,7 +91,7 @@ def verified(order: torch.Tensor, count: int, length: int) -> torch.Tensor:
     known = _verified.get(order)
     if known is not None and version is not None and known[0] == version:
         return known[1]
-    fault = _fault(order, length)
+    fault = _fault(order)
     if fault:
         raise ValueError(f"ss2d_scan: every row of order must be a permutation of range({length}); {fault}")
     copy = order.detach().to(torch.int32, copy=True, memory_format=torch.contiguous_format)
@@ -98,15 +100,12 @@ def verified(order: torch.Tensor, count: int, length: int) -> torch.Tensor:
     return copy
 
 
-def _fault(order: torch.Tensor, length: int) -> str | None:
-    """Reason why the rows are not permutations of range(length); None if they are."""
-    outside = (order < 0) | (order >= length)
-    visited = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
-    visited.scatter_(1, order.clamp(0, length - 1).long(), True)
-    if bool(visited.all() & ~outside.any()):
+def _fault(order: torch.Tensor) -> str | None:
+    """Reason why the rows are not permutations of the pixels; None if they are."""
+    fault = permutation_fault(order)
+    if fault is None:
         return None
-    if outside.any():
-        row, step = outside.nonzero()[0].tolist()
-        return f"row {row} names pixel {order[row, step].item()} at step {step}"
-    row, pixel = visited.logical_not().nonzero()[0].tolist()
-    return f"row {row} visits a pixel twice and never visits pixel {pixel}"
+    row, place, value = fault
+    if value is None:
+        return f"row {row} visits a pixel twice and never visits pixel {place}"
+    return f"row {row} names pixel {value} at step {place}"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import choose, export_target
+from ..checks import integers, permutation, rows_of, same_device
 
 BACKENDS = ("native", "reference")
 MASKED = -100.0  # added to the logits of two tokens in different regions
@@ -72,21 +73,51 @@ def window_attention(
         (B, L, C), tokens at the positions they came from, in qkv's dtype.
 
     Raises:
-        ValueError: shapes that do not fit; they are named.
+        ValueError: shapes, dtypes or devices that do not fit, an index that is no row of the table, an order that is no
+            permutation; they are named.
     """
-    windows, tokens = order.shape
-    heads = table.shape[1]
-    fits = qkv.dim() == 3 and qkv.shape[1] == windows * tokens and qkv.shape[2] % (3 * heads) == 0
-    fits = fits and index.shape == (tokens, tokens) and (regions is None or regions.shape == order.shape)
-    if not fits:
-        shapes = {"qkv": qkv, "table": table, "index": index, "order": order, "regions": regions}
-        listed = ", ".join(f"{name} {tuple(t.shape)}" for name, t in shapes.items() if t is not None)
-        raise ValueError(f"window_attention: shapes do not fit: {listed}; see its documentation")
-    if not is_fused(qkv, tokens, heads):
+    check_shapes(qkv, table, index, order, regions)
+    if not is_fused(qkv, order.shape[1], table.shape[1]):
         from . import reference
 
+        check_values(table, index, order)
         return reference.forward(qkv, table, index, order, regions, scale)
     return torch.ops.qmambair.window_attention(qkv, table, index, order, regions, scale)[0]
+
+
+def check_shapes(
+    qkv: Tensor, table: Tensor, index: Tensor, order: Tensor, regions: Tensor | None, **results: Tensor
+) -> None:
+    """Whether shapes, dtypes and devices fit; ``results``: dout, out and norms of a backward pass."""
+    fits = qkv.dim() == 3 and table.dim() == 2 and order.dim() == 2 and table.shape[1] > 0
+    if fits:
+        (batch, length, channels), (windows, tokens), heads = qkv.shape, order.shape, table.shape[1]
+        maps = (batch, length, channels // 3)
+        wanted = {"dout": maps, "out": maps, "norms": (batch, windows, heads, 2, tokens)}
+        fits = length == windows * tokens and channels % (3 * heads) == 0 and index.shape == (tokens, tokens)
+        fits = fits and (regions is None or regions.shape == order.shape)
+        fits = fits and all(tuple(t.shape) == wanted[name] for name, t in results.items())
+    tensors = {"qkv": qkv, "table": table, "index": index, "order": order, "regions": regions, **results}
+    if not fits:
+        listed = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t is not None)
+        raise ValueError(f"window_attention: shapes do not fit: {listed}; see its documentation")
+    for name in ("index", "order", "regions"):
+        if tensors[name] is not None:
+            integers("window_attention", name, tensors[name])
+    other = next((name for name, t in results.items() if t.dtype != qkv.dtype), None)
+    if other:
+        raise ValueError(f"window_attention: {other} is {results[other].dtype}, qkv {qkv.dtype}")
+    same_device("window_attention", **tensors)
+
+
+def check_values(table: Tensor, index: Tensor, order: Tensor) -> None:
+    """Whether index and order stay inside what they point into.
+
+    Raises:
+        ValueError: the first value that does not is named.
+    """
+    rows_of("window_attention", "index", index, table.shape[0], "table")
+    permutation("window_attention", "order", order)
 
 
 _INPUTS = "Tensor qkv, Tensor table, Tensor index, Tensor order, Tensor? regions"
@@ -96,11 +127,23 @@ _INPUTS = "Tensor qkv, Tensor table, Tensor index, Tensor order, Tensor? regions
     "qmambair::window_attention", mutates_args=(), schema=f"({_INPUTS}, float scale) -> (Tensor, Tensor)"
 )
 def _forward(qkv, table, index, order, regions, scale):
-    return choose("window_attention", BACKENDS, qkv).forward(qkv, table, index, order, regions, scale)
+    check_shapes(qkv, table, index, order, regions)  # torch.ops leads here without the function above
+    return _fused(qkv, table, order).forward(qkv, table, index, order, regions, scale)
+
+
+def _fused(qkv, table, order):
+    """The kernels for an input of :func:`is_fused`."""
+    if not is_fused(qkv, order.shape[1], table.shape[1]):
+        raise ValueError(
+            f"torch.ops.qmambair.window_attention: no kernels for qkv {tuple(qkv.shape)}, {qkv.dtype}, on {qkv.device} in "
+            f"windows of {order.shape[1]} tokens; call ops.window_attention, which has a way for every input"
+        )
+    return choose("window_attention", BACKENDS, qkv)
 
 
 @_forward.register_fake
 def _forward_fake(qkv, table, index, order, regions, scale):
+    check_shapes(qkv, table, index, order, regions)
     batch, length, channels = qkv.shape
     windows, tokens = order.shape
     norms = (batch, windows, table.shape[1], 2, tokens)
@@ -113,12 +156,13 @@ def _forward_fake(qkv, table, index, order, regions, scale):
     schema=f"(Tensor dout, {_INPUTS}, Tensor out, Tensor norms, float scale) -> (Tensor, Tensor)",
 )
 def _backward(dout, qkv, table, index, order, regions, out, norms, scale):
-    module = choose("window_attention", BACKENDS, qkv)
-    return module.backward(dout, qkv, table, index, order, regions, out, norms, scale)
+    check_shapes(qkv, table, index, order, regions, dout=dout, out=out, norms=norms)
+    return _fused(qkv, table, order).backward(dout, qkv, table, index, order, regions, out, norms, scale)
 
 
 @_backward.register_fake
 def _backward_fake(dout, qkv, table, index, order, regions, out, norms, scale):
+    check_shapes(qkv, table, index, order, regions, dout=dout, out=out, norms=norms)
     return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(table)
 
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..native_library import add_in_order, address, is_available, library, threads
-from . import MASKED
+from . import MASKED, check_values
 
 __all__ = ["DEVICES", "accepts", "backward", "forward", "is_available"]
 
 DEVICES = ("cpu",)
 _GROUP = 16  # windows that share one partial sum of the table's gradient
 _MAX_TOKENS, _MAX_DIM = 1024, 128
+_NO_MEMORY = 1  # of enum AttentionStatus in kernels/cpu/attention.h
 
 
 class _Args(ctypes.Structure):
@@ -32,7 +33,8 @@ class _Args(ctypes.Structure):
 def accepts(qkv: Tensor, tokens: int, heads: int) -> bool:
     """Whether the kernels take an input; see ``is_fused``."""
     dim = qkv.shape[-1] // 3 // heads
-    return qkv.dtype == torch.float32 and tokens % 16 == 0 and tokens <= _MAX_TOKENS and dim <= _MAX_DIM
+    fits = tokens % 16 == 0 and tokens <= _MAX_TOKENS and 0 < dim <= _MAX_DIM
+    return qkv.dtype == torch.float32 and fits and qkv.numel() > 0
 
 
 class _Call:
@@ -44,7 +46,9 @@ class _Call:
         self.tensors = {
             "qkv": qkv if qkv.stride(-1) == 1 else qkv.contiguous(),
             "table": table.to(torch.float32).contiguous(),
-            "index": index.to(torch.int64).contiguous(),
+            "index": index.to(
+                torch.int64
+            ).contiguous(),  # values are checked in C++: at the speed of memory, every time
             "order": order.to(torch.int64).contiguous(),
         }
         if regions is not None:
@@ -72,8 +76,12 @@ class _Call:
             setattr(self.args, field, address(tensor))
         symbol = getattr(library(), name)
         symbol.restype = ctypes.c_int64
-        if not symbol(ctypes.byref(self.args)):
+        status = symbol(ctypes.byref(self.args))
+        if status == _NO_MEMORY:
             raise MemoryError("window_attention: no memory for the scratch of the CPU kernels")
+        if status:
+            check_values(self.tensors["table"], self.tensors["index"], self.tensors["order"])
+            raise ValueError("window_attention: the CPU kernels refuse these sizes")
 
 
 def forward(qkv, table, index, order, regions, scale):
@@ -91,5 +99,12 @@ def backward(dout, qkv, table, index, order, regions, out, norms, scale):
     call = _Call(qkv, table, index, order, regions, scale)
     dqkv = qkv.new_empty(qkv.shape)
     dtable = qkv.new_empty(call.args.groups, table.shape[1], table.shape[0])
-    call.run("qm_attention_backward", dout=dout.contiguous(), out=out, norms=norms, dqkv=dqkv, dtable=dtable)
+    call.run(
+        "qm_attention_backward",
+        dout=dout.contiguous(),
+        out=out.contiguous(),
+        norms=norms.contiguous(),
+        dqkv=dqkv,
+        dtable=dtable,
+    )
     return dqkv, add_in_order(dtable).t().contiguous().to(table.dtype)
