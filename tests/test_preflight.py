@@ -188,3 +188,42 @@ class TestParsing:
         before = options.parse_options
         preflight.install()
         assert options.parse_options is before
+
+
+class TestPluginLine:
+    """A BasicSR script without a word about this package: the file's plugin line imports it, in the middle of reading."""
+
+    STOCK = """
+def parse_options(root_path, is_train=True):
+    import argparse
+    args = argparse.Namespace(opt=FILE, force_yml=None, launcher="none", auto_resume=False, local_rank=0, debug=False)
+    importing()
+    return "read"
+"""
+
+    @pytest.fixture
+    def read(self, monkeypatch, tmp_path):
+        from basicsr.utils import options
+
+        def run(text: str):
+            file = tmp_path / "file.yml"
+            file.write_text(text, encoding="utf-8")
+            names = {"__name__": "basicsr.utils.options", "FILE": str(file), "importing": preflight.install}
+            exec(self.STOCK, names)
+            return names["parse_options"](str(tmp_path))
+
+        monkeypatch.setattr(options, "parse_options", options.parse_options.__wrapped__)
+        monkeypatch.setattr("basicsr.train.parse_options", options.parse_options)
+        monkeypatch.setattr("basicsr.test.parse_options", options.parse_options)
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+        return run
+
+    def test_good_file_is_read_on(self, read, opt):
+        assert read(yaml.safe_dump(TestParsing().plain(opt))) == "read"
+
+    def test_mistakes_stop_it(self, read, opt, capsys):
+        change(opt, "train.optim_g.lr", "x")
+        with pytest.raises(schema.OptionError, match=r"train\.optim_g\.lr: must be a number") as caught:
+            read(yaml.safe_dump(TestParsing().plain(opt)))
+        sys.excepthook(caught.type, caught.value, caught.tb)
+        assert capsys.readouterr().err == f"error: {caught.value}\n"

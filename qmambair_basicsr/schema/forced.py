@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..strict import did_you_mean
-from .problems import OptionError, Problem, show
+from .problems import SHOWN, OptionError, Problem, show
 from .reading import parse
 
 _TEXT_KEYS = ("name", "suffix", "type", "resume_id", "project")  # stay text, whatever they look like
@@ -29,9 +29,9 @@ def apply(opt: dict, entries: Iterable[str]) -> list[Problem]:
 def _apply(opt: dict, entry: str) -> Iterator[Problem]:
     keys, separator, text = entry.partition("=")
     parts = [part.strip() for part in keys.split(":")]
-    where = "--force_yml " + ".".join(parts)
+    where = f"--force_yml {entry[:SHOWN]}"
     if not separator or not all(parts):
-        yield Problem(f"--force_yml {entry!r}", "must be KEY=VALUE or KEY:KEY=VALUE, for example train:total_iter=100")
+        yield Problem(where, "must be KEY=VALUE or KEY:KEY=VALUE, for example train:total_iter=100")
         return
     section: Any = opt
     for depth, part in enumerate(parts[:-1]):

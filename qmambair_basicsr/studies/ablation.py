@@ -9,12 +9,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
 from tqdm import tqdm
 
 from .. import schema
 from ..data.image_memory import images_in_memory
 from ..recipes.option_files import read_options
+from ..schema.forced import apply
 from .ablation_report import collect, write_plot, write_tables
 from .ablation_run import Store, execute, forget, stale_results, stale_training, unfinished
 from .ablation_studies import Run, plan
@@ -23,21 +23,14 @@ __all__ = ["run", "test_options", "training_options"]
 
 
 def forced(opt: dict, entries: Sequence[str]) -> dict:
-    """Options with ``KEY:KEY=VALUE`` entries applied; values are YAML. Misspelt keys are found by the schema.
+    """Options with ``KEY:KEY=VALUE`` entries applied, as train and test take them.
 
     Raises:
-        ValueError: an entry without ``=``, or a section that the file does not have.
+        OptionError: an entry that is none, or a section that the file does not have.
     """
     opt = copy.deepcopy(opt)
-    for entry in entries:
-        path, equals, value = entry.partition("=")
-        *parents, last = path.strip().split(":")
-        section = opt
-        for key in parents:
-            section = section.get(key) if isinstance(section, dict) else None
-        if not equals or not isinstance(section, dict):
-            raise ValueError(f"--force_yml {entry}: expected KEY:KEY=VALUE in a section that the option file has")
-        section[last] = yaml.safe_load(value)
+    if mistakes := apply(opt, entries):
+        raise schema.error("--force_yml", mistakes)
     return opt
 
 
