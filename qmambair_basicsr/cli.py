@@ -59,7 +59,7 @@ def _failed_to_build(err: BaseException) -> str | None:
 
 
 def message_of(err: BaseException) -> str | None:
-    """What to tell the user about an error; None for a defect, which keeps its traceback."""
+    """Message to the user about an error; None for a defect, which keeps its traceback."""
     if is_mistake(err):
         return _without_worker(str(err.args[0] if isinstance(err, KeyError) and err.args else err))
     what = _failed_to_build(err)

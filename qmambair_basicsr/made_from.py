@@ -1,4 +1,4 @@
-"""What a result was made from, so that one is never repeated for other weights, options, data or code.
+"""Records of what results were made from, so that none is repeated for other weights, options, data or code.
 
 A record is plain data: names of inputs and digests of their content. Where a new record differs from that of a result,
 the result is stale, and the names say why. Content decides, not dates: a file that is replaced by one of the same name
@@ -43,7 +43,7 @@ _PASSED_OVER = ("name", "phase", "scale", "io_backend", "num_worker_per_gpu", "p
 
 
 def file_state(path: str | os.PathLike) -> tuple[int, ...]:
-    """What the system changes whenever it writes or replaces a file: size, times in ns, inode and device."""
+    """Properties that change whenever a file is written or replaced: size, times in ns, inode and device."""
     state = os.stat(path)
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev
 

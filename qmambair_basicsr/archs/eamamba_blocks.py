@@ -184,7 +184,7 @@ MIXERS = {"Simple": SimpleMixer, "GDFN": GatedMixer}
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What all blocks of a network share.
+    """Shared by all blocks of a network.
 
     Attributes:
         mamba: Of the scan.

@@ -18,5 +18,5 @@ def build_parser() -> argparse.ArgumentParser:
     add(parser, "--out", default=Path("options"))
     add(parser, "--list", "names; more widths and methods are named below them")
     add(parser, "--overwrite")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is not as it is made")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs from the table")
     return parser

@@ -47,7 +47,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Done:
-    """What an attempt gave: an error; or the sources that the outputs were made from, and whether they are new."""
+    """Outcome of an attempt: an error; or the sources that the outputs were made from, and whether they are new."""
 
     error: Exception | None = None
     sources: tuple = ()
@@ -67,7 +67,7 @@ def _attempt(job: tuple[Task, bool], function: Callable[[Task], None]) -> _Done:
 
 
 def _sources(task: Task, function: Callable[[Task], None]) -> tuple:
-    """What a task's outputs will be made from."""
+    """Sources that a task's outputs will be made from."""
     try:
         return tuple(sources_of(task))
     except OSError:

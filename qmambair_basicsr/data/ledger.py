@@ -1,4 +1,4 @@
-"""What the files of an image set were made from, remembered beside them in ``.made_from.json``.
+"""Record of what the files of an image set were made from, kept beside them in ``.made_from.json``.
 
 A file is fresh while its sources have the content, and the command the options, that it was made with. A file without a
 record (of an older version, or brought by hand) is compared with what its sources give.

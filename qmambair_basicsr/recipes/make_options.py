@@ -26,7 +26,7 @@ def listing() -> str:
 
 
 def write(rows: Sequence[option_names.Row], folder: Path, overwrite: bool) -> None:
-    """Write files that are not there or, with ``overwrite``, not as they are made.
+    """Write files that do not exist or, with ``overwrite``, differ from the table.
 
     Raises:
         ValueError: a file is there with other contents.
@@ -34,7 +34,7 @@ def write(rows: Sequence[option_names.Row], folder: Path, overwrite: bool) -> No
     for row in rows:
         path, text = folder / f"{row.name}.yml", row.text()
         if path.is_file() and path.read_text(encoding="utf-8") == text:
-            sys.stderr.write(f"{path} is as it is made\n")
+            sys.stderr.write(f"{path} is up to date\n")
             continue
         if path.exists() and not overwrite:
             raise ValueError(f"{path} has other contents, perhaps yours; --overwrite replaces it")
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         names = option_names.drifted(args.out)
         for name in names:
-            sys.stderr.write(f"{args.out / name}.yml: not as recipes/option_table.py has it\n")
+            sys.stderr.write(f"{args.out / name}.yml: differs from recipes/option_table.py\n")
         return 1 if names else 0
     rows = [option_names.parse(Path(name).name) for name in args.name]
     write(rows or option_names.published(), args.out, args.overwrite)

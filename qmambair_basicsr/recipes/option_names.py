@@ -141,7 +141,7 @@ def how_to_make(path: str | os.PathLike) -> str | None:
 
 
 def drifted(folder: Path) -> list[str]:
-    """Names of committed files that are missing, and of files that are not as they are made.
+    """Names of committed files that are missing, and of files that differ from the table.
 
     Files of other names are somebody's own and left alone.
     """

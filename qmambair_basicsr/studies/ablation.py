@@ -117,7 +117,7 @@ def run_all(runs: Sequence[Run], test: Mapping, store: Store, report) -> int:
                     said += f"; done again: {reason}" if reason else ""
                     failed += said.startswith("FAILED")
                 else:
-                    said = "in the hands of another process"
+                    said = "left to another process, which is at work on it"
                     elsewhere += 1
             bar.update()
             left = (time.monotonic() - start) / done * (len(pending) - done)

@@ -74,7 +74,7 @@ class Store:
         (self.failed / f"{run.name}.txt").unlink(missing_ok=True)
 
     def made_from(self, run: Run) -> dict | None:
-        """What the run's training, finished or not, was made from; None before it."""
+        """Record of the inputs of the run's training, finished or not; None before it."""
         file = self.started / f"{run.name}.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 

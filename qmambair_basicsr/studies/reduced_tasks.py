@@ -221,7 +221,9 @@ def run(args: argparse.Namespace, prepare_data: Callable[[list[str]], int]) -> i
             results = run_task(reduced, bits, args.iterations, images, work, args.sets or ALL_SETS, args.rerun)
             opt = test_file(reduced, bits, images, args.sets or ALL_SETS)
             for section in opt["datasets"].values():
-                roots = {k: str(work / v) for k, v in section.items() if k.startswith("dataroot")}  # absolute stay so
+                roots = {
+                    k: str(work / v) for k, v in section.items() if k.startswith("dataroot")
+                }  # absolute paths stay
                 before = input_quality(section | roots, opt)
                 rows.append((reduced.task, section["name"], bits, before["psnr"], results[section["name"]]["psnr"]))
             write_text(work / "results.md", table(rows) + "\n")

@@ -50,6 +50,6 @@ def read_results(log: Path) -> tuple[dict[str, dict[str, float]], int | None]:
 
 
 def read_made_from(log: Path) -> dict[str, str | None] | None:
-    """What a test was made from (``made_from.of_test``); None for logs that do not say it, as older ones."""
+    """Record of a test's inputs (``made_from.of_test``); None for logs without one, such as older ones."""
     records = (parse_log_line(line) for line in log.read_text(encoding="utf-8", errors="replace").splitlines())
     return next((record for record in records if record is not None), None)

@@ -3,7 +3,7 @@
 python -m qmambair_basicsr.tools.make_options train_QMambaIR_ColorDN25_w4a4   # writes options/train_QMambaIR_ColorDN25_w4a4.yml
 python -m qmambair_basicsr.tools.make_options --list             # which names there are
 python -m qmambair_basicsr.tools.make_options                    # writes the files that are committed
-python -m qmambair_basicsr.tools.make_options --check            # exit 1 when a file is not as it is made
+python -m qmambair_basicsr.tools.make_options --check            # exit 1 when a file differs from the table
 
 Names: {train|test}_{network}_{task} in full precision, {train|test}_Q{network}_{task}_w{W}a{A}[_{method}] for W bits of
 weights and A bits of activations. Without a method it is Q-MambaIR; the tables are in recipes/option_table.py.
