@@ -254,7 +254,30 @@ def load_resume_state(opt: dict) -> dict | None:
     opt["path"]["resume_state"] = path
     state = load_training_state(path)
     check_resume(opt, state["iter"])
+    if Path(path).resolve().parent != Path(opt["path"]["training_states"]).resolve():
+        _continue_another_run(opt, Path(path))
     return state
+
+
+def _continue_another_run(opt: dict, state: Path) -> None:
+    """Folders of a run that goes on from another run's state, and that run's networks, which lie beside the state.
+
+    BasicSR makes no folders when it resumes and looks for the networks in the new run's.
+    """
+    from .checkpoints import CheckpointError
+
+    for key in ("experiments_root", "models", "training_states", "log", "visualization"):
+        Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
+    ignored = opt["path"].get("ignore_resume_networks") or ()
+    for network in (key for key in opt if key.startswith("network_") and key not in ignored):
+        own = Path(opt["path"][f"pretrain_{network}"])
+        other = state.parent.parent / "models" / own.name
+        if not own.is_file():
+            if not other.is_file():
+                raise CheckpointError(
+                    f"path: resume_state: {state} needs {own.name} of the same run: there is neither {other} nor {own}"
+                )
+            opt["path"][f"pretrain_{network}"] = str(other)
 
 
 def resume_without_cuda() -> bool:

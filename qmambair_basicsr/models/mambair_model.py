@@ -24,15 +24,14 @@ from ..inference.tiling import parse_tile_option, run_tiled
 from ..layers.info import size_multiple
 from . import data_order, non_finite
 from .random_stream import seeded
-from .validation import CheckedValidation
-from .validation_record import ValidationRecord
+from .resume_plan import IMPLEMENTATIONS
+from .resuming import ResumableTraining
 
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
-_IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}  # options that choose how a step is computed
 
 
 @MODEL_REGISTRY.register()
-class MambaIRModel(CheckedValidation):
+class MambaIRModel(ResumableTraining):
     """Trains and tests one restoration network (super-resolution, denoising, JPEG) in the stock BasicSR loop.
 
     Beyond ``SRModel``: tests tile by tile (``tiling``), loads files without running code from them
@@ -59,9 +58,7 @@ class MambaIRModel(CheckedValidation):
         self.rank = opt.get("rank", 0)
         self.tile_plan = parse_tile_option(_tile_option(opt))
         self.order = data_order.attach(opt) if self.is_train else None
-        self.validations = ValidationRecord(opt) if self.is_train else None
-        self._iteration = 0
-        self._state: tuple[str, dict] | None = None  # file and content of this iteration's training state
+        self.prepare_resuming()
         self.check_validation()
 
         self.net_g = build_network(opt["network_g"]).to(self.device)
@@ -161,7 +158,7 @@ class MambaIRModel(CheckedValidation):
         """
         if optim_type not in _OPTIMIZERS:
             raise ValueError(f"train: optim_g: type: {optim_type!r} is unknown; use one of {', '.join(_OPTIMIZERS)}")
-        if optim_type != "SGD" and self.device.type in ("cpu", "cuda") and _IMPLEMENTATIONS.isdisjoint(options):
+        if optim_type != "SGD" and self.device.type in ("cpu", "cuda") and IMPLEMENTATIONS.isdisjoint(options):
             options["fused"] = True  # a quantized network has thousands of tiny parameters; a resumed run keeps its own
         try:
             return _OPTIMIZERS[optim_type](params, lr, **options)
@@ -258,27 +255,6 @@ class MambaIRModel(CheckedValidation):
         with seeded(data_order.VALIDATION_STREAM, self.seed):
             super().validation(dataloader, current_iter, tb_logger, save_img)
 
-    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
-        """BasicSR's validation on rank 0; behind the last set of a saved iteration its training state is completed."""
-        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
-        if self.validations is None:
-            return
-        self.validations.add(current_iter, dataloader.dataset.opt["name"])
-        if self._state and self._state[1]["iter"] == current_iter and not self.validations.missing(current_iter):
-            self._write_state(*self._state)
-
-    def make_up_for_validation(self, iteration: int) -> None:
-        """Validate the sets that a killed run had not been through at the iteration it saved last."""
-        missing = self.validations.missing(iteration)
-        if not missing or self.rank != 0:
-            return
-        get_root_logger().info(f"Iteration {iteration} was saved but not validated on {', '.join(missing)}: done now")
-        tb_logger = self.validations.tb_logger()
-        for loader in self.validations.loaders(missing):
-            self.validation(loader, iteration, tb_logger, self.opt["val"].get("save_img", False))
-        if tb_logger is not None:
-            tb_logger.close()
-
     # -- files ----------------------------------------------------------------------------------------------------
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"):
@@ -323,33 +299,6 @@ class MambaIRModel(CheckedValidation):
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
         checkpoints.write_file(content, osp.join(self.opt["path"]["models"], name))
 
-    @master_only
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """Write ``ITERATION.state`` atomically: optimizers, schedulers, place in the data, seed, validation."""
-        if current_iter == -1:
-            return
-        state = {
-            "epoch": epoch,
-            "iter": current_iter,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "manual_seed": self.seed,
-            "data_order": self.order.position(epoch, current_iter) if self.order else None,
-        }
-        self._write_state(osp.join(self.opt["path"]["training_states"], f"{current_iter}.state"), state)
-
-    @master_only
-    def _write_state(self, path: str, state: dict) -> None:
-        """Write a training state with what validation has found so far."""
-        # plain numbers: metrics return NumPy scalars, which weights_only refuses
-        state["best_metric_results"] = {
-            dataset: {name: {**best, "val": float(best["val"])} for name, best in metrics.items()}
-            for dataset, metrics in getattr(self, "best_metric_results", {}).items()
-        }
-        state["validated"] = self.validations.through(state["iter"])
-        checkpoints.write_file(state, path)
-        self._state = path, state
-
     def save(self, epoch: int, current_iter: int) -> None:
         """Write the network (and average) and, within training, the state to resume from."""
         super().save(epoch, current_iter)
@@ -359,33 +308,6 @@ class MambaIRModel(CheckedValidation):
                 f"training ended after {self._iteration} of {total} iterations: BasicSR counts an incomplete last "
                 "batch as an iteration but drops it. Raise datasets: train: dataset_enlarge_ratio"
             )
-
-    def resume_training(self, resume_state: dict) -> None:
-        """Continue optimizers, schedulers and the order of the data from a training state.
-
-        Raises:
-            checkpoints.CheckpointError: the state belongs to another set of parameters.
-        """
-        try:
-            super().resume_training(resume_state)
-        except (ValueError, KeyError, AssertionError) as err:
-            raise checkpoints.CheckpointError(
-                f"the training state of iteration {resume_state.get('iter')} does not fit this option file's network "
-                f"or optimizer ({err}); resume with the option file it was written by"
-            ) from err
-        self._iteration = resume_state["iter"]
-        self.seed = resume_state.get("manual_seed", self.seed)
-        if resume_state.get("best_metric_results"):
-            self.best_metric_results = resume_state["best_metric_results"]
-        if self.order is not None:
-            reason = self.order.resume(resume_state["epoch"], resume_state["iter"], resume_state.get("data_order"))
-            if reason is not None:
-                get_root_logger().warning(f"The running epoch begins again from its first sample: {reason}")
-        path = self.opt["path"].get("resume_state") or ""
-        if osp.abspath(osp.dirname(path)) == osp.abspath(self.opt["path"]["training_states"]):
-            self._state = path, resume_state
-        self.validations.add(resume_state["iter"], *resume_state.get("validated", ()))
-        self.make_up_for_validation(resume_state["iter"])
 
 
 def _tile_option(opt: dict) -> object:

@@ -122,6 +122,7 @@ def _path(strict: bool) -> Section:
         "strict_load_g": Flag(),
         "skip_keys_g": optional(List(Text(), least=0)),
         "resume_state": _PATH_TEXT,
+        "resume_schedule": Choice(("state", "option")),
         "ignore_resume_networks": optional(List(Text(), least=0)),
     }
     if strict:
