@@ -160,10 +160,12 @@ def file_for(stem: str, folder: Path, option: str, suffixes: Sequence[str] = ())
         PlotError: None or several.
     """
     files = images_of(folder)
-    for wanted in (stem, *(f"{stem}{suffix}" for suffix in suffixes)):
-        exact = [file for file in files if file.stem == wanted]
-        if exact:
-            return exact[0]
+    exact = [file for file in files if file.stem in (stem, *(f"{stem}{suffix}" for suffix in suffixes))]
+    if len(exact) > 1:
+        names = " and ".join(file.name for file in exact)
+        raise PlotError(f"{option}: {names} in {folder} could both belong to {stem!r}; rename or remove one")
+    if exact:
+        return exact[0]
     starting = [file for file in files if file.stem.startswith((f"{stem}_", *(f"{stem}{s}_" for s in suffixes)))]
     if len(starting) != 1:
         what = "several images" if starting else "no image"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -147,6 +148,9 @@ def crops(args: argparse.Namespace) -> list[Path]:
 
 def _chosen_images(args: argparse.Namespace) -> list[Path]:
     files = images_of(args.truth)
+    for stem, number in Counter(file.stem for file in files).items():
+        if number > 1:
+            raise PlotError(f"--truth: {args.truth} has {number} images called {stem}; rename all but one")
     if not args.names:
         return files[: args.count]
     by_stem = {file.stem: file for file in files}
