@@ -13,6 +13,7 @@ import pytest
 
 import qmambair_basicsr
 from qmambair_basicsr.arguments import VOCABULARY, add, add_formats, command_line, natural, positive
+from qmambair_basicsr.command_lines import parser_of
 
 TOOLS = sorted(p.stem for p in (Path(qmambair_basicsr.__file__).parent / "tools").glob("*.py") if p.stem != "__init__")
 
@@ -83,6 +84,33 @@ def test_the_vocabulary_is_what_the_commands_say(uses):
 def test_every_flag_is_explained(uses):
     silent = [f"{flag} of {prog}" for flag, places in uses.items() for prog, action in places if not action.help]
     assert not silent
+
+
+def test_the_documentation_uses_flags_that_exist():
+    """READMEs and the commands' own docstrings."""
+    root = Path(qmambair_basicsr.__file__).parents[1]
+    folders = ("qmambair_basicsr", "deploy", "kernels")
+    documents = [root / "README.md", *(p for f in folders for p in (root / f).rglob("*.md"))]
+    documents += (root / "qmambair_basicsr" / "tools").glob("*.py")
+    known = {
+        tool: {
+            flag
+            for line in command_lines(parser_of(f"tools.{tool}"))
+            for a in line._actions
+            for flag in a.option_strings
+        }
+        for tool in TOOLS
+    }
+    call = re.compile(r"-m qmambair_basicsr\.tools\.(\w+)((?:[^\n]*\\\n)*[^\n`]*)")
+    found = [
+        (document.name, tool, flag)
+        for document in documents
+        for tool, words in call.findall(document.read_text(encoding="utf-8").replace("\\\\\n", "\\\n"))
+        if tool in known
+        for flag in re.findall(r"(?<=[\s\[])--?[a-z][\w-]*", words)
+    ]
+    assert len(found) > 50
+    assert not [entry for entry in found if entry[2] not in known[entry[1]]]
 
 
 def test_flags_of_several_commands_are_in_the_vocabulary(uses):
