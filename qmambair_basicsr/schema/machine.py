@@ -5,44 +5,87 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from .cross import get
 from .problems import Problem, join, show
 
-_LAUNCHED = {
-    "pytorch": (
-        ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+
+@dataclass(frozen=True)
+class _Launcher:
+    """What a launcher leaves in the environment of every process.
+
+    Attributes:
+        rank, size: variables with the process's number and the number of processes.
+        others: further variables that must be there.
+        port: variable with a port, which may be missing for Slurm.
+        start: how to start it, with ``{}`` for train or test.
+    """
+
+    rank: str
+    size: str
+    others: tuple[str, ...]
+    start: str
+    port: str = "MASTER_PORT"
+
+
+_LAUNCHERS = {
+    "pytorch": _Launcher(
+        "RANK",
+        "WORLD_SIZE",
+        ("MASTER_ADDR", "MASTER_PORT"),
         "start with `torchrun --nproc_per_node N -m qmambair_basicsr.{}`",
     ),
-    "slurm": (
-        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST"),
+    "slurm": _Launcher(
+        "SLURM_PROCID",
+        "SLURM_NTASKS",
+        ("SLURM_NODELIST",),
         "start with `srun python -m qmambair_basicsr.{}` inside a Slurm job",
     ),
 }
 
 
 def launcher(name: str, command: str) -> Iterator[Problem]:
-    """Whether the processes were started by the launcher that the command line names."""
-    needed, remedy = _LAUNCHED.get(name, ((), ""))
-    absent = [variable for variable in needed if variable not in os.environ]
-    if absent:
-        yield Problem(
-            f"--launcher {name}",
-            f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not set; {remedy.format(command)}",
-        )
+    """Whether the processes were started by the launcher that the command line names.
+
+    Args:
+        name: value of ``--launcher``.
+        command: ``train`` or ``test``.
+    """
+    known = _LAUNCHERS.get(name)
+    if known is None:
         return
-    for variable in (
-        ("RANK", "WORLD_SIZE") if name == "pytorch" else ("SLURM_PROCID", "SLURM_NTASKS") if name == "slurm" else ()
-    ):
-        if not os.environ[variable].isdigit():
-            yield Problem(f"--launcher {name}", f"{variable} must be a whole number; got {show(os.environ[variable])}")
+    where, env = f"--launcher {name}", os.environ
+    absent = [variable for variable in (known.rank, known.size, *known.others) if variable not in env]
+    if absent:
+        are = "is" if len(absent) == 1 else "are"
+        yield Problem(where, f"{', '.join(absent)} {are} not set; {known.start.format(command)}")
+        return
+    wrong = [v for v in (known.rank, known.size, known.port) if v in env and not env[v].isdigit()]
+    for variable in wrong:
+        yield Problem(where, f"{variable} must be a whole number; got {show(env[variable])}")
+    if not wrong and int(env[known.rank]) >= int(env[known.size]):
+        rank, size = env[known.rank], env[known.size]
+        yield Problem(where, f"{known.rank} is {rank}, but {known.size} is {size}; processes are counted from 0")
+    if name == "slurm":
+        yield from _slurm()
+
+
+def _slurm() -> Iterator[Problem]:
+    import torch
+
+    if shutil.which("scontrol") is None:
+        yield Problem("--launcher slurm", "the command scontrol, which names the job's nodes, is not there")
+    if not torch.cuda.is_available():
+        yield Problem("--launcher slurm", "BasicSR gives every Slurm process a GPU, but torch sees none; use torchrun")
 
 
 def processes(name: str) -> int:
     """Number of processes that a launcher has started."""
-    value = os.environ.get({"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS"}.get(name, ""), "1")
+    value = os.environ.get(_LAUNCHERS[name].size, "1") if name in _LAUNCHERS else "1"
     return max(1, int(value)) if value.isdigit() else 1
 
 

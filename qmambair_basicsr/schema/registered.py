@@ -275,7 +275,9 @@ _OPTIMIZER_RULES: dict[str, Rule] = {
     "weight_decay": Number(0),
     "momentum": Number(0),
     "dampening": Number(0),
-    **dict.fromkeys(("amsgrad", "nesterov", "maximize", "capturable", "differentiable"), Flag()),
+    **dict.fromkeys(
+        ("amsgrad", "nesterov", "maximize", "capturable", "differentiable", "decoupled_weight_decay"), Flag()
+    ),
     **dict.fromkeys(("foreach", "fused"), optional(Flag())),
 }
 
@@ -287,7 +289,7 @@ def _optimizer_section(name: str) -> Section:
     keys = {
         key: _OPTIMIZER_RULES.get(key, ANYTHING)
         for key in inspect.signature(getattr(torch.optim, name)).parameters
-        if key not in ("params", "decoupled_weight_decay")
+        if key != "params"
     }
     return Section(keys, ("lr",), title=f"the optimizer {name}", check=_optimizer_check)
 

@@ -227,6 +227,10 @@ def test_mistakes_of_all_sections_are_reported_at_once(work, train_options):
     assert len(found(train_options)) == 6
 
 
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_NODELIST": "n1"}
+
+
 class TestMachine:
     """Loggers and folders."""
 
@@ -239,6 +243,31 @@ class TestMachine:
         tensorboard, wandb = found(train_options)
         assert "pip install tensorboard, or set use_tb_logger: false" in tensorboard
         assert "pip install wandb, or set project: ~" in wandb
+
+    @pytest.mark.parametrize(
+        ("name", "env", "said"),
+        [
+            ("none", {}, None),
+            ("pytorch", TORCHRUN, None),
+            ("pytorch", {}, "RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set; start with `torchrun"),
+            ("pytorch", TORCHRUN | {"RANK": "first"}, "RANK must be a whole number; got 'first'"),
+            ("pytorch", TORCHRUN | {"MASTER_PORT": ""}, "MASTER_PORT must be a whole number"),
+            ("pytorch", TORCHRUN | {"RANK": "2"}, "RANK is 2, but WORLD_SIZE is 2; processes are counted from 0"),
+            ("slurm", {}, "SLURM_PROCID, SLURM_NTASKS, SLURM_NODELIST are not set; start with `srun"),
+            ("slurm", SLURM, "the command scontrol"),
+        ],
+    )
+    def test_launcher(self, monkeypatch, name, env, said):
+        from qmambair_basicsr.schema import machine
+
+        for variable in {**TORCHRUN, **SLURM}:
+            monkeypatch.delenv(variable, raising=False)
+        for variable, value in env.items():
+            monkeypatch.setenv(variable, value)
+        monkeypatch.setenv("PATH", "")
+        problems = [str(problem) for problem in machine.launcher(name, "train")]
+        assert (problems == []) if said is None else (said in problems[0])
+        assert machine.processes(name) == (2 if env and name != "none" else 1)
 
     def test_weights_of_a_metric(self, work, train_options, monkeypatch, tmp_path):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
