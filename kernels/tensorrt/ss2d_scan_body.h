@@ -51,6 +51,16 @@ struct ScanShape {
     SS2D_BOTH size_t cells() const { return size_t(batch) * directions * chunks() * channels; }
 };
 
+// Whether a scan can run: sizes and orders may come from a file, and index arrays and memory.
+inline bool fits(ScanShape const& s) {
+    bool const sized = s.batch > 0 && s.height > 0 && s.width > 0 && s.channels > 0 && s.directions > 0 &&
+                       s.directions <= kMaxDirections && s.states > 0 && s.states <= kMaxStates && s.chunk > 0;
+    if (!sized || int64_t(s.height) * s.width > INT32_MAX - s.chunk) return false;
+    for (int k = 0; k < s.directions; ++k)
+        if (s.order[k] < kRow || s.order[k] > kColumnReversed) return false;
+    return true;
+}
+
 // Raster index of the t-th pixel that direction k visits.
 SS2D_BOTH int visited(ScanShape const& s, int k, int t) {
     int const order = s.order[k];

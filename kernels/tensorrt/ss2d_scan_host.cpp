@@ -8,9 +8,9 @@ extern "C" int qmambair_ss2d_scan_host(
     float* y, int32_t batch, int32_t height, int32_t width, int32_t channels, int32_t directions, int32_t states,
     int32_t chunk, int32_t softplus, int32_t const* order) {
     using namespace qmambair;
-    if (directions < 1 || directions > kMaxDirections || states < 1 || states > kMaxStates || chunk < 1) return 1;
     ScanShape s{batch, height, width, channels, directions, states, chunk, softplus, {}};
-    for (int k = 0; k < directions; ++k) s.order[k] = order[k];
+    for (int k = 0; k < directions && k < kMaxDirections; ++k) s.order[k] = order[k];
+    if (!fits(s)) return 1;
     ScanInputs<float> const in{x, delta, B, C, A, D, bias};
     std::vector<float> state(s.cells() * states), sums(s.cells());
     for (int b = 0; b < batch; ++b)

@@ -91,11 +91,21 @@ public:
         return qmambair::scan_workspace(shape(in[kX].max, in[kA].max), in[kX].desc.type == DataType::kHALF);
     }
 
-    int32_t onShapeChange(PluginTensorDesc const* in, int32_t, PluginTensorDesc const*, int32_t) noexcept override {
-        Dims const &x = in[kX].dims, &delta = in[kDelta].dims, &A = in[kA].dims, &B = in[kB].dims;
-        bool const fits = delta.d[1] == x.d[1] && delta.d[2] == x.d[2] && delta.d[3] == A.d[0] && delta.d[4] == x.d[3] &&
-                          A.d[1] == x.d[3] && B.d[3] == A.d[0] && B.d[4] == A.d[2];
-        return fits ? 0 : 1;
+    int32_t onShapeChange(PluginTensorDesc const* in, int32_t inputs, PluginTensorDesc const*, int32_t) noexcept override {
+        if (inputs != kInputs) return 1;
+        Dims const &x = in[kX].dims, &A = in[kA].dims;
+        if (x.nbDims != 4 || A.nbDims != 3) return 1;
+        auto const is = [&](Input at, std::initializer_list<int64_t> wanted) {
+            Dims const& dims = in[at].dims;
+            return dims.nbDims == int32_t(wanted.size()) && std::equal(wanted.begin(), wanted.end(), dims.d);
+        };
+        auto const map = [&](Input at, int64_t last) { return is(at, {x.d[0], x.d[1], x.d[2], A.d[0], last}); };
+        bool const same = map(kDelta, x.d[3]) && map(kB, A.d[2]) && map(kC, A.d[2]) && A.d[1] == x.d[3] &&
+                          is(kD, {A.d[0], A.d[1]}) && is(kBias, {A.d[0], A.d[1]}) &&
+                          A.d[0] == int64_t(settings_.directions.size());
+        for (int i = 0; i < 4; ++i)
+            if (x.d[i] > INT32_MAX) return 1;
+        return same && A.d[2] <= qmambair::kMaxStates && qmambair::fits(shape(x, A)) ? 0 : 1;
     }
 
     int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const*, void const* const* inputs, void* const* outputs,
@@ -172,6 +182,7 @@ public:
 private:
     // ONNX integers arrive as INT64 from newer parsers and as INT32 from older ones and from a serialized engine.
     static bool read(PluginField const& field, std::vector<int32_t>& values) {
+        if (field.length < 0 || (field.length > 0 && !field.data)) return false;
         if (field.type == PluginFieldType::kINT32) {
             auto const* data = static_cast<int32_t const*>(field.data);
             values.assign(data, data + field.length);
@@ -179,6 +190,7 @@ private:
         }
         if (field.type == PluginFieldType::kINT64) {
             auto const* data = static_cast<int64_t const*>(field.data);
+            if (!std::all_of(data, data + field.length, [](int64_t v) { return v == int32_t(v); })) return false;
             values.assign(data, data + field.length);
             return true;
         }

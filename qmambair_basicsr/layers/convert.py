@@ -31,6 +31,9 @@ class FrozenCodes(Quantizer):
         zero: code of the value 0, as ``scale``; not necessarily an integer.
         bounds: lowest and highest value (DLS in official mode clamps once more), or None.
         site: what is quantized.
+
+    Raises:
+        ValueError: a code outside that range.
     """
 
     codes: Tensor
@@ -47,6 +50,11 @@ class FrozenCodes(Quantizer):
         site: Site = WEIGHT,
     ) -> None:
         super().__init__(bits, site)
+        if not codes.is_meta and codes.numel() and (codes.min() < self.qmin or codes.max() > self.qmax):
+            raise ValueError(
+                f"{self._label()}: codes from {codes.min().item()} to {codes.max().item()}, {bits} bits hold "
+                f"{self.qmin} to {self.qmax}"
+            )
         self.affine = bounds is None
         self.register_buffer("codes", codes.to(torch.int8))
         self.register_buffer("scale", scale.float())

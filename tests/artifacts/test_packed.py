@@ -67,6 +67,16 @@ def test_codes_survive_packing(bits):
     assert torch.equal(unpack_codes(packed, bits, (7, 11)), codes.to(torch.int8))
 
 
+def test_codes_that_do_not_fit_are_refused():
+    for wrong in ([4], [-5], [300], [2**40]):
+        with pytest.raises(ValueError, match="do not fit in 3 bits"):
+            pack_codes(torch.tensor(wrong), 3)
+    for bits in (0, 9, -1, 2.0, True, None):
+        for call in (lambda: pack_codes(torch.zeros(1), bits), lambda: unpack_codes(torch.zeros(1).byte(), bits, (1,))):  # noqa: B023
+            with pytest.raises(ValueError, match="codes have 1 to 8 bits"):
+                call()
+
+
 def test_two_bits_are_four_codes_a_byte():
     assert pack_codes(torch.tensor([-2, -1, 0, 1]), 2).tolist() == [0b11_10_01_00]
 

@@ -55,7 +55,7 @@ def run_host(library, t, names, chunk, softplus=1, skip=True):
         arrays[n].ctypes.data_as(ctypes.c_void_p) if skip or n not in ("D", "delta_bias") else None
         for n in ("x", "delta", "A", "B", "C", "D", "delta_bias")
     ]
-    order = (ctypes.c_int32 * len(names))(*(ORDERS[n] for n in names))
+    order = (ctypes.c_int32 * len(names))(*(ORDERS.get(n, n) for n in names))
     sizes = (batch, height, width, channels, len(names), t["A"].shape[-1], chunk, softplus)
     status = library.qmambair_ss2d_scan_host(
         *pointers, y.ctypes.data_as(ctypes.c_void_p), *map(ctypes.c_int32, sizes), order
@@ -90,8 +90,14 @@ def test_host_kernel_other_directions_and_absent_terms(host_library, names):
 
 @needs_gxx
 def test_host_kernel_refuses_what_does_not_fit(host_library):
-    t = inputs(1, 2, 2, 1, 1, 65)
-    assert run_host(host_library, t, ("row",), 8)[0] == 1
+    assert run_host(host_library, inputs(1, 2, 2, 1, 1, 65), ("row",), 8)[0] == 1
+    assert run_host(host_library, inputs(1, 2, 2, 1, 9, 1), ("row",) * 9, 8)[0] == 1
+    t = inputs(1, 2, 2, 1, 1, 1)
+    for chunk in (0, -1, -(2**31), 2**31 - 1):
+        assert run_host(host_library, t, ("row",), chunk)[0] == 1
+    for code in (-1, 4, 7, 2**31 - 1, -(2**31)):  # of a direction
+        status, y = run_host(host_library, t, (code,), 8)
+        assert status == 1 and y.isnan().all()
 
 
 def nvcc(target, *arguments):
