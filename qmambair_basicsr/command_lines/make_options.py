@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
         "name", nargs="*", metavar="NAME", help="file to make, without folder; without, the committed ones"
     )
     add(parser, "--out", default=Path("options"))
-    add(parser, "--list", "names; more widths and methods are named below them")
+    add(parser, "--list", "names of option files")
     add(parser, "--overwrite")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs from the table")
     return parser
