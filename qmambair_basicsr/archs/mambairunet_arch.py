@@ -113,7 +113,15 @@ class StateSpaceUNet(nn.Module):
         self.decoder_level1 = level("decoder_level1", 2 * dim, n1)  # the concatenated skip is not reduced on this level
         self.refinement = level("refinement", 2 * dim, num_refinement_blocks)
         self.skip_conv = nn.Conv2d(dim, 2 * dim, 1, bias=bias) if dual_pixel_task else None
-        self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
+        self.add_output(2 * dim, out_channels, bias)
+
+    def add_output(self, channels: int, out_channels: int, bias: bool) -> None:
+        """Make the layers behind the last block; a network with another end overrides this and :meth:`finish`."""
+        self.output = nn.Conv2d(channels, out_channels, 3, padding=1, bias=bias)
+
+    def finish(self, x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """The output image from features (B, 2 dim, H, W) and the input image."""
+        return self.output(x) + image
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Restore a batch of images (B, inp_channels, H, W) with values in [0, 1].
@@ -142,7 +150,7 @@ class StateSpaceUNet(nn.Module):
         x = torch.cat((self.up2_1(x), skip1), dim=-1)
         x = self.refinement(self.decoder_level1(x)).permute(0, 3, 1, 2)  # (B, 2 dim, H, W)
         if self.skip_conv is None:
-            return self.output(x) + image
+            return self.finish(x, image)
         return self.output(x + self.skip_conv(embedded.permute(0, 3, 1, 2)))
 
 

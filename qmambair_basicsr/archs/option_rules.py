@@ -68,6 +68,13 @@ EAMAMBA: dict[str, Rule] = {
     "checkpoint_percentage": Number(0, 1),
     "upscale": Choice((1, 2)),
 }
+VMAMBAIR: dict[str, Rule] = {
+    **{key: rule for key, rule in UNET.items() if key not in ("d_state", "mlp_ratio")},
+    "dim": Number(2, 100_000, whole=True),
+    "ffn_expansion_factor": BODY["mlp_ratio"],
+    "LayerNorm_type": EAMAMBA["layernorm_type"],
+    "scale": Choice((4,)),
+}
 EAMAMBA_SR: dict[str, Rule] = EAMAMBA | {"num_blocks": _DEPTHS, "upscale": BODY["upscale"]}
 
 

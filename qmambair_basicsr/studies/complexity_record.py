@@ -105,7 +105,7 @@ class Recorder(TorchDispatchMode):
         out = func(*args, **kwargs)
         packet = func._overloadpacket
         if packet is torch.ops.qmambair.ss2d_scan:
-            self._add(self._scan(func, args, kwargs))
+            self._add(self._scan(func, args, kwargs), part="scan")
         elif packet in flop_registry:
             macs = flop_registry[packet](*args, **kwargs, out_val=out) // 2
             operands = [args[i] for i in _OPERANDS.get(packet, ())] or [None, None]  # fused attention: 32 bits
@@ -127,9 +127,9 @@ class Recorder(TorchDispatchMode):
         bits["dt"] = FULL if computed else self.bits_of(given["delta"])
         return scan_products(given["x"], given["A"], bits, given["D"] is not None)
 
-    def _add(self, products: Iterable[Product]) -> None:
+    def _add(self, products: Iterable[Product], part: str | None = None) -> None:
         name = self.stack[-1] if self.stack else ""
-        part = self.parts.get(name)
+        part = self.parts.get(name, part)  # a scan without sites of its own counts with its module's other scan
         self.products.setdefault(name if part is None else f"{name}.{part}".lstrip("."), []).extend(products)
 
 

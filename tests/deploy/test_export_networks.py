@@ -26,6 +26,7 @@ from qmambair_basicsr.artifacts.onnx.runtime import OnnxNetwork, read_model
 
 LIGHT = {"depths": [1], "d_state": 2, "mlp_ratio": 1.0, "upscale": 2, "upsampler": "pixelshuffledirect"}
 V2 = {"embed_dim": 12, "num_heads": [2], "window_size": 8, "inner_rank": 3, "num_tokens": 5, "eval_routing": "argmax"}
+DEEPEST = {"dim": 4, "num_blocks": [0, 0, 0, 1], "num_refinement_blocks": 0}
 HEADS = {"scan_type": "diagonal", "scan_count": 4, "d_state": 2}
 OPTIONS = {
     "MambaIR": {**LIGHT, "embed_dim": 30, "upsampler": "pixelshuffle", "in_chans": 1},
@@ -34,6 +35,7 @@ OPTIONS = {
     "MaIRUNet": {"dim": 4, "num_blocks": [0, 0, 0, 1], "num_refinement_blocks": 1, "ssm_ratio": 1.0, "scan_len": 4},
     "EAMamba": {"dim": 4, "num_blocks": [0, 0, 0, 1], "num_refinement_blocks": 1, "upscale": 1, "mamba_cfg": HEADS},
     "EAMambaSR": {"dim": 8, "num_blocks": [2], "upscale": 3, "mamba_cfg": {**HEADS, "scan_merge_method": "add"}},
+    **dict.fromkeys(("MambaSISR6", "MambaRealSR11", "Mamber32", "Mamber33"), DEEPEST),
     "MambaIRv2": {**LIGHT, **V2, "depths": [2], "upsampler": ""} | {"upscale": 1},
     "MambaIRv2Light": {**LIGHT, **V2},
 }

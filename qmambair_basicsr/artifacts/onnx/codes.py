@@ -102,6 +102,8 @@ class _Places:
         self.weights: dict[str, list[tuple[str, int | None, int]]] = {}
         self.grids: dict[str, tuple[str, int | None]] = {}
         seen: Counter[nn.Module] = Counter()
+        if not quantizers_of(net):
+            return
         for name, module in lower(net).named_modules(remove_duplicate=False):
             if isinstance(module, IntegerWeight):
                 place = f"{name}/DequantizeLinear", module.part, module.groups
