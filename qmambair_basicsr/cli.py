@@ -36,11 +36,13 @@ def exit_code(err: BaseException) -> int:
     return getattr(err, "exit_code", EXIT_MISTAKE)
 
 
-# what BasicSR calls to build what an option file names: function -> (argument that holds the options, what it builds)
+# functions of BasicSR and of its models that build what an option file names
 _BUILDERS = {
-    "build_dataset": ("dataset_opt", "the data set"),
-    "build_network": ("opt", "the network"),
-    "build_loss": ("opt", "the loss"),
+    "build_dataset": "the data set",
+    "build_network": "the network",
+    "build_loss": "the loss",
+    "setup_optimizers": "the optimizer",
+    "setup_schedulers": "the scheduler",
 }
 
 
@@ -49,11 +51,11 @@ def _failed_to_build(err: BaseException) -> str | None:
     trace, found = err.__traceback__, None
     while trace is not None:
         frame = trace.tb_frame
-        if frame.f_globals.get("__name__", "").startswith("basicsr.") and frame.f_code.co_name in _BUILDERS:
-            argument, what = _BUILDERS[frame.f_code.co_name]
-            options = frame.f_locals.get(argument)
-            kind = frame.f_locals.get("network_type") or frame.f_locals.get("loss_type") or options.get("type")
-            found = f"{what} {kind}"
+        if frame.f_globals.get("__name__", "").startswith(("basicsr.", f"{__package__}.")):
+            what = _BUILDERS.get(frame.f_code.co_name)
+            names = (frame.f_locals.get(name) for name in ("network_type", "loss_type", "scheduler_type"))
+            kind = next((name for name in names if name), (frame.f_locals.get("dataset_opt") or {}).get("type", ""))
+            found = f"{what} {kind}".strip() if what else found
         trace = trace.tb_next
     return found
 

@@ -270,7 +270,7 @@ def needs_truth(metric: Any) -> bool:
 OPTIMIZERS = ("Adam", "AdamW", "SGD")
 _OPTIMIZER_RULES: dict[str, Rule] = {
     "lr": Number(0, 1e6),
-    "betas": List(Number(0, 1, below=True), 2, 2),
+    "betas": List(Number(0, 1, below=True, point=True), 2, 2),
     "eps": Number(0),
     "weight_decay": Number(0),
     "momentum": Number(0),

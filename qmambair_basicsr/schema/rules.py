@@ -79,6 +79,7 @@ class Number(Rule):
         above, below: whether ``low`` (``high``) itself is excluded.
         whole: no fraction.
         as_float: whether a whole number may be written with a point (``5.0e+3``), as BasicSR's own files do.
+        point: whether a point is needed (``0.0``), where torch does not take a whole number.
     """
 
     low: float | None = None
@@ -87,10 +88,11 @@ class Number(Rule):
     above: bool = False
     below: bool = False
     as_float: bool = False
+    point: bool = False
 
     @property
     def words(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
+        kind = "a whole number" if self.whole else "a number with a point" if self.point else "a number"
         low = None if self.low is None else f"above {self.low:,}" if self.above else f"at least {self.low:,}"
         high = None if self.high is None else f"below {self.high:,}" if self.below else f"at most {self.high:,}"
         bounds = [bound for bound in (low, high) if bound]
@@ -101,12 +103,16 @@ class Number(Rule):
             return False
         if self.whole and not isinstance(value, int) and not (self.as_float and value.is_integer()):
             return False
+        if self.point and not isinstance(value, float):
+            return False
         low = self.low is None or (value > self.low if self.above else value >= self.low)
         return low and (self.high is None or (value < self.high if self.below else value <= self.high))
 
     def hint(self, value: Any) -> str:
         if isinstance(value, float) and self.whole and math.isfinite(value) and value.is_integer():
             return f"; write {int(value)}"
+        if self.point and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e9:
+            return f"; write {float(value)}"
         return ""
 
     def concerns(self, value: Any) -> bool:

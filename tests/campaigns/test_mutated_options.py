@@ -17,6 +17,7 @@ from mutate_options import MARKER, mutants
 from option_cases import TEST, TRAIN, small_images, work  # noqa: F401  (fixtures)
 
 from qmambair_basicsr import preflight
+from qmambair_basicsr.cli import message_of
 from qmambair_basicsr.schema import OptionError
 
 COUNT = int(os.environ.get("QMAMBAIR_CAMPAIGN", "500"))
@@ -71,7 +72,10 @@ def test_every_mutant_is_one_message_or_runs(work, capsys):  # noqa: F811
         try:
             with pytest.MonkeyPatch.context() as patch, preflight.our_command():
                 patch.setattr("sys.argv", words)
-                opt, _ = stock.parse_options(str(work), training)
+                try:
+                    opt, _ = stock.parse_options(str(work), training)
+                finally:
+                    slowest = max(slowest, time.perf_counter() - started)
         except OptionError as err:
             refused += 1
             text = str(err)
@@ -86,10 +90,11 @@ def test_every_mutant_is_one_message_or_runs(work, capsys):  # noqa: F811
                 try:
                     run_once(opt, training)
                 except Exception as err:
+                    if message_of(err) is not None:  # what only building shows
+                        continue
                     raise AssertionError(
                         f"mutant {number} of seed {SEED} is accepted but fails: {err!r}\n{content.decode()}"
                     ) from err
-        slowest = max(slowest, time.perf_counter() - started) if not ran else slowest
         assert not (work / MARKER).exists(), content
     capsys.readouterr()
     assert refused + accepted == COUNT and min(refused, accepted, ran) > 0

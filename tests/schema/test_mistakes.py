@@ -88,6 +88,7 @@ TRAINING = [
     ("train.optim_g.lr", "5e-4", "write the number as 0.0005 with a point, unquoted"),
     ("train.optim_g.lr", REMOVE, "train.optim_g.lr: missing"),
     ("train.optim_g.beta", 1, "train.optim_g.beta: unknown key (did you mean 'betas'?)"),
+    ("train.optim_g.betas", [0, 0.99], "train.optim_g.betas[0]: must be a number with a point, at least 0 and below 1"),
     ("train.optim_g.betas", [0.9], "train.optim_g.betas: must be a list of 2 values"),
     ("train.optim_g", REMOVE, "train.optim_g: missing"),
     ("network_g.embed_dim", 32.0, "network_g.embed_dim: must be a whole number"),
