@@ -31,6 +31,7 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
+from ..checkpoints import NonFiniteWeightsError, first_non_finite
 from ..constants import constants_of, differences
 from ..files import write_bytes
 from ..layers.convert import FrozenCodes, freeze_parameters
@@ -245,9 +246,12 @@ def load_packed(path: str | os.PathLike) -> nn.Module:
 
     Raises:
         PackedCheckpointError: missing, damaged, of a newer version, or not what its metadata describes.
+        NonFiniteWeightsError: a tensor holds NaN or infinity.
     """
     path = Path(path)
     tensors, metadata = _read(path)
+    if bad := first_non_finite(tensors):
+        raise NonFiniteWeightsError(f"packed checkpoint {path}: {bad} holds NaN or infinity; pack other weights")
     try:
         network = json.loads(metadata["network"])
         shapes, bounded = json.loads(metadata["scale_shapes"]), json.loads(metadata["bounded"])

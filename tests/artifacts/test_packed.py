@@ -12,6 +12,7 @@ from basicsr.archs import build_network
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 from qmambair_basicsr.artifacts.packed import PackedCheckpointError, load_packed, pack_codes, save_packed, unpack_codes
 from qmambair_basicsr.calibration import calibrate
+from qmambair_basicsr.checkpoints import NonFiniteWeightsError
 from qmambair_basicsr.layers.convert import FixedGrid, FrozenCodes, freeze_dls, freeze_parameters
 from qmambair_basicsr.layers.sites import parameter_sites, quantizers_of
 from qmambair_basicsr.quantizers import UncalibratedError
@@ -195,6 +196,18 @@ def test_other_network_in_the_header_is_refused(packed, tmp_path, network):
     other = rewritten(packed, tmp_path / "other.safetensors", metadata={"network": json.dumps(network)})
     with pytest.raises(PackedCheckpointError, match=r"other\.safetensors"):
         load_packed(other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_packed_nan_is_named(tmp_path, value):
+    """Every command that opens the file would compute nonsense with it."""
+    network = description(4)
+    net = calibrated(network)
+    with torch.no_grad():
+        net.conv_first.bias[0] = value
+    save_packed(net, network, tmp_path / "bad.safetensors")
+    with pytest.raises(NonFiniteWeightsError, match=r"bad\.safetensors: conv_first\.bias holds NaN or infinity"):
+        load_packed(tmp_path / "bad.safetensors")
 
 
 def test_foreign_safetensors_file_is_refused(tmp_path):
