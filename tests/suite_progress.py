@@ -70,7 +70,9 @@ class Progress:
 
 def usable_cores() -> int:
     """Cores that this process may use, as far as their workers fit into memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from qmambair_basicsr.threads import usable_processors  # not before conftest has set what the package reads
+
+    cores = usable_processors()
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not every system tells
@@ -83,6 +85,7 @@ def install(config: pytest.Config) -> None:
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is None or hasattr(config, "workerinput"):
         return
+    os.environ.setdefault("PYTHONHASHSEED", "0")  # of the workers, which have to collect the same tests in one order
 
     def write(line: str) -> None:
         reporter.ensure_newline()
