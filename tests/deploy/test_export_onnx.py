@@ -73,7 +73,7 @@ def calibrated(description, height=16, width=24):
 
 
 @pytest.mark.parametrize(("case", "dls"), [(c, "frozen") for c in CASES] + [("light x2 w4a4", "dynamic")])
-def test_output_is_that_of_the_fake_quantized_network(case, dls, exported_case):
+def test_output_is_that_of_the_fake_quantized_network(case, dls, exported_case, instruction_set):
     net, path = exported_case(case, dls)
     x = photo(CASES[case].get("in_chans", 3), 16, 24)
     codes = {s.parameter: frozen(s).codes for s in parameter_sites(net)}
