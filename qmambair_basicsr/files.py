@@ -2,6 +2,7 @@
 
 The content goes to a hidden neighbour of the destination, which is renamed over it in one step. Whatever happens
 before that (a full disk, an exception, Ctrl-C), the neighbour is removed and what was at the destination is untouched.
+Only a killed process can leave one behind; the next process that writes to the folder removes it.
 Imports nothing but the standard library.
 """
 
@@ -11,19 +12,69 @@ import contextlib
 import errno
 import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["hash_file", "replaced", "replaced_folder", "write_bytes", "write_text"]
+__all__ = ["hash_file", "remove_leftovers", "replaced", "replaced_folder", "write_bytes", "write_text"]
 
 _BLOCK = 1 << 20  # bytes read at once
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+_NEIGHBOUR = re.compile(rf"\.{_HOST}-(?P<pid>\d+)-[0-9a-f]{{8}}\.(?P<old>old\.)?(?P<name>.+)")
+_tidied: set[Path] = set()  # folders that this process has freed of leftovers
 
 
 def _neighbour(path: Path, name: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{secrets.token_hex(6)}.{name}")  # two processes may write the same destination
+    folder = path.parent.absolute()
+    if folder not in _tidied:
+        _tidied.add(folder)
+        remove_leftovers(folder)
+    # two processes may write the same destination; host and process tell whether the writer still lives
+    return path.with_name(f".{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.{name}")
+
+
+def remove_leftovers(folder: str | os.PathLike) -> list[str]:
+    """Remove what killed processes of this machine left half-written in a folder; what they had moved away comes back.
+
+    Nothing happens where it cannot be told whether a process lives (Windows), or in a folder that cannot be read.
+
+    Args:
+        folder: where to look, not in the folders below it.
+
+    Returns:
+        Names of what was removed or brought back.
+    """
+    if os.name != "posix":
+        return []
+    done = []
+    with contextlib.suppress(OSError):
+        for entry in sorted(Path(folder).iterdir()):
+            match = _NEIGHBOUR.fullmatch(entry.name)
+            if match is None or _lives(int(match["pid"])):
+                continue
+            with contextlib.suppress(OSError):
+                if match["old"] and not entry.with_name(match["name"]).exists():
+                    os.replace(entry, entry.with_name(match["name"]))
+                elif entry.is_dir():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+                done.append(entry.name)
+    return done
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's process
+        return True
+    return True
 
 
 @contextlib.contextmanager
@@ -84,7 +135,7 @@ def replaced_folder(path: str | os.PathLike) -> Iterator[Path]:
         OSError: it cannot be written; the message names ``path``.
     """
     path = Path(path)
-    part, old = _neighbour(path, path.name), _neighbour(path, path.name)
+    part, old = _neighbour(path, path.name), _neighbour(path, f"old.{path.name}")
     with _named(path, part, old):
         try:
             yield part

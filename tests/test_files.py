@@ -7,13 +7,15 @@ import hashlib
 import os
 import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import qmambair_basicsr
 from qmambair_basicsr.cli import run_tool
-from qmambair_basicsr.files import hash_file, replaced, replaced_folder, write_bytes, write_text
+from qmambair_basicsr.files import hash_file, remove_leftovers, replaced, replaced_folder, write_bytes, write_text
 
 PACKAGE = Path(qmambair_basicsr.__file__).parent
 
@@ -131,3 +133,39 @@ def test_hash_is_that_of_the_whole_content(tmp_path):
 def test_nothing_else_renames_over_a_file():
     found = {p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py") if "os.replace" in p.read_text(encoding="utf-8")}
     assert found == {Path("files.py"), Path("ops/build.py")}  # the latter runs from setup.py, without the package
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from qmambair_basicsr import files
+
+folder = Path(sys.argv[1])
+with files.replaced(folder / "net.pth") as part:
+    part.write_bytes(b"half")
+    if os.fork() == 0:
+        with files.replaced_folder(folder / "pack.lmdb") as new:
+            new.mkdir()
+            files.os.replace = lambda *_: None
+            real = os.rename
+            real(folder / "pack.lmdb", files._neighbour(folder / "pack.lmdb", "old.pack.lmdb"))
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_or_brought_back(tmp_path):
+    """The folder was moved away when its process was killed, and the new one was not yet in its place."""
+    (tmp_path / "pack.lmdb").mkdir()
+    (tmp_path / "pack.lmdb" / "data").write_text("old")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], check=False)
+    assert len([name for name in names(tmp_path) if name.startswith(".")]) == 3
+    with replaced(tmp_path / "mine") as mine:  # of a process that lives
+        mine.write_bytes(b"")
+        foreign = tmp_path / mine.name.replace("-", "0-", 1)
+        foreign.write_bytes(b"")  # of another machine
+        assert not [name for name in names(tmp_path) if name.startswith(".") and name not in (mine.name, foreign.name)]
+        assert remove_leftovers(tmp_path) == []
+    assert (tmp_path / "pack.lmdb" / "data").read_text() == "old"
+    assert remove_leftovers(tmp_path / "none") == []

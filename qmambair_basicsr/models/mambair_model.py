@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .. import checkpoints
+from ..files import remove_leftovers
 from ..inference.tiling import parse_tile_option, run_tiled
 from ..layers.info import size_multiple
 from . import data_order, non_finite
@@ -58,6 +59,9 @@ class MambaIRModel(ResumableTraining):
         self.rank = opt.get("rank", 0)
         self.tile_plan = parse_tile_option(_tile_option(opt))
         self.order = data_order.attach(opt) if self.is_train else None
+        if self.is_train and self.rank == 0:
+            for folder in ("models", "training_states"):
+                remove_leftovers(opt["path"][folder])
         self.prepare_resuming()
         self.check_validation()
 
