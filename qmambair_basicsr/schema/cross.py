@@ -151,13 +151,16 @@ def _compares(metric: Mapping) -> bool:
     return found is not None and needs_truth(found)
 
 
-def names(opt: Mapping) -> Iterator[Problem]:
-    """Validation or test sets of one name, whose results would overwrite each other."""
-    seen: dict[str, str] = {}
+def names(opt: Mapping, training: bool | None) -> Iterator[Problem]:
+    """Sets of one name in one run, whose results would overwrite each other."""
+    seen: dict[tuple[str, str], str] = {}
     for where, data, _ in sets(opt, "val", "test"):
         name = data.get("name")
-        if isinstance(name, str) and seen.setdefault(name, where) != where:
-            yield Problem(f"{where}.name", f"{show(name)} is the name of {seen[name]} too; results would be mixed up")
+        run = "" if training is False else where.split(".")[1].split("_")[0]  # a test runs both kinds
+        if isinstance(name, str) and seen.setdefault((run, name), where) != where:
+            yield Problem(
+                f"{where}.name", f"{show(name)} is the name of {seen[run, name]} too; results would be mixed up"
+            )
 
 
 def schedule(opt: Mapping) -> Iterator[Problem]:
@@ -247,7 +250,7 @@ def problems(opt: Mapping, training: bool | None, kind: str) -> Iterator[Problem
         kind: whose model, see ``sections.model_kind``.
     """
     yield from truth(opt)
-    yield from names(opt)
+    yield from names(opt, training)
     yield from paths(opt)
     if kind != "other":
         yield from network_fits_data(opt)

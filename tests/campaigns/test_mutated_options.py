@@ -18,6 +18,7 @@ from option_cases import TEST, TRAIN, small_images, work  # noqa: F401  (fixture
 
 from qmambair_basicsr import preflight
 from qmambair_basicsr.cli import message_of
+from qmambair_basicsr.recipes.option_files import read_options
 from qmambair_basicsr.schema import OptionError
 
 COUNT = int(os.environ.get("QMAMBAIR_CAMPAIGN", "500"))
@@ -56,16 +57,36 @@ def run_once(opt: dict, training: bool) -> None:
         model.test()
 
 
+def all_names() -> list[str]:
+    """Everything that is registered."""
+    registries = (ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY)
+    return [name for registry in registries for name in registry.keys()]  # noqa: SIM118
+
+
+def test_tools_read_a_mutant_or_refuse_it_in_one_message(work):  # noqa: F811
+    file = work / "file.yml"
+    refused = 0
+    for number, (_, content) in enumerate(mutants(SEED + 1, COUNT, originals(), all_names())):
+        file.write_bytes(content)
+        try:
+            read_options(file, ("network_g",))
+        except OptionError as err:
+            refused += 1
+            assert str(err).startswith(str(file)), content
+        except Exception as err:
+            raise AssertionError(f"mutant {number} of seed {SEED + 1}: {err!r}\n{content!r}") from err
+        assert not (work / MARKER).exists(), content
+    assert 0 < refused < COUNT
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_every_mutant_is_one_message_or_runs(work, capsys):  # noqa: F811
     from basicsr.utils import options as stock
 
-    registries = (ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY)
-    names = [name for registry in registries for name in registry.keys()]  # noqa: SIM118
     file = work / "file.yml"
     refused = accepted = ran = 0
     slowest = 0.0
-    for number, (training, content) in enumerate(mutants(SEED, COUNT, originals(), names)):
+    for number, (training, content) in enumerate(mutants(SEED, COUNT, originals(), all_names())):
         file.write_bytes(content)
         words = ["train.py", "-opt", str(file)]
         started = time.perf_counter()
