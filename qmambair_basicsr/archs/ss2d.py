@@ -119,8 +119,9 @@ class ScanParameters(SiteModule):
 
     def lower_products(self) -> tuple[str, ...]:
         names = "x_proj", "dt_projs"
-        if not all(isinstance(self.quantizers[f"{name}_weight"], FrozenCodes) for name in names):
-            return ()  # a projection in full precision
+        weights = [self.quantizers[f"{name}_weight"] for name in names]
+        if not all(isinstance(weight, FrozenCodes) and weight.integer_form() for weight in weights):
+            return ()  # a projection in full precision, or with codes that are no integers times a scale
         self.projections = IntegerProjections((len(self.directions), self.dt_rank, self.d_state), self.quantizers)
         return names
 

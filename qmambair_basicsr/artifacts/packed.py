@@ -1,14 +1,15 @@
 """Packed checkpoints: a quantized network in one safetensors file, its weights as codes of 1 to 8 bits.
 
-Content of a file of version 1:
+Content of a file of version 1, or of version 2 where some codes are not affine (see ``quantizers/encoded.py``):
 
 * one uint8 tensor per quantized parameter, under the parameter's name: codes minus the smallest code, ``bits`` bits
   each, least significant bit first, without gaps (2 bits: four codes a byte);
-* ``quantizers``, float32: scale and zero of every quantized parameter, then what the activation quantizers learned, in
-  the order of the network's modules (so the file is not burdened with a header entry per scalar);
+* ``quantizers``, float32: scale and zero (or the tables of another kind) of every quantized parameter, then what the
+  activation quantizers learned, in the order of the network's modules (so the file is not burdened with a header entry per scalar);
 * every other parameter as it is (norms, biases, layers kept in full precision), but no constant that the constructor
   computes; one that a file holds all the same is compared;
-* metadata: format, version, the network's type and constructor keys as JSON, and the SHA-256 of the tensors.
+* metadata: format, version, the network's type and constructor keys as JSON, and the SHA-256 of the tensors; in version 2
+  also ``kinds``: quantizer -> kind of its codes and shapes of its tables, for those that are not affine.
 
 Reading runs no code of the file. What training needs and inference does not (thresholds, full-precision weights,
 calibration counters) is not kept: a loaded network computes the same outputs, but cannot be trained further.
@@ -21,7 +22,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,11 @@ from ..files import write_bytes
 from ..layers.convert import FrozenCodes, freeze_parameters
 from ..layers.sites import PlacedSite, parameter_sites, quantizer_keys, quantizers_of
 from ..quantizers import Quantizer
+from ..quantizers.encoded import AffineCodes, fits_along
 
 FORMAT = "qmambair_basicsr packed checkpoint"
-VERSION = 1
+AFFINE, ANY_KIND = 1, 2
+"""Versions: all codes affine, or some of another kind."""
 _BLOB = "quantizers"
 _COUNTERS = ("initialized", "observed")  # bookkeeping of calibration, always "done" in a file
 
@@ -163,9 +166,15 @@ def save_packed(net: nn.Module, network: Mapping[str, Any], path: str | os.PathL
     tensors: dict[str, Tensor] = {}
     values: list[Tensor] = []
     shapes: dict[str, list[int]] = {}
+    kinds: dict[str, dict] = {}
     bounded = []
     for name, parameter, quantizer in _frozen_sites(net):
         tensors[parameter] = pack_codes(quantizer.codes, quantizer.bits)
+        if quantizer.kind is not AffineCodes:
+            tables = quantizer.encoded.tables()
+            kinds[name] = {"type": quantizer.kind.__name__, "tables": {k: list(t.shape) for k, t in tables.items()}}
+            values += tables.values()
+            continue
         values += [quantizer.scale, quantizer.zero]
         if quantizer.scale.shape != quantizer.zero.shape:
             raise ValueError(f"{name}: scale and zero have different shapes.")
@@ -184,12 +193,14 @@ def save_packed(net: nn.Module, network: Mapping[str, Any], path: str | os.PathL
     tensors |= {key: tensor.detach().contiguous() for key, tensor in plain.items() if key not in constant}
     metadata = {
         "format": FORMAT,
-        "version": str(VERSION),
+        "version": str(ANY_KIND if kinds else AFFINE),
         "network": described,
         "scale_shapes": json.dumps(shapes),
         "bounded": json.dumps(bounded),
         "sha256": _digest(tensors),
     }
+    if kinds:
+        metadata["kinds"] = json.dumps(kinds)
     content = save(tensors, metadata)
     _write(Path(path), content)
     blob = tensors[_BLOB].numel() * 4
@@ -225,9 +236,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.get("format") != FORMAT:
         raise PackedCheckpointError(f"{path} is a safetensors file, but no packed checkpoint of this package")
     version = metadata.get("version", "")
-    if version != str(VERSION):
+    if version not in (str(AFFINE), str(ANY_KIND)):
         raise PackedCheckpointError(
-            f"{path} has format version {version!r}, this package reads {VERSION}; update the package, or export again"
+            f"{path} has format version {version!r}, this package reads {AFFINE} and {ANY_KIND}; update the package, or "
+            "export again"
         )
     if metadata.get("sha256") != _digest(tensors):
         raise PackedCheckpointError(f"{path}: the tensors do not match their checksum; use another copy")
@@ -255,10 +267,11 @@ def load_packed(path: str | os.PathLike) -> nn.Module:
     try:
         network = json.loads(metadata["network"])
         shapes, bounded = json.loads(metadata["scale_shapes"]), json.loads(metadata["bounded"])
+        kinds = json.loads(metadata.get("kinds", "{}"))
         with torch.device("meta"):  # a header may describe anything: compare sizes before using memory
             _check_size(build_network(copy.deepcopy(network)), tensors)
         net = build_network(network).eval()
-        _fill(net, dict(tensors), shapes, bounded)
+        _fill(net, dict(tensors), shapes, bounded, kinds)
     except PackedCheckpointError as err:
         raise PackedCheckpointError(f"{path}: {err}") from err
     except (LookupError, ArithmeticError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError,
@@ -300,17 +313,17 @@ def _require_numbers(key: str, tensor: Tensor, kind: torch.dtype = torch.float32
 def _grid_shape(site: PlacedSite, held: object, shape: torch.Size) -> tuple[int, ...]:
     """Shape of the scale of a parameter of a shape, as the metadata give it."""
     fits = isinstance(held, list) and len(held) <= len(shape)
-    fits = fits and all(type(n) is int and n in (1, m) for n, m in zip(held[::-1], shape[::-1], strict=False))
+    fits = fits and all(type(n) is int and fits_along(n, m) for n, m in zip(held[::-1], shape[::-1], strict=False))
     if not fits:
         raise PackedCheckpointError(f"{site.name}: a scale of shape {held!r:.100} for a parameter {tuple(shape)}")
     return tuple(held)
 
 
-def _frozen_codes(site: PlacedSite, packed: Tensor, scale: Tensor, zero: Tensor, bounds) -> FrozenCodes:
-    """The codes of a site, after a look at every number that a file chose.
+def _codes_of(site: PlacedSite, packed: Tensor) -> Tensor:
+    """The codes of a site, after a look at each.
 
     Raises:
-        PackedCheckpointError: a code outside the quantizer's range, or a scale that is not positive.
+        PackedCheckpointError: a code outside the quantizer's range.
     """
     codes = unpack_codes(packed, site.quantizer.bits, site.tensor().shape)
     lowest, highest = site.quantizer.qmin, site.quantizer.qmax
@@ -320,19 +333,37 @@ def _frozen_codes(site: PlacedSite, packed: Tensor, scale: Tensor, zero: Tensor,
         raise PackedCheckpointError(
             f"{site.parameter}: code {place} is {codes[tuple(place)].item()}, its quantizer has {lowest} to {highest}"
         )
-    if not bool((scale > 0).all()):
-        raise PackedCheckpointError(f"{site.name}: a scale is {scale.min().item()}, it must be positive")
-    return FrozenCodes(site.quantizer.bits, codes, scale, zero, bounds, site.quantizer.site)
+    return codes
 
 
-def _fill(net: nn.Module, tensors: dict[str, Tensor], shapes: object, bounded: object) -> None:
+def _tables_of(site: PlacedSite, described: object, take: Callable[[tuple[int, ...]], Tensor]) -> dict[str, Tensor]:
+    """The tables of codes that are not affine, which follow in the file."""
+    fits = isinstance(described, dict) and described.keys() == {"type", "tables"}
+    tables = described["tables"] if fits and described["type"] == site.quantizer.kind.__name__ else None
+    if not isinstance(tables, dict):
+        raise PackedCheckpointError(f"{site.name}: {described!r:.100} are no codes of {site.quantizer.kind.__name__}")
+    for name, shape in tables.items():
+        if name not in site.quantizer.kind.table_names():
+            raise PackedCheckpointError(f"{site.name}: {site.quantizer.kind.__name__} has no table {name!r:.100}")
+        if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+            raise PackedCheckpointError(f"{site.name}: a table of shape {shape!r:.100}")
+    return {name: take(tuple(shape)) for name, shape in tables.items()}
+
+
+def _fill(net: nn.Module, tensors: dict[str, Tensor], shapes: object, bounded: object, kinds: object) -> None:
     blob = tensors.pop(_BLOB)
     _require_numbers(_BLOB, blob)
     sites = parameter_sites(net)
+    affine = [site for site in sites if site.quantizer.kind is AffineCodes]
     if not isinstance(shapes, dict) or not shapes.keys() <= {site.name for site in sites}:
         raise PackedCheckpointError(f"scale_shapes names other quantizers than the network has: {shapes!r:.100}")
-    if not isinstance(bounded, list) or bounded != [site.name for site in sites if not site.quantizer.affine]:
+    if not isinstance(bounded, list) or bounded != [s.name for s in affine if not s.quantizer.affine]:
         raise PackedCheckpointError(f"bounded names other quantizers than those with bounds: {bounded!r:.100}")
+    others = {site.name for site in sites} - {site.name for site in affine}
+    if not isinstance(kinds, dict) or kinds.keys() != others:
+        raise PackedCheckpointError(
+            f"kinds names other quantizers than those whose codes are not affine: {kinds!r:.100}"
+        )
     position = 0
 
     def take(shape: tuple[int, ...]) -> Tensor:
@@ -344,11 +375,17 @@ def _fill(net: nn.Module, tensors: dict[str, Tensor], shapes: object, bounded: o
         return blob[position - count : position].view(shape)
 
     for site in sites:
-        original = site.tensor()
-        shape = _grid_shape(site, shapes.get(site.name, []), original.shape)
-        scale, zero = take(shape), take(shape)
-        bounds = tuple(take((2, *shape))) if site.name in bounded else None
-        quantizer = _frozen_codes(site, tensors.pop(site.parameter), scale, zero, bounds)
+        original, codes = site.tensor(), _codes_of(site, tensors.pop(site.parameter))
+        if site.name in kinds:
+            encoded = site.quantizer.kind(codes, **_tables_of(site, kinds[site.name], take))
+        else:
+            shape = _grid_shape(site, shapes.get(site.name, []), original.shape)
+            scale, zero = take(shape), take(shape)
+            encoded = AffineCodes(codes, scale, zero, take((2, *shape)) if site.name in bounded else None)
+        wrong = encoded.defect(site.quantizer.bits)
+        if wrong:
+            raise PackedCheckpointError(f"{site.name}: {wrong}")
+        quantizer = FrozenCodes(site.quantizer.bits, encoded, site.quantizer.site)
         site.replace(quantizer)
         # nothing reads the parameter any more; it shows what the network computes with
         site.set_tensor(quantizer.quantize(original))

@@ -73,10 +73,11 @@ def _packed(path: Path, net: nn.Module) -> Artifact:
     checks = []
     for site in parameter_sites(net):
         wanted, got = frozen(site), stored.get(site.parameter)
-        equal = got is not None and torch.equal(got.codes, wanted.codes) and (got.bounds is None) == wanted.affine
-        for key in ("scale", "zero", "bounds") if equal else ():
-            pair = getattr(got, key), getattr(wanted, key)
-            equal &= pair[0] is None or same_scale(*(t.numpy() for t in pair))
+        equal = got is not None and got.kind is wanted.kind and torch.equal(got.codes, wanted.codes)
+        if equal:
+            ours, theirs = wanted.encoded.tables(), got.encoded.tables()
+            equal = ours.keys() == theirs.keys()
+            equal = equal and all(same_scale(theirs[key].numpy(), table.numpy()) for key, table in ours.items())
         checks.append(WeightCheck(site.parameter, "codes", equal, wanted.codes.numel()))
 
     def activations(image: Tensor, track: Callable[[list], Iterable]) -> list[ActivationCheck]:

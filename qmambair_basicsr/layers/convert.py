@@ -2,7 +2,7 @@
 
 ``freeze_parameters`` replaces the quantizer of every weight, and of the scan inputs A, D and dt_bias, by its codes.
 What only training needs (the thresholds of RFA, the full-precision weights) is gone afterwards; outputs are the same
-bit for bit, since ``forward`` of every quantizer equals ``(codes - zero) * scale``.
+bit for bit, since ``forward`` of every quantizer equals the values of its codes (``quantizers/encoded.py``).
 
 ``freeze_dls`` replaces activation quantizers whose grid follows the tensor (DLS) by constants, the means of the grids
 that calibration images led to. That changes outputs; integer engines need it, as their scales must be constants.
@@ -11,70 +11,79 @@ that calibration images led to. That changes outputs; integer engines need it, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ..quantizers import Quantizer, UncalibratedError
+from ..quantizers.encoded import AffineCodes, Encoded
 from ..quantizers.forms import StaticForm
 from ..quantizers.site import ACTIVATION, WEIGHT, Site
 from .sites import PlacedSite, activation_sites, parameter_sites, quantizers_of, uncalibrated
 
 
 class FrozenCodes(Quantizer):
-    """A quantized parameter: integer codes, scale and zero. Whatever it is given, it returns ``(codes - zero) * scale``.
+    """A quantized parameter: its codes, and how they become values. Whatever it is given, it returns the values.
 
     Args:
         bits: bit-width of the codes.
-        codes: int8, in [-2^(bits-1), 2^(bits-1) - 1], shape of the parameter.
-        scale: float32, broadcastable to ``codes``.
-        zero: code of the value 0, as ``scale``; not necessarily an integer.
-        bounds: lowest and highest value (DLS in official mode clamps once more), or None.
+        encoded: codes, in [-2^(bits-1), 2^(bits-1) - 1], and tables; kept as int8 and float32 buffers under the names that
+            their kind gives them (``codes``, ``scale``, ``zero``, ``bounds``).
         site: what is quantized.
 
     Raises:
         ValueError: a code outside that range.
     """
 
+    bit_widths = tuple(range(1, 9))
     codes: Tensor
-    scale: Tensor
-    zero: Tensor
 
-    def __init__(
-        self,
-        bits: int,
-        codes: Tensor,
-        scale: Tensor,
-        zero: Tensor,
-        bounds: tuple[Tensor, Tensor] | None = None,
-        site: Site = WEIGHT,
-    ) -> None:
+    def __init__(self, bits: int, encoded: Encoded, site: Site = WEIGHT) -> None:
         super().__init__(bits, site)
+        codes = encoded.codes
         if not codes.is_meta and codes.numel() and (codes.min() < self.qmin or codes.max() > self.qmax):
             raise ValueError(
                 f"{self._label()}: codes from {codes.min().item()} to {codes.max().item()}, {bits} bits hold "
                 f"{self.qmin} to {self.qmax}"
             )
-        self.affine = bounds is None
+        self.kind = type(encoded)
         self.register_buffer("codes", codes.to(torch.int8))
-        self.register_buffer("scale", scale.float())
-        self.register_buffer("zero", zero.float())
-        self.register_buffer("bounds", None if bounds is None else torch.stack(bounds).float())
+        tables = encoded.tables()
+        for name in self.kind.table_names():
+            self.register_buffer(name, tables[name].float() if name in tables else None)
+        self.affine = self.kind is AffineCodes and self.bounds is None
         self.initialized.fill_(True)
 
-    bit_widths = tuple(range(1, 9))
+    @property
+    def encoded(self) -> Encoded:
+        """The codes with their tables."""
+        return self.kind(self.codes, **{name: getattr(self, name) for name in self.kind.table_names()})
+
+    def encode(self, x: Tensor) -> Encoded:
+        return replace(self.encoded, codes=self.codes.to(torch.int32).view(x.shape))
 
     def quantize(self, x: Tensor) -> Tensor:
-        return self.dequantize(self.codes, self.scale, self.zero, self.output_bounds(x)).view(x.shape).to(x.dtype)
+        return self.encoded.values().view(x.shape).to(x.dtype)
 
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.kind is not AffineCodes:
+            return super().to_int(x)
         return self.codes.to(torch.int32).view(x.shape), self.scale, self.zero
 
     def output_bounds(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        return None if self.affine else (self.bounds[0], self.bounds[1])
+        bounds = getattr(self, "bounds", None)
+        return None if bounds is None else (bounds[0], bounds[1])
+
+    def integer_form(self) -> bool:
+        """Whether products with a weight can be summed up as integers: affine codes with a scale for each row at most.
+
+        Weights of three dimensions are stacks of matrices (K, rows, columns).
+        """
+        return self.kind is AffineCodes and self.encoded.integer_rows(2 if self.codes.ndim == 3 else 1)
 
     def part(self, index: int) -> FrozenCodes:
-        """The codes at one index of the leading dimension, with their scale and zero."""
+        """The codes at one index of the leading dimension, with their tables."""
         return self._reshaped(lambda t: t[index])
 
     def flattened(self) -> FrozenCodes:
@@ -82,14 +91,7 @@ class FrozenCodes(Quantizer):
         return self._reshaped(lambda t: t.flatten(0, 1))
 
     def _reshaped(self, reshape: Callable[[Tensor], Tensor]) -> FrozenCodes:
-        leading = *self.codes.shape[:-1], 1
-
-        def parameter(t: Tensor) -> Tensor:
-            return t if t.ndim == 0 else reshape(t.expand(leading))
-
-        bounds = None if self.bounds is None else tuple(map(parameter, self.bounds))
-        codes = reshape(self.codes)
-        made = FrozenCodes(self.bits, codes, parameter(self.scale), parameter(self.zero), bounds, self.site)
+        made = FrozenCodes(self.bits, self.encoded.reshaped(reshape), self.site)
         return made.to(self.scale.dtype)
 
 
@@ -148,10 +150,8 @@ def frozen(placed: PlacedSite) -> FrozenCodes:
     Raises:
         UncalibratedError: its quantizer was never calibrated.
     """
-    quantizer, tensor = placed.quantizer, placed.tensor()
-    codes, scale, zero = quantizer.to_int(tensor)
-    bounds = quantizer.output_bounds(tensor)
-    return FrozenCodes(quantizer.bits, codes, scale.detach(), zero.detach(), bounds, quantizer.site)
+    quantizer = placed.quantizer
+    return FrozenCodes(quantizer.bits, quantizer.encode(placed.tensor()), quantizer.site)
 
 
 @torch.no_grad()

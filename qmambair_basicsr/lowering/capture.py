@@ -17,7 +17,7 @@ NO_CODE = np.iinfo(np.int16).min
 
 def codes_or_none(quantizer: nn.Module, x: Tensor) -> np.ndarray:
     """The quantizer's codes of ``x`` as int16, ``NO_CODE`` where a value is not finite."""
-    return _marked(quantizer.to_int(x)[0], x)
+    return _marked(quantizer.encode(x).codes, x)
 
 
 def equal_codes(a: np.ndarray, b: np.ndarray) -> int:

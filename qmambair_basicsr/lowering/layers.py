@@ -65,7 +65,7 @@ class IntegerWeight(nn.Module):
 
 def _exact(frozen: FrozenCodes, groups: int) -> Tensor:
     """A weight (G, O, ...) as its codes stand for."""
-    return frozen.dequantize(frozen.codes, frozen.scale, frozen.zero).unflatten(0, (groups, -1))
+    return frozen.encoded.values().unflatten(0, (groups, -1))
 
 
 class IntegerLinear(nn.Module):
@@ -157,11 +157,13 @@ class IntegerConv2d(nn.Module):
 
 
 class FloatWeight(nn.Module):
-    """A layer whose weight keeps full precision, on the value of its input on the grid."""
+    """A layer whose weight keeps full precision, or has codes that are no integers times a scale, on a grid's values."""
 
     def __init__(self, layer: QuantLinear | QuantConv2d):
         super().__init__()
         self.layer = _plain(layer)
+        if isinstance(layer.weight_quantizer, FrozenCodes):
+            self.layer.weight = nn.Parameter(layer.weight_quantizer.encoded.values(), requires_grad=False)
         self.layer.add_module("act_quantizer", Dequantized(grid_of(layer.act_quantizer, products=False)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,17 +190,16 @@ class IntegerEmbedding(nn.Module):
 
     def __init__(self, frozen: FrozenCodes):
         super().__init__()
-        self.num_embeddings = frozen.codes.shape[0]
-        for name in ("codes", "scale", "zero"):
-            self.register_buffer(name, getattr(frozen, name).clone())
-        bounds = None if frozen.affine else frozen.bounds.clone()
-        self.register_buffer("bounds", bounds)
+        self.num_embeddings, self.kind = frozen.codes.shape[0], frozen.kind
+        self.register_buffer("codes", frozen.codes.clone())
+        tables = frozen.encoded.tables()
+        for name in frozen.kind.table_names():
+            self.register_buffer(name, tables[name].clone() if name in tables else None)
 
     @property
     def weight(self) -> Tensor:
         """The table, (num_embeddings, embedding_dim)."""
-        value = (self.codes - self.zero) * self.scale
-        return value if self.bounds is None else torch.minimum(torch.maximum(value, self.bounds[0]), self.bounds[1])
+        return self.kind(self.codes, **{name: getattr(self, name) for name in self.kind.table_names()}).values()
 
     def forward(self, index: Tensor) -> Tensor:
         """Indices (...) -> (..., embedding_dim)."""
@@ -241,14 +242,11 @@ def lowered_layer(layer: nn.Module) -> nn.Module:
     """
     if isinstance(layer, QuantMatMul):
         return Product(grid_of(layer.left_quantizer, True), grid_of(layer.right_quantizer, True))
-    if not isinstance(layer.weight_quantizer, FrozenCodes):  # full-precision weight: what is left is the activation
-        return (
-            nn.Embedding.from_pretrained(layer.weight.detach())
-            if isinstance(layer, QuantEmbedding)
-            else FloatWeight(layer)
-        )
+    frozen = layer.weight_quantizer if isinstance(layer.weight_quantizer, FrozenCodes) else None
     if isinstance(layer, QuantEmbedding):
-        return IntegerEmbedding(layer.weight_quantizer)
+        return nn.Embedding.from_pretrained(layer.weight.detach()) if frozen is None else IntegerEmbedding(frozen)
+    if frozen is None or not frozen.integer_form():  # what is left is the activation
+        return FloatWeight(layer)
     act = grid_of(layer.act_quantizer, products=True)
     if isinstance(layer, QuantLinear):
         return IntegerLinear(layer.weight_quantizer, act, layer.bias)

@@ -11,6 +11,7 @@ import pkgutil
 from .base import Quantizer, UncalibratedError
 from .dls import DLS
 from .dorefa import DoReFa
+from .encoded import AffineCodes, BinaryOrders, Encoded
 from .identity import Identity
 from .lsq import LSQ
 from .lsq_offset import LSQOffset
@@ -56,8 +57,11 @@ __all__ = [
     "PAMS",
     "QUANTIZER_REGISTRY",
     "RFA",
+    "AffineCodes",
+    "BinaryOrders",
     "Derived",
     "DoReFa",
+    "Encoded",
     "Identity",
     "LSQOffset",
     "LSQPlus",

@@ -11,6 +11,9 @@ code borders elsewhere: RFA and N2UQ), which exports as an addition in front of 
 A quantizer whose output is clamped once more (``DLS`` with ``mode: official``) has ``affine = False`` and
 returns the bounds from :meth:`Quantizer.output_bounds`; :meth:`Quantizer.dequantize` applies them.
 
+Whoever stores or reads codes asks :meth:`Quantizer.encode`, which also says how they become values (``encoded.py``). A
+quantizer whose codes are not ``(codes - zero) * scale`` implements it instead of ``to_int`` and names their ``kind``.
+
 Life cycle: ``prepare`` builds it uninitialised; calibration sets ``calibrating`` and shows it batches
 (:meth:`Quantizer.observe` keeps the running mean, or the extremes, of the initial values); afterwards ``initialized`` is true.
 Without calibration the first *training* forward initialises from that batch, which is fine on one process
@@ -26,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.limits import CALIBRATION, full_precision, limited
+from .encoded import AffineCodes, Encoded
 from .forms import DynamicForm, StaticForm
 from .site import ACTIVATION, ROLES, Site
 from .spec import Option, SpecError, check_bits
@@ -55,6 +59,7 @@ class Quantizer(nn.Module):
         fixed_range: whether the range is a constant, so that the output does not scale with the input.
         roles: which roles of sites it can take.
         affine: whether ``forward`` is ``(codes - zero) * scale`` with no clamp after it.
+        kind: how its codes become values, see ``encoded.py``.
         extremes: parameter -> ``torch.minimum`` or ``torch.maximum``, for those that start from the extremes over all
             calibration batches instead of from the mean over batches.
     """
@@ -65,6 +70,7 @@ class Quantizer(nn.Module):
     dynamic: bool = False
     fixed_range: ClassVar[bool] = False
     affine: bool = True
+    kind: type[Encoded] = AffineCodes
     extremes: ClassVar[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {}
 
     initialized: Tensor
@@ -124,8 +130,22 @@ class Quantizer(nn.Module):
 
         Raises:
             UncalibratedError: before initialisation.
+            TypeError: a quantizer whose codes mean something else, see :meth:`encode`.
         """
-        raise NotImplementedError
+        raise TypeError(f"{self._label()}: its codes are not (codes - zero) * scale; ask encode() for them")
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Encoded:
+        """Codes of ``x``, and how they become values: ``encode(x).values()`` equals ``forward(x)`` exactly.
+
+        Raises:
+            UncalibratedError: before initialisation.
+        """
+        codes, scale, zero = self.to_int(x)
+        bounds = self.output_bounds(x)
+        return AffineCodes(
+            codes, scale.detach(), zero.detach(), None if bounds is None else torch.stack(bounds).detach()
+        )
 
     def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Continuous counterpart of :meth:`to_int`: the declared surrogate, in plain differentiable PyTorch.
@@ -244,23 +264,25 @@ class Quantizer(nn.Module):
             x: an input of this quantizer; without it only what the parameters alone tell is returned.
 
         Returns:
-            Without ``x``: subclass-specific parameter summaries (may be empty). With ``x`` also ``scale``
-            and ``offset`` (means, units of x), ``clipped`` (share of values outside the grid, 0..1) and
-            ``dead_levels`` (number of the 2**bits codes that no value takes).
+            Without ``x``: subclass-specific parameter summaries (may be empty). With ``x`` also ``clipped`` (share of
+            values outside the grid, 0..1), ``dead_levels`` (number of the 2**bits codes that no value takes) and, where
+            codes are affine, ``scale`` and ``offset`` (means, units of x).
         """
         report = self.parameter_health()
         if x is None or not self.is_initialized():
             return report
         x = self._full(x)
-        codes, scale, zero = self.to_int(x)
-        low, high = (self.qmin - zero) * scale, (self.qmax - zero) * scale
-        used = torch.bincount((codes - self.qmin).flatten(), minlength=self.qmax - self.qmin + 1)
-        return report | {
-            "scale": scale.mean().item(),
-            "offset": (zero * scale).mean().item(),
+        encoded = self.encode(x)
+        low, high = encoded.limits(self.qmin, self.qmax)
+        used = torch.bincount((encoded.codes - self.qmin).flatten(), minlength=self.qmax - self.qmin + 1)
+        report |= {
             "clipped": ((x < low) | (x > high)).float().mean().item(),
             "dead_levels": float((used == 0).sum()),
         }
+        if isinstance(encoded, AffineCodes):
+            scale, zero = encoded.scale, encoded.zero
+            report |= {"scale": scale.mean().item(), "offset": (zero * scale).mean().item()}
+        return report
 
     def parameter_health(self) -> dict[str, float]:
         """The part of :meth:`health` that needs no input."""

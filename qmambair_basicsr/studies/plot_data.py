@@ -100,8 +100,7 @@ class SiteSampler:
             index = torch.arange(count)
         self._before.append(_at(x, index))
         self._after.append(_at(y, index))
-        _, scale, zero = self.quantizer.to_int(x)
-        low, high = (self.quantizer.qmin - zero) * scale, (self.quantizer.qmax - zero) * scale
+        low, high = self.quantizer.encode(x).limits(self.quantizer.qmin, self.quantizer.qmax)
         self._clipped += int(((x < low) | (x > high)).sum())
         self._seen += count
         self._ranges.append((low.min().item(), high.max().item()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,9 +170,26 @@ def rewritten(source, target, tensors=None, metadata=None):
     return target
 
 
+def content_of(path):
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def test_file_of_the_first_format_is_read_and_written_as_it_was(tmp_path):
+    """Written by the package before codes had kinds: 2 to 4 bits, scales per channel, bounds of DLS in official mode."""
+    stored = Path(__file__).parents[1] / "data" / "artifacts" / "packed_version1.safetensors"
+    tensors, metadata = content_of(stored)
+    loaded = load_packed(stored)
+    assert sum(site.quantizer.bounds is not None for site in parameter_sites(loaded)) >= 3
+    report = save_packed(loaded, json.loads(metadata["network"]), tmp_path / "again.safetensors")
+    again, described = content_of(tmp_path / "again.safetensors")
+    assert described == metadata and again.keys() == tensors.keys() and report.file == stored.stat().st_size
+    assert all(torch.equal(again[key], tensor) and again[key].dtype == tensor.dtype for key, tensor in tensors.items())
+
+
 def test_newer_version_is_refused(packed, tmp_path):
-    newer = rewritten(packed, tmp_path / "newer.safetensors", metadata={"version": "2"})
-    with pytest.raises(PackedCheckpointError, match=r"format version .2.*update the package"):
+    newer = rewritten(packed, tmp_path / "newer.safetensors", metadata={"version": "3"})
+    with pytest.raises(PackedCheckpointError, match=r"format version .3.*update the package"):
         load_packed(newer)
 
 

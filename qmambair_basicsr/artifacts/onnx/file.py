@@ -19,9 +19,9 @@ from onnxscript import ir
 from torch import nn
 
 from ...files import write_bytes
-from ...layers.convert import constant_grids
+from ...layers.convert import constant_grids, frozen, require_quantized
 from ...layers.info import network_info
-from ...layers.sites import quantizer_keys, quantizers_of
+from ...layers.sites import parameter_sites, quantizer_keys, quantizers_of
 from ...lowering import lower
 from ...ops.backend import ExportTarget, exporting
 from ...ops.onnx_nodes import DOMAIN
@@ -139,8 +139,27 @@ def export_onnx(
 def _exportable(net: nn.Module, precision: str) -> nn.Module:
     """A copy of a network, on the CPU, that the exporter can trace."""
     net = in_double(net) if precision == "fp64" else copy.deepcopy(net).cpu().eval().requires_grad_(False)
-    net = lower(net) if quantizers_of(net) else net
+    if quantizers_of(net):
+        _require_integer_weights(net)
+        net = lower(net)
     return make_half(net) if precision == "fp16" else net
+
+
+def _require_integer_weights(net: nn.Module) -> None:
+    """Refuse weights that int8 nodes cannot hold.
+
+    Raises:
+        ExportError: codes of a weight are no integers times a scale for each row; the message names it.
+    """
+    require_quantized(net)
+    for placed in parameter_sites(net):
+        codes = frozen(placed)
+        if placed.site.role == "weight" and not codes.integer_form():
+            raise ExportError(
+                f"{placed.site.label}: the codes of {type(placed.quantizer).__name__} ({codes.kind.__name__}) are no "
+                "integers times one scale for each row, which int8 nodes of ONNX need; `lowering` and packed files take "
+                "them"
+            )
 
 
 @contextmanager
