@@ -31,8 +31,7 @@ class StaticGrid(nn.Module):
         self.slices: int | None = None  # how many slices of dimension -2 of a tensor it is given one by one
         step, kind = form.step.detach(), form.step.dtype
         offset = torch.zeros_like(step) if form.offset is None else form.offset.detach()
-        self.per_channel = step.numel() > 1
-        shape = (-1,) if self.per_channel else ()
+        shape = (-1,) if step.numel() > 1 else ()
         # products in float64, so that FP32 limits are rounded once
         limits = (torch.tensor(code) * step.double() for code in (form.lowest, form.highest))
         self.register_buffer("step", step.reshape(shape).clone())
