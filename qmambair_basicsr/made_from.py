@@ -67,16 +67,23 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """The files of a data set: an LMDB's two, a folder's without hidden ones, or a list."""
+def _files(root: Path, nested: bool) -> Iterator[Path]:
+    """The files of a data set: an LMDB's two, those of a folder that are not hidden, or a list."""
     if root.is_file():
         yield root
     elif (root / "data.mdb").is_file():
         yield from (root / name for name in ("data.mdb", "meta_info.txt") if (root / name).is_file())
     else:
         for folder, folders, names in os.walk(root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(name for name in folders if nested and not name.startswith("."))
             yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _content(file: Path) -> str:
+    try:
+        return file_digest(file)
+    except OSError:  # the data set will name it, or leave it out
+        return "unreadable"
 
 
 def data_of(section: Mapping, folder: Path = _HERE) -> str | None:
@@ -95,7 +102,9 @@ def data_of(section: Mapping, folder: Path = _HERE) -> str | None:
             if not root.exists():
                 return None
             inside = root.parent if root.is_file() else root
-            contents[key] = [(str(f.relative_to(inside)), file_digest(f)) for f in _files(root)]
+            # only a list of names reaches into folders of a folder
+            files = _files(root, nested=bool(section.get("meta_info_file")))
+            contents[key] = [(str(f.relative_to(inside)), _content(f)) for f in files]
     options = {k: v for k, v in section.items() if not k.startswith(_ROOTS) and k not in _PASSED_OVER}
     return digest_of([options, contents])
 
@@ -190,7 +199,7 @@ _LOGGED = "Made from: "
 
 def log_line(record: Mapping[str, str | None]) -> str:
     """A record as a test's log holds it."""
-    return _LOGGED + json.dumps(record, ensure_ascii=False)
+    return _LOGGED + json.dumps(record)
 
 
 def parse_log_line(line: str) -> dict[str, str | None] | None:

@@ -51,6 +51,18 @@ def test_names_and_numbers_of_files_are_noticed(opt, tmp_path):
     assert made_from.differences(before, made_from.of_test(opt, tmp_path)) == []
 
 
+def test_folders_and_links_inside_a_set(opt, tmp_path):
+    """Folders count where a list of names may reach into them; what cannot be read is the data set's affair."""
+    (tmp_path / "HR" / "gone.png").symlink_to(tmp_path / "nowhere")
+    before = made_from.of_test(opt, tmp_path)
+    (tmp_path / "HR" / "sub" / "b.png").write_bytes(b"other")
+    assert made_from.differences(before, made_from.of_test(opt, tmp_path)) == ["set A"]
+    del opt["datasets"]["test_1"]["meta_info_file"]
+    before = made_from.of_test(opt, tmp_path)
+    (tmp_path / "HR" / "sub" / "b.png").write_bytes(b"third")
+    assert made_from.differences(before, made_from.of_test(opt, tmp_path)) == []
+
+
 def test_unchanged_files_are_read_once(opt, tmp_path, monkeypatch):
     read = []
     hash_file = made_from.hash_file

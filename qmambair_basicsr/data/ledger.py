@@ -102,4 +102,4 @@ class Ledger:
     def save(self) -> None:
         """Write the records, where the set has a folder."""
         if self._records and self.folder.is_dir():
-            write_text(self.file, json.dumps(self._records, ensure_ascii=False))
+            write_text(self.file, json.dumps(self._records))

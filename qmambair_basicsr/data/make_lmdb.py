@@ -48,8 +48,8 @@ def make_lmdb(
     for stem, file in files.items():
         if not file.is_file():
             raise ImageFileError(file, "missing", "make it with prepare_data sr")
-        if len(stem.encode()) > KEY_BYTES or stem != stem.strip() or not stem.isprintable():
-            why = f"its name does not fit the key of a record (at most {KEY_BYTES} bytes, no blanks around it)"
+        if not stem.isprintable() or stem != stem.strip() or len(stem.encode()) > KEY_BYTES:
+            why = f"its name does not fit a record (printable UTF-8 of at most {KEY_BYTES} bytes, no blanks around it)"
             raise ImageFileError(file, why, "rename it")
     first, *others = files.values()
     names = {"names": list(files)}
