@@ -94,6 +94,10 @@ def measure(args: argparse.Namespace, console: Console) -> dict:
     """
     from .onnx.runtime import OnnxNetwork
 
+    for name in ("images", "truth"):
+        folder = getattr(args, name)
+        if args.save and folder and args.save.resolve() == folder.resolve():
+            raise ValueError(f"--save {args.save} is the folder of --{name}, whose images would be overwritten")
     if args.checkpoint and not args.rounds:
         raise ValueError("--checkpoint is for timing: give --rounds as well")
     threads = args.threads or int(os.environ.get("OMP_NUM_THREADS", "0"))

@@ -56,6 +56,9 @@ def _images(args: argparse.Namespace, run: Run, only: frozenset[str] | None = No
         options = {"modcrop": args.modcrop, "least": least}
         tasks = [Task(f, (target / f"{stem}.png",), options, decisive=("modcrop",)) for stem, f in files.items()]
         run(tasks, jobs.import_image, "HR")
+        if others := [file.name for file in list_images(target) if file.stem not in files]:
+            shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+            logger.warning("%s keeps %d images that --input does not have: %s", target, len(others), shown)
     files = list_images(target)
     for stem, number in Counter(file.stem for file in files).items():
         if number > 1:

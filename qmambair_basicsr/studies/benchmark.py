@@ -155,7 +155,12 @@ def measure(file: Path, args: argparse.Namespace) -> Entry:
         results = read_results(log)[0] if log else {}
         if not is_complete(results, opt):
             raise RunError(f"{file}: the run ended without figures for every set")
-    entry.results = results
+    # of the log's figures those that the file asks for: of others nobody has checked what they are of
+    entry.results = {
+        section["name"]: {m: v for m, v in results[section["name"]].items() if m in opt["val"]["metrics"]}
+        for section in opt["datasets"].values()
+        if section["name"] in results
+    }
     try:
         entry.size = stored_kib(build_network(opt["network_g"]))
     except (ValueError, KeyError, TypeError) as err:

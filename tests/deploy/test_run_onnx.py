@@ -64,6 +64,15 @@ def test_turns_rotate():
     assert [row["name"] for row in rows] == [*"abc"]
 
 
+@pytest.mark.parametrize("name", ["images", "truth"])
+def test_results_do_not_overwrite_inputs(tmp_path, capsys, name):
+    """Said before any file is opened."""
+    folders = {"images": tmp_path / "a", "truth": tmp_path / "b"}
+    argv = [f"--{n}={f}" for n, f in folders.items()]
+    assert tool.main(["--model", "none.onnx", *argv, "--save", str(folders[name] / ".")]) == 2
+    assert f"is the folder of --{name}, whose images would be overwritten" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

@@ -275,6 +275,22 @@ def test_what_does_not_decide_about_figures(small):
     assert small() == 0
 
 
+def test_figures_that_the_file_no_longer_asks_for(small, tmp_path):
+    """A log may hold more sets and metrics, of which nothing is known any more."""
+    small.opt["datasets"]["test_2"] = small.opt["datasets"]["test_1"] | {"name": "B"}
+    small.opt["val"]["metrics"]["ssim"] = {"type": "calculate_ssim", "crop_border": 2}
+    log = tmp_path / "results" / small.opt["name"] / f"test_{small.opt['name']}_9.log"
+    log.parent.mkdir(parents=True)
+    figures = "\t # psnr: 30.0\n\t # ssim: 0.9\n"
+    record = made_from.log_line(made_from.of_test(small.opt))
+    log.write_text(f"INFO: {record}\nINFO: Validation A\n{figures}INFO: Validation B\n{figures}")
+    assert small() == 0
+    del small.opt["datasets"]["test_2"], small.opt["val"]["metrics"]["ssim"]
+    assert small() == 0
+    table = (tmp_path / "benchmark" / "SRx2.csv").read_text()
+    assert ",A,psnr,30.00," in table and ",B," not in table and "ssim" not in table
+
+
 def test_code_and_command_line_decide(small, caplog, monkeypatch):
     assert small() == 1
     assert small("--rerun") == 1

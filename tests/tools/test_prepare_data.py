@@ -136,6 +136,16 @@ def test_replaced_sources_are_noticed(tmp_path, photographs, caplog, workers, re
     assert "LR: 0 written, 5 already there" in caplog.text and "LR: 5 written, 0 already there" in caplog.text
 
 
+def test_images_that_the_input_has_no_longer(tmp_path, photographs, caplog):
+    """They stay in the set, and are named."""
+    argv = ("sr", "--set", "five", "--input", photographs, "--scales", 2, "--workers", 1)
+    assert _run(tmp_path, *argv) == 0
+    assert "keeps" not in caplog.text
+    (photographs / "p3.png").unlink()
+    assert _run(tmp_path, *argv) == 0
+    assert "HR keeps 1 images that --input does not have: p3.png" in caplog.text
+
+
 def test_other_options_are_noticed(tmp_path, photographs, caplog):
     """Another size of sub-images leaves none of the old ones; another modcrop, another HR; other scales, nothing."""
     base = tmp_path / "datasets" / "x"
