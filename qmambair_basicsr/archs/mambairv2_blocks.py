@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.matmul import MatMul
-from ..ops.permutation import flat_order
+from ..ops.permutation import permute_tokens
 from ..ops.semantic_order import semantic_order
-from ..ops.window_attention import attend, is_fused, window_attention
+from ..ops.window_attention import window_attention, windowed
 from .blocks import conv_channels_last
-from .routing import RoutingNoise, permute_tokens, pick_policy, pick_prompt
+from .routing import RoutingNoise, pick_policy, pick_prompt
 from .ss2d import ScanParameters
 from .windows import WindowPlan
 
@@ -64,10 +64,7 @@ class WindowAttention(nn.Module):
         return type(self.qk_matmul) is MatMul and type(self.av_matmul) is MatMul
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Softmax attention of q, k, v (n, heads, T, head_dim) with bias (1, heads, T, T); result shaped like q."""
-        # with gradients to the bias, torch has no fused kernel and its fallback is slower than the two products
-        if self.full_precision() and not torch.is_grad_enabled():
-            return attend(q, k, v, bias.to(q.dtype), self.scale)
+        """Softmax attention of q, k, v (n, heads, T, head_dim) with bias (1, heads, T, T), products quantized."""
         logits = self.qk_matmul(q * self.scale, k.transpose(-2, -1)) + bias
         return self.av_matmul(logits.softmax(dim=-1), v)
 
@@ -82,25 +79,12 @@ class WindowAttention(nn.Module):
         Returns:
             (B, L, C) in raster order.
         """
-        batch, length, channels = qkv.shape
-        tokens = relative_index.shape[0]
-        heads, head_dim = self.num_heads, channels // 3 // self.num_heads
-        if self.full_precision() and is_fused(qkv, tokens, heads):
-            windows = plan.order.view(-1, tokens)
-            table = self.relative_position_bias_table
-            return self.proj(window_attention(qkv, table, relative_index, windows, plan.regions, scale=self.scale))
-        order, inverse = flat_order(plan.order.expand(batch, length))
-        qkv = permute_tokens(qkv, order, inverse)
-        qkv = qkv.view(batch, length // tokens, tokens, 3, heads, head_dim)
-        position = self.relative_position_bias_table[relative_index.flatten()]
-        position = position.view(1, tokens, tokens, heads).permute(0, 3, 1, 2).contiguous()  # (1, heads, T, T)
-        outputs = []
-        for windows, (_, mask) in zip(qkv.split([count for count, _ in plan.kinds], 1), plan.kinds, strict=True):
-            q, k, v = windows.flatten(0, 1).permute(2, 0, 3, 1, 4)  # (B * windows, heads, T, head_dim) each
-            out = self.attend(q, k, v, position if mask is None else position + mask)
-            outputs.append(out.transpose(1, 2).reshape(batch, -1, channels // 3))
-        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-        return self.proj(permute_tokens(out, inverse, order))
+        given = qkv, self.relative_position_bias_table, relative_index, plan.windows
+        if self.full_precision():
+            out = window_attention(*given, plan.regions, scale=self.scale, kinds=plan.kinds)
+        else:
+            out = windowed(self.attend, *given, plan.kinds)
+        return self.proj(out)
 
 
 class DepthwiseGELU(nn.Module):

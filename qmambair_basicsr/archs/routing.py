@@ -175,22 +175,3 @@ def pick_policy(scores: Tensor, noisy: bool = True) -> tuple[Tensor, Tensor]:
     picked = _pick(scores, noisy)
     soft = scores.softmax(dim=-1) if noisy and scores.requires_grad else scores.detach()
     return picked, _HardPolicy.apply(soft, picked)
-
-
-class _PermuteTokens(torch.autograd.Function):
-    """index_select whose backward is the inverse index_select instead of a scattered addition."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        return x.flatten(0, 1).index_select(0, order).view(x.shape)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        order, inverse = ctx.saved_tensors
-        return _PermuteTokens.apply(grad, inverse, order), None, None
-
-
-def permute_tokens(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Reorder the tokens of x (B, L, C) by flat permutations of range(B * L), see ``ops/permutation.py``."""
-    return _PermuteTokens.apply(x, order, inverse)

@@ -23,6 +23,7 @@ class WindowPlan:
 
     Attributes:
         order: Raster index of the tokens, window after window, (H * W).
+        windows: The same, a row per window, (windows, window**2).
         inverse: Inverse permutation, (H * W).
         kinds: (number of windows, mask (window**2, window**2) or None) for each kind, in order.
         regions: The masks once more, one number per token: pairs with different numbers are masked. (windows,
@@ -30,6 +31,7 @@ class WindowPlan:
     """
 
     order: Tensor
+    windows: Tensor
     inverse: Tensor
     kinds: tuple[tuple[int, Tensor | None], ...]
     regions: Tensor | None
@@ -92,20 +94,20 @@ def _build_plan(height: int, width: int, window: int, shift: int) -> tuple:
     return order, inverse, kinds, regions
 
 
-def _as_plan(arrays: tuple, device: torch.device) -> WindowPlan:
+def _as_plan(arrays: tuple, window: int, device: torch.device) -> WindowPlan:
     def tensor(array: np.ndarray | None) -> Tensor | None:
         return None if array is None else torch.from_numpy(array).to(device)
 
     order, inverse, kinds, regions = arrays
-    return WindowPlan(
-        tensor(order), tensor(inverse), tuple((count, tensor(mask)) for count, mask in kinds), tensor(regions)
-    )
+    masks = tuple((count, tensor(mask)) for count, mask in kinds)
+    windows = tensor(order.reshape(-1, window * window))
+    return WindowPlan(windows.flatten(), windows, tensor(inverse), masks, tensor(regions))
 
 
 @lru_cache(maxsize=32)
 def _kept_plan(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowPlan:
     with torch.inference_mode(False):  # a plan made while testing must stay usable in training
-        return _as_plan(_build_plan(height, width, window, shift), device)
+        return _as_plan(_build_plan(height, width, window, shift), window, device)
 
 
 def window_plan(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowPlan:
@@ -121,7 +123,7 @@ def window_plan(height: int, width: int, window: int, shift: int, device: torch.
     if export_target() is None:
         return _kept_plan(height, width, window, shift, device)
     if isinstance(height, int) and isinstance(width, int):
-        return _as_plan(_build_plan(height, width, window, shift), device)  # a traced tensor must not be kept
+        return _as_plan(_build_plan(height, width, window, shift), window, device)  # a traced tensor must not be kept
     return open_window_plan(height, width, window, shift, device)
 
 
@@ -146,8 +148,9 @@ def open_window_plan(height: int, width: int, window: int, shift: int, device: t
         right = (torch.arange(width, device=device) >= _as_tensor(width - shift, device)).long()
         side = cut(2 * below.unsqueeze(1) + right.unsqueeze(0))
         mask = ((side.unsqueeze(1) != side.unsqueeze(2)).float() * MASKED).unsqueeze(1)
-    order = cut(raster).flatten()
-    return WindowPlan(order, inverted(order), ((rows * columns, mask),), None)
+    windows = cut(raster)
+    order = windows.flatten()
+    return WindowPlan(order, windows, inverted(order), ((rows * columns, mask),), None)
 
 
 def _as_tensor(value: int, device: torch.device) -> Tensor:

@@ -15,12 +15,11 @@ from qmambair_basicsr.archs.routing import (
     NEAR,
     RoutingNoise,
     decide,
-    permute_tokens,
     pick_policy,
     pick_prompt,
 )
 from qmambair_basicsr.calibration import calibrate
-from qmambair_basicsr.ops.permutation import flat_order
+from qmambair_basicsr.ops.permutation import flat_order, permute_tokens
 from qmambair_basicsr.ops.semantic_order import semantic_order
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from instruction_sets import with_instruction_sets
 
-from qmambair_basicsr.archs.windows import relative_position_index
+from qmambair_basicsr.archs.windows import relative_position_index, window_plan
 from qmambair_basicsr.ops.backend import backends
-from qmambair_basicsr.ops.window_attention import MASKED, is_fused, window_attention
+from qmambair_basicsr.ops.window_attention import MASKED, is_fused, reference, window_attention
 
 BACKENDS = with_instruction_sets([b.name for b in backends("window_attention")])
 
@@ -119,6 +119,19 @@ def test_torch_sees_one_operator(use_backend):
     tensors = [t.requires_grad_() if t.is_floating_point() else t for t in inputs.values()]
     torch.library.opcheck(torch.ops.qmambair.window_attention.default, (*tensors, 0.3))
     torch.library.opcheck(torch.ops.qmambair.window_attention.default, (*tensors[:4], None, 0.3))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_windows_that_share_a_mask_are_the_regions_once_more(fused, gradients, use_backend):
+    use_backend("window_attention", "native" if fused else "reference")
+    plan = window_plan(8, 12, 4, 2, torch.device("cpu"))
+    qkv, table = torch.randn(2, 96, 3 * 6), torch.randn(49, 2)
+    given = (qkv, table, relative_position_index(4), plan.windows, plan.regions)
+    with torch.set_grad_enabled(gradients):
+        got = window_attention(*given, scale=0.4, kinds=plan.kinds)
+    want = reference.forward(*(t.double() if t.is_floating_point() else t for t in given), 0.4)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
 def test_what_the_kernels_do_not_take_goes_to_the_reference(use_backend):

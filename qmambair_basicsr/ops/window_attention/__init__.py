@@ -7,12 +7,16 @@ torch has no fused attention with a gradient to the bias; composed of its operat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import choose, export_target
 from ..checks import integers, permutation, rows_of, same_device
+from .composed import windowed
 
 BACKENDS = ("native", "reference")
 MASKED = -100.0  # added to the logits of two tokens in different regions
@@ -48,6 +52,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    # with gradients to the bias, torch has no fused kernel and its fallback is slower than the two products
+    if torch.is_grad_enabled():
+        return ((q * scale) @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v
+    return attend(q, k, v, bias.to(q.dtype), scale)
+
+
 def window_attention(
     qkv: Tensor,
     table: Tensor,
@@ -56,6 +67,7 @@ def window_attention(
     regions: Tensor | None = None,
     *,
     scale: float,
+    kinds: Sequence[tuple[int, Tensor | None]] | None = None,
 ) -> Tensor:
     """``softmax(scale * q k^T + table[index] + mask) v`` within every window and head.
 
@@ -68,6 +80,9 @@ def window_attention(
         order: position in L of every token of every window, (windows, T) int64, a permutation of range(L).
         regions: (windows, T) int32; two tokens with different values get ``MASKED`` added. None: no mask.
         scale: factor on the products of queries and keys.
+        kinds: the mask of ``regions`` once more, for where no kernel runs: number of windows and mask, broadcastable to
+            (number, 1, T, T), or None, for windows that follow each other in ``order`` and share it. Spares a mask per
+            window.
 
     Returns:
         (B, L, C), tokens at the positions they came from, in qkv's dtype.
@@ -76,11 +91,14 @@ def window_attention(
         ValueError: shapes, dtypes or devices that do not fit, an index that is no row of the table, an order that is no
             permutation; they are named.
     """
-    check_shapes(qkv, table, index, order, regions)
+    if export_target() is None:  # sides that are open in an exported graph cannot be compared
+        check_shapes(qkv, table, index, order, regions)
     if not is_fused(qkv, order.shape[1], table.shape[1]):
         from . import reference
 
         check_values(table, index, order)
+        if kinds is not None:
+            return windowed(partial(_attend, scale=scale), qkv, table, index, order, kinds)
         return reference.forward(qkv, table, index, order, regions, scale)
     return torch.ops.qmambair.window_attention(qkv, table, index, order, regions, scale)[0]
 
