@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import types
+from codecs import BOM_UTF8
 from pathlib import Path
+
+from .files import write_bytes
 
 
 def copy_opt_file(opt_file: str, experiments_root: str) -> None:
@@ -23,11 +26,9 @@ def copy_opt_file(opt_file: str, experiments_root: str) -> None:
     if get_dist_info()[0] != 0:
         return
     source = Path(opt_file)
-    command = " ".join(sys.argv).encode("utf-8", "replace").decode()
+    command = " ".join(" ".join(sys.argv).split()).encode("utf-8", "replace").decode()
     head = f"# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n"
-    (Path(experiments_root) / source.name).write_bytes(
-        head.encode() + source.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    )
+    write_bytes(Path(experiments_root) / source.name, head.encode() + source.read_bytes().removeprefix(BOM_UTF8))
 
 
 def copy_options_as_utf8() -> bool:
@@ -91,13 +92,12 @@ def make_folders_of_the_run_only() -> bool:
     from basicsr.utils import misc
 
     stock = misc.make_exp_dirs
-    if hasattr(stock, "__wrapped__"):
+    if stock.__module__ == __name__:
         return False
     made = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
 
     def make_exp_dirs(opt):
         stock({**opt, "path": {key: value for key, value in opt["path"].items() if key in made}})
 
-    make_exp_dirs.__wrapped__ = stock
     misc.make_exp_dirs = basicsr.utils.make_exp_dirs = train.make_exp_dirs = test.make_exp_dirs = make_exp_dirs
     return True
