@@ -225,7 +225,7 @@ def test_a_network_that_is_not_finite_verifies_nothing(exported, tmp_path, capsy
     """A packed file and the network in it agree in every bit, and compute NaN."""
     net = calibrated(CASES["light x2 w4a4"])
     with torch.no_grad():
-        net.conv_first.bias[0] = float("nan")
+        net.conv_first.bias[0] = 3e38  # finite itself, as checkpoints with NaN are not even opened
     save_packed(net, CASES["light x2 w4a4"], tmp_path / "nan.safetensors")
     command = arguments(exported, tmp_path / "nan.safetensors")
     command[command.index("--checkpoint") + 1] = str(tmp_path / "nan.safetensors")

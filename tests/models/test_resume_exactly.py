@@ -80,7 +80,7 @@ def test_damaged_state_stops_with_its_path(loop, train_options):
 
 
 def test_diverging_run_stops_and_names_the_last_checkpoint(loop, train_options):
-    train_options["train"]["optim_g"] = {"type": "SGD", "lr": 1e25}
+    train_options["train"]["optim_g"] = {"type": "SGD", "lr": 1e6}
     train_options["logger"]["save_checkpoint_freq"] = 1
     train_options["train"]["total_iter"] = 50
     with pytest.raises(NonFiniteError, match=r"stopped at iteration (\d+) .*net_g_(\d+)\.pth.*--auto_resume") as error:
