@@ -48,7 +48,7 @@ def constants_of(net: nn.Module) -> dict[str, Tensor]:
 
 
 def differences(net: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """What of a state_dict is a constant of the network with other values, in words; keys it lacks are no matter."""
+    """Constants of the network that a state_dict has with other values, in words; missing keys do not count."""
     found = (difference(key, state[key], wanted) for key, wanted in constants_of(net).items() if key in state)
     return [fault for fault in found if fault]
 

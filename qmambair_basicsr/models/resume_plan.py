@@ -1,4 +1,4 @@
-"""What a resumed run takes from its training state and what from its option file.
+"""Which settings a resumed run takes from its training state, and which from its option file.
 
 A training state holds the optimizer's moments, and beside them the learning rate, weight decay and schedule it was written
 with; BasicSR restores all of it and says nothing when the option file has other values. ``path: resume_schedule`` decides:
@@ -37,7 +37,7 @@ def kinds(things: Sequence[object]) -> list[str]:
 
 
 def _optimizer_kinds(saved: Mapping) -> set[str]:
-    """What a state without a record may have been written by."""
+    """Kinds of optimizer that may have written a state without a record."""
     group = saved["param_groups"][0]
     if "betas" not in group:
         return {"SGD"}
@@ -47,7 +47,7 @@ def _optimizer_kinds(saved: Mapping) -> set[str]:
 
 
 def _settings(scheduler: Mapping) -> dict:
-    """What a scheduler's state says of the schedule, without how far it is."""
+    """The schedule in a scheduler's state, without its position."""
     return {
         key: dict(value) if isinstance(value, Counter) else value
         for key, value in scheduler.items()
@@ -137,7 +137,7 @@ class ResumePlan:
         return _settings(self.schedulers[index].state_dict())
 
     def differences(self) -> list[str]:
-        """What the option file has otherwise than the state: ``train: optim_g: lr: 1e-05 (state: 0.0005)``."""
+        """Differences of the option file from the state: ``train: optim_g: lr: 1e-05 (state: 0.0005)``."""
         found = [
             f"train: optim_g: type: {type(self.optimizers[i]).__name__} (state: {kind})"
             for i, kind in self.other_kinds.items()

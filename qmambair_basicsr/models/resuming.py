@@ -23,7 +23,7 @@ class ResumableTraining(CheckedValidation):
     order: data_order.TrainingOrder | None
 
     def prepare_resuming(self) -> None:
-        """What the methods below need; called when a model is built."""
+        """Prepares the methods below; called when a model is built."""
         self.validations = ValidationRecord(self.opt) if self.is_train else None
         self._iteration = 0
         self._state: tuple[str, dict] | None = None  # file and content of this iteration's training state

@@ -47,7 +47,7 @@ class Encoded:
         raise NotImplementedError
 
     def defect(self, bits: int) -> str:
-        """What is wrong with tables that a file holds for codes of so many bits; empty where nothing is."""
+        """Mistake in the tables that a file holds for codes of so many bits; empty where there is none."""
         return ""
 
     def limits(self, lowest: int, highest: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from .problems import Problem, join, show
 
 @dataclass(frozen=True)
 class _Launcher:
-    """What a launcher leaves in the environment of every process.
+    """Variables that a launcher leaves in the environment of every process.
 
     Attributes:
         rank, size: variables with the process's number and the number of processes.
