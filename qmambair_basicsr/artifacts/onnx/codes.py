@@ -133,12 +133,13 @@ def same_scale(got: np.ndarray, wanted: np.ndarray) -> bool:
 
 
 def compare_weights(model: onnx.ModelProto, net: nn.Module) -> list[WeightCheck]:
-    """Compare every quantized parameter of a network with a file exported from it."""
+    """Compare every quantized parameter of a network with a file exported from it; one in full precision has none."""
     constants = _initializers(model)
     nodes = {node.name: node for node in model.graph.node}
-    places = _Places(net).weights
+    sites = parameter_sites(net)
+    places = _Places(net).weights if sites else {}
     checks = []
-    for placed in parameter_sites(net):
+    for placed in sites:
         expected = frozen(placed)
         count, name = expected.codes.numel(), placed.parameter
         found = [(nodes[node], *where) for node, *where in places.get(placed.name, ()) if node in nodes]
