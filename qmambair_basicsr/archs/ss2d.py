@@ -64,6 +64,7 @@ class ScanParameters(SiteModule):
     """
 
     entry_points = ("project", "scan")
+    stacked_inputs = ("dt_projs",)
 
     def __init__(
         self,
@@ -117,12 +118,15 @@ class ScanParameters(SiteModule):
             self._scan_site("dt_bias", d, "dt_projs_bias"),
         )
 
+    def inner_sources(self) -> dict[str, tuple[str, slice]]:
+        return {"dt_projs": ("x_proj", slice(0, self.dt_rank))}
+
     def lower_products(self) -> tuple[str, ...]:
         names = "x_proj", "dt_projs"
         weights = [self.quantizers[f"{name}_weight"] for name in names]
         if not all(isinstance(weight, FrozenCodes) and weight.integer_form() for weight in weights):
             return ()  # a projection in full precision, or with codes that are no integers times a scale
-        self.projections = IntegerProjections((len(self.directions), self.dt_rank, self.d_state), self.quantizers)
+        self.projections = IntegerProjections((len(self.directions), self.dt_rank, self.d_state), self)
         return names
 
     @staticmethod

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
@@ -36,9 +35,12 @@ from ..checkpoints import NonFiniteWeightsError, first_non_finite
 from ..constants import constants_of, differences
 from ..files import write_bytes
 from ..layers.convert import FrozenCodes, freeze_parameters
+from ..layers.merging import merge
 from ..layers.sites import PlacedSite, parameter_sites, quantizer_keys, quantizers_of
+from ..layers.transforms import transforms_of
 from ..quantizers import Quantizer
 from ..quantizers.encoded import AffineCodes, fits_along
+from .packing import pack_codes, unpack_codes
 
 FORMAT = "qmambair_basicsr packed checkpoint"
 AFFINE, ANY_KIND = 1, 2
@@ -73,40 +75,6 @@ class SizeReport:
     def ratio(self) -> float:
         """How many times smaller the whole file is than the FP32 parameters."""
         return self.fp32 / self.file
-
-
-def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Pack integer codes in [-2^(bits-1), 2^(bits-1) - 1] into bytes, uint8 (ceil(numel * bits / 8),).
-
-    Raises:
-        ValueError: a code outside that range, or a width outside 1 to 8.
-    """
-    _require_width(bits)
-    if codes.numel() and (codes.min() < -(2 ** (bits - 1)) or codes.max() >= 2 ** (bits - 1)):
-        raise ValueError(f"codes from {codes.min().item()} to {codes.max().item()} do not fit in {bits} bits")
-    unsigned = (codes.flatten().to(torch.int16).cpu() + 2 ** (bits - 1)).numpy().astype(np.uint8)
-    planes = (unsigned[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
-    return torch.from_numpy(np.packbits(planes, bitorder="little"))
-
-
-def _require_width(bits: int) -> None:
-    if type(bits) is not int or not 1 <= bits <= 8:
-        raise ValueError(f"codes have 1 to 8 bits, got {bits!r}")
-
-
-def unpack_codes(packed: Tensor, bits: int, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """Inverse of :func:`pack_codes`: int8 codes of the given shape.
-
-    Raises:
-        ValueError: the number of bytes does not fit the shape, or a width outside 1 to 8.
-    """
-    _require_width(bits)
-    count = math.prod(shape)
-    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() != -(-count * bits // 8):
-        raise ValueError(f"{packed.numel()} bytes cannot hold {count} codes of {bits} bits")
-    planes = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
-    unsigned = (planes << np.arange(bits, dtype=np.uint8)).sum(1, dtype=np.int16)
-    return torch.from_numpy(unsigned - 2 ** (bits - 1)).to(torch.int8).view(shape)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -152,14 +120,21 @@ def save_packed(net: nn.Module, network: Mapping[str, Any], path: str | os.PathL
     Raises:
         ValueError: the network is not quantized, or ``network`` does not build it.
         UncalibratedError: it was never calibrated.
-        PackedCheckpointError: the file cannot be written.
+        PackedCheckpointError: the file cannot be written, or an input is transformed by what cannot be merged.
     """
     from safetensors.torch import save
 
     described = json.dumps(dict(network))
+    net = copy.deepcopy(net)
+    online = merge(net)
+    if online:
+        raise PackedCheckpointError(
+            f"{online[0]}: its input is transformed ({type(transforms_of(net)[online[0]]).__name__}), which a packed file "
+            "does not hold; merge it into what computes the input (layers/merging.py)"
+        )
     ours = quantizer_keys(net)
     full_precision = sum(p.numel() for k, p in net.named_parameters() if k not in ours)
-    net = freeze_parameters(copy.deepcopy(net)).cpu()
+    net = freeze_parameters(net).cpu()
     fresh = build_network(json.loads(described))
     if type(fresh) is not type(net) or dict(_shapes(fresh)) != dict(_shapes(net)):
         raise ValueError(f"network_g describes another network than the {type(net).__name__} given.")

@@ -34,7 +34,10 @@ def layer_sites(
 
 
 class _WithWeight:
-    """Base of the layers below: a weight whose fake-quantized value is kept in evaluation, and their sites."""
+    """Base of the layers below: a weight whose fake-quantized value is kept in evaluation, and their sites.
+
+    ``transform`` is what the input and the weight go through before their quantizers (``transforms.py``), None for nothing.
+    """
 
     def quantization_sites(self) -> tuple[Site, ...]:
         """Weight and, where the layer has one, input; of the kind that their quantizers were built for."""
@@ -42,7 +45,14 @@ class _WithWeight:
 
     def quantized_weight(self) -> torch.Tensor:
         """The fake-quantized weight, shaped as ``weight``."""
-        return self.weight_cache(self.weight_quantizer, self.weight)
+        return self.weight_cache(self.weight_quantizer, self.weight, transform=self.transform)
+
+    def quantized_input(self, x: torch.Tensor) -> torch.Tensor:
+        """The fake-quantized input."""
+        transform = self.transform
+        if transform is None:
+            return self.act_quantizer(x)
+        return transform.leave(self.act_quantizer(transform.enter(x)))
 
     def train(self, mode: bool = True) -> nn.Module:
         self.weight_cache.clear()
@@ -77,6 +87,7 @@ class QuantLinear(_WithWeight, nn.Linear):
         self.weight_quantizer = weight_quantizer
         self.act_quantizer = act_quantizer
         self.weight_cache = WeightCache()
+        self.register_module("transform", None)
 
     @staticmethod
     def sites_of(layer: nn.Linear, kind: str = "weight") -> tuple[Site, ...]:
@@ -99,7 +110,7 @@ class QuantLinear(_WithWeight, nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return F.linear(self.act_quantizer(x), self.quantized_weight(), self.bias)
+        return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
 
 
 class QuantConv2d(_WithWeight, nn.Conv2d):
@@ -131,6 +142,7 @@ class QuantConv2d(_WithWeight, nn.Conv2d):
         self.weight_quantizer = weight_quantizer
         self.act_quantizer = act_quantizer
         self.weight_cache = WeightCache()
+        self.register_module("transform", None)
 
     @staticmethod
     def sites_of(layer: nn.Conv2d, kind: str = "weight") -> tuple[Site, ...]:
@@ -145,7 +157,7 @@ class QuantConv2d(_WithWeight, nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
-        quantized = self.act_quantizer(x)
+        quantized = self.quantized_input(x)
         if stored_channels_last(x):  # not every quantizer keeps it, and depthwise convolutions are far slower without
             quantized = quantized.contiguous(memory_format=torch.channels_last)
         return self._conv_forward(quantized, self.quantized_weight(), self.bias)
@@ -164,6 +176,7 @@ class QuantEmbedding(_WithWeight, nn.Embedding):
         self.weight = layer.weight
         self.weight_quantizer = weight_quantizer
         self.weight_cache = WeightCache()
+        self.register_module("transform", None)
 
     @staticmethod
     def sites_of(layer: nn.Embedding, kind: str = "weight") -> tuple[Site, ...]:

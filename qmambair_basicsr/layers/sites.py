@@ -43,8 +43,10 @@ class PlacedSite(NamedTuple):
 
     @torch.no_grad()
     def tensor(self) -> Tensor:
-        """Input of a parameter's quantizer: the parameter, or the tensor that the site derives from it."""
-        return self.site.value_of(getattr(self.owner, self.site.parameter).detach())
+        """Input of a parameter's quantizer: the parameter, transformed, or the tensor that the site derives from it."""
+        parameter = getattr(self.owner, self.site.parameter).detach()
+        transform = transform_of(self.owner, self.site.part) if self.site.operand == "weight" else None
+        return self.site.value_of(parameter if transform is None else transform.on_weight(parameter))
 
     @torch.no_grad()
     def set_tensor(self, value: Tensor) -> None:
@@ -89,6 +91,14 @@ def activation_sites(net: nn.Module) -> list[PlacedSite]:
     return [p for p in network_sites(net) if p.site.parameter is None and p.quantizer.bits != 32]
 
 
+def transform_of(owner: nn.Module, part: str) -> nn.Module | None:
+    """The transform (``transforms.py``) of a layer, or of a part of a module with raw weights; None without one."""
+    if not part:
+        return owner._modules.get("transform")
+    transforms = owner._modules.get("transforms")
+    return transforms[part] if transforms is not None and part in transforms else None
+
+
 def quantizers_of(net: nn.Module) -> dict[str, Quantizer]:
     """Name -> quantizer, for all quantizers of a network."""
     return {name: module for name, module in net.named_modules() if isinstance(module, Quantizer)}
@@ -127,16 +137,19 @@ class SiteQuantizers(nn.ModuleDict):
         super().__init__(quantizers)
         self.weight_caches = {name: WeightCache() for name in parameters}
 
-    def forward(self, name: str, tensor: Tensor, source: Tensor | None = None) -> Tensor:
+    def forward(
+        self, name: str, tensor: Tensor, source: Tensor | None = None, transform: nn.Module | None = None
+    ) -> Tensor:
         """Fake-quantize the tensor of a site.
 
         Args:
             name (str): Site.
             tensor (Tensor): Value at that site.
             source (Tensor | None): Parameter that the value is computed from, if it is not a parameter itself.
+            transform (nn.Module | None): What a weight goes through first.
         """
         if name in self.weight_caches:
-            return self.weight_caches[name](self[name], tensor, source)
+            return self.weight_caches[name](self[name], tensor, source, transform)
         return self[name](tensor)
 
     def train(self, mode: bool = True) -> SiteQuantizers:
@@ -154,14 +167,35 @@ class SiteModule(nn.Module):
 
     Attributes:
         entry_points: Methods that others call instead of the module itself, for tools that watch what runs.
+        stacked_inputs: Parts whose input has a dimension for the K matrices of their weight, (..., K, channels).
+        transforms: Part -> what its input and weight go through before their quantizers (``transforms.py``), or None.
     """
 
     entry_points: ClassVar[tuple[str, ...]] = ()
+    stacked_inputs: ClassVar[tuple[str, ...]] = ()
     quantizers: SiteQuantizers | None
+    transforms: nn.ModuleDict | None
 
     def __init__(self) -> None:
         super().__init__()
         self.register_module("quantizers", None)
+        self.register_module("transforms", None)
+        self._transformed: dict[str, tuple[str, str]] = {}
+
+    def inner_sources(self) -> dict[str, tuple[str, slice]]:
+        """Part whose input another part computes, for it alone -> that part, and the rows of its weight that do."""
+        return {}
+
+    def set_transform(self, part: str, transform: nn.Module | None) -> None:
+        """Put a transform in front of the quantizers of a part's input and weight, or take it away (None)."""
+        kept = {} if self.transforms is None else {name: t for name, t in self.transforms.items() if name != part}
+        kept |= {} if transform is None else {part: transform}
+        self.transforms = nn.ModuleDict(kept) if kept else None
+        self._transformed = {
+            site.slot.rpartition(".")[2]: (site.part, site.operand)
+            for site in self.quantization_sites()
+            if site.part in kept and site.operand
+        }
 
     def quantization_sites(self) -> tuple[Site, ...]:
         """The sites of this module, names relative to it, in the order in which their quantizers are kept."""
@@ -199,4 +233,14 @@ class SiteModule(nn.Module):
             tensor (Tensor): Value at the site.
             source (Tensor | None): Parameter that the value is computed from, if it is not a parameter itself.
         """
-        return tensor if self.quantizers is None else self.quantizers(name, tensor, source)
+        if self.quantizers is None:
+            return tensor
+        if name not in self._transformed:
+            return self.quantizers(name, tensor, source)
+        part, operand = self._transformed[name]
+        transform = self.transforms[part]
+        if operand == "act":
+            return transform.leave(self.quantizers(name, transform.enter(tensor), source))
+        if transform.folded:
+            return self.quantizers(name, tensor, source)
+        return self.quantizers(name, tensor, source, transform)

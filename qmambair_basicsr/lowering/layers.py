@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ..layers.convert import FrozenCodes
 from ..layers.matmul import QuantMatMul
 from ..layers.quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
+from ..layers.sites import transform_of
+from ..layers.transforms import Transform
 from ..ops import integer
 from ..ops.integer import Codes
 from ..ops.onnx_nodes import cast
@@ -234,12 +236,43 @@ class Product(nn.Module):
         return cast(y, kind)
 
 
+class Transformed(nn.Module):
+    """A layer whose input is transformed in floating point in front of its grid, such as rotated."""
+
+    def __init__(self, transform: Transform, layer: nn.Module):
+        super().__init__()
+        self.transform, self.layer = transform, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.transform.enter(x))
+
+
+def entering(transform: Transform | None) -> Transform | None:
+    """The transform of the input of an integer product, merged as far as it can be.
+
+    Raises:
+        LoweringError: it acts behind the quantizer, where there are codes.
+    """
+    if transform is not None and transform.leaves:
+        raise LoweringError(
+            f"{transform.layout.name}: {type(transform).__name__} is subtracted behind the quantizer, which products of "
+            "codes cannot be; merge it into what computes the input"
+        )
+    return transform
+
+
 def lowered_layer(layer: nn.Module) -> nn.Module:
     """The integer form of a quantized layer whose weight is frozen, or of a quantized product.
 
     Raises:
         LoweringError: it has none.
     """
+    transform = entering(transform_of(layer, ""))
+    lowered = _lowered(layer)
+    return lowered if transform is None else Transformed(transform, lowered)
+
+
+def _lowered(layer: nn.Module) -> nn.Module:
     if isinstance(layer, QuantMatMul):
         return Product(grid_of(layer.left_quantizer, True), grid_of(layer.right_quantizer, True))
     frozen = layer.weight_quantizer if isinstance(layer.weight_quantizer, FrozenCodes) else None

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..layers.convert import FrozenCodes, freeze_parameters, require_quantized
 from ..layers.matmul import QuantMatMul
+from ..layers.merging import merge
 from ..layers.quant_layers import QuantConv2d, QuantEmbedding, QuantLinear
 from ..layers.sites import SiteModule, parameter_sites
 from .layers import lowered_layer
@@ -17,7 +18,7 @@ from .sites import lower_sites
 
 @torch.no_grad()
 def frozen_copy(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy in evaluation, on the CPU, whose quantized parameters are codes.
+    """A copy in evaluation, on the CPU, whose quantized parameters are codes; transforms of weights are part of them.
 
     Args:
         net: calibrated or trained network; its codes and scales are those in its own precision.
@@ -29,6 +30,7 @@ def frozen_copy(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """
     net = copy.deepcopy(net).cpu().eval()
     require_quantized(net)
+    merge(net)
     if not all(isinstance(site.quantizer, FrozenCodes) for site in parameter_sites(net)):
         freeze_parameters(net)
     return (net if dtype is None else net.to(dtype)).requires_grad_(False)
