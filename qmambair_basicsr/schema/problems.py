@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 SHOWN = 60  # characters of a value that a message quotes
 LISTED = 40  # mistakes listed in one message
+LONGEST = 1500  # characters of one mistake
 
 
 class Problem(NamedTuple):
@@ -91,7 +92,9 @@ def error(
     listed = []
     for problem in problems[:LISTED]:
         line = line_of(problem.where, lines or {})
-        listed.append(f"\n  {problem}" + (f" (line {line})" if line else ""))
+        text = str(problem)
+        text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+        listed.append(f"\n  {text}" + (f" (line {line})" if line else ""))
     if len(problems) > LISTED:
         listed.append(f"\n  and {len(problems) - LISTED} more")
     return OptionError(f"{source} cannot run from {Path.cwd()}:{''.join(listed)}", problems)
