@@ -16,7 +16,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
         ValueError: a code outside that range, or a width outside 1 to 8.
     """
     _require_width(bits)
-    if codes.numel() and (codes.min() < -(2 ** (bits - 1)) or codes.max() >= 2 ** (bits - 1)):
+    if codes.numel() and (codes.min().item() < -(2 ** (bits - 1)) or codes.max().item() >= 2 ** (bits - 1)):
         raise ValueError(f"codes from {codes.min().item()} to {codes.max().item()} do not fit in {bits} bits")
     unsigned = (codes.flatten().to(torch.int16).cpu() + 2 ** (bits - 1)).numpy().astype(np.uint8)
     planes = (unsigned[:, None] >> np.arange(bits, dtype=np.uint8)) & 1

@@ -67,6 +67,8 @@ def test_codes_survive_packing(bits):
     packed = pack_codes(codes, bits)
     assert packed.numel() == -(-77 * bits // 8)
     assert torch.equal(unpack_codes(packed, bits, (7, 11)), codes.to(torch.int8))
+    extremes = torch.tensor([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1], dtype=torch.int8)  # int8 cannot hold 128
+    assert torch.equal(unpack_codes(pack_codes(extremes, bits), bits, (2,)), extremes)
 
 
 def test_codes_that_do_not_fit_are_refused():

@@ -1,0 +1,119 @@
+"""The contract of a post-training method, its registry, and what must hold when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from ..layers.convert import require_quantized
+from ..layers.transforms import transforms_of
+from ..quantizers.spec import Option, SpecError, refuse
+from ..strict import unknown
+
+PTQ_METHODS: dict[str, type[PTQMethod]] = {}
+"""Name in option files (``type``) -> class."""
+
+Registered = TypeVar("Registered", bound="type[PTQMethod]")
+
+
+class PTQMethod:
+    """Base class: the options of a method, and :meth:`apply`.
+
+    Args:
+        options: values for some of the declared options.
+
+    Attributes:
+        options: name -> :class:`Option`; declared by the subclass, checked by :func:`build_method`.
+        settings: name -> value, defaults filled in.
+    """
+
+    options: ClassVar[Mapping[str, Option]] = {}
+
+    def __init__(self, **options: Any) -> None:
+        self.settings = {name: options.get(name, option.default) for name, option in self.options.items()}
+
+    def apply(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
+        """Choose the state of all quantizers, and the parameters, of a network, in place.
+
+        What it attaches (transforms) it also merges: the network that it leaves is an ordinary quantized one.
+
+        Args:
+            net: made by ``prepare`` from the ``quant:`` block, with full-precision weights, in evaluation.
+            batches: calibration images, (B, C, H, W) each; may be gone through several times.
+        """
+        raise NotImplementedError
+
+
+def register_method(cls: Registered) -> Registered:
+    """Class decorator: make a method available under its class name.
+
+    Raises:
+        ValueError: another method has the name.
+    """
+    if cls.__name__ in PTQ_METHODS:
+        raise ValueError(
+            f"a post-training method called {cls.__name__} is registered already ({PTQ_METHODS[cls.__name__]})"
+        )
+    PTQ_METHODS[cls.__name__] = cls
+    return cls
+
+
+def build_method(config: Mapping[str, Any], where: str = "ptq") -> PTQMethod:
+    """The method that ``{type: NAME, <options>}`` describes.
+
+    Args:
+        config: plain data.
+        where: the key's path, for messages.
+
+    Raises:
+        SpecError: an unknown method, option or value; all mistakes at once.
+    """
+    if not isinstance(config, Mapping) or "type" not in config:
+        raise SpecError(f"{where}: expected a mapping with 'type', got {config!r}.")
+    options = dict(config)
+    kind = options.pop("type")
+    if kind not in PTQ_METHODS:
+        raise SpecError(unknown(f"{where}.type", "post-training method", kind, PTQ_METHODS))
+    known = PTQ_METHODS[kind].options
+    mistakes = []
+    for key, value in options.items():
+        if key not in known:
+            mistakes.append(unknown(where, f"key for {kind}", key, ["type", *known]))
+        else:
+            mistakes += known[key].mistakes(value, f"{where}.{key}")
+    refuse(mistakes)
+    return PTQ_METHODS[kind](**options)
+
+
+def quantize(net: nn.Module, method: PTQMethod, batches: Sequence[Tensor]) -> nn.Module:
+    """Apply a method, and see that it left an ordinary quantized network.
+
+    Args:
+        net: as for :meth:`PTQMethod.apply`; changed in place.
+        method: from :func:`build_method`.
+        batches: at least one.
+
+    Returns:
+        The same object, in evaluation: its ``state_dict`` loads into a network built from the same ``quant:`` block.
+
+    Raises:
+        ValueError: no batch, a network without quantizers, or state that such a network does not have.
+        UncalibratedError: a quantizer that the method left out.
+    """
+    if not len(batches):
+        raise ValueError(f"{type(method).__name__}: there was no batch; give at least one")
+    before = {key: tensor.shape for key, tensor in net.eval().state_dict().items()}
+    method.apply(net, batches)
+    left = transforms_of(net)
+    if left:
+        raise ValueError(
+            f"{type(method).__name__} left a transform at {next(iter(left))}; merge it (layers/merging.py)"
+        )
+    require_quantized(net)
+    after = {key: tensor.shape for key, tensor in net.eval().state_dict().items()}
+    if after != before:
+        changed = sorted(set(before.items()) ^ set(after.items()))
+        raise ValueError(f"{type(method).__name__} changed what a checkpoint holds, first {changed[0][0]}")
+    return net
