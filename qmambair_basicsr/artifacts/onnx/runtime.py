@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -35,7 +37,19 @@ def session(
     threads = threads if threads is not None else int(os.environ.get("OMP_NUM_THREADS", "0"))
     options.intra_op_num_threads = threads
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    with _named("the graph" if isinstance(model, onnx.ModelProto) else str(model)):
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """onnxruntime's exceptions, which are of many kinds (damaged names end in UnicodeDecodeError), as one of ours."""
+    try:
+        yield
+    except Exception as err:
+        raise ExportError(
+            f"onnxruntime cannot run {what}: {' '.join(str(err).split())[:300]}; export it again"
+        ) from err
 
 
 def read_model(path: str | os.PathLike) -> onnx.ModelProto:
@@ -99,7 +113,8 @@ class OnnxNetwork:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(1, C, H, W) in [0, 1] -> (1, C, H * scale, W * scale)."""
-        return torch.from_numpy(self.session.run(None, {"input": x.numpy()})[0])
+        with _named(str(self.path)):
+            return torch.from_numpy(self.session.run(None, {"input": x.numpy()})[0])
 
 
 def restore(network, image: Tensor, size: tuple[int, int] | None, multiple: int = 1, overlap: int = 16) -> Tensor:
