@@ -49,12 +49,13 @@ def net():
     return net.eval()
 
 
-def mutated(index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    index = index.clone()
+def mutated(good: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A copy with one to three other values, most of them outside the table."""
+    index, flat = good.clone(), good.view(-1)
     for _ in range(int(torch.randint(1, 4, (), generator=generator))):
         place = int(torch.randint(index.numel(), (), generator=generator))
         kind = int(torch.randint(len(WILD) + 1, (), generator=generator))
-        index.view(-1)[place] = [*WILD, int(index.view(-1)[place]) + 1][kind]  # the last one is inside the table
+        index.view(-1)[place] = [*WILD, int(flat[place]) + 1][kind]
     return index
 
 
