@@ -38,7 +38,6 @@ from ..layers.convert import FrozenCodes, freeze_parameters
 from ..layers.merging import merge
 from ..layers.sites import PlacedSite, parameter_sites, quantizer_keys, quantizers_of
 from ..layers.transforms import transforms_of
-from ..quantizers import Quantizer
 from ..quantizers.encoded import AffineCodes, fits_along
 from .packing import pack_codes, unpack_codes
 
@@ -270,19 +269,15 @@ def _check_size(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if key not in tensors and key not in constant:
             raise PackedCheckpointError(f"{key} is missing")
         if key in tensors and key not in constant:
-            _require_numbers(key, tensors[key], tensor.dtype)
+            _require_type(key, tensors[key], tensor.dtype)
     unknown = sorted(tensors.keys() - plain.keys() - sites.keys() - {_BLOB})
     if unknown or _BLOB not in tensors:
         raise PackedCheckpointError(f"unknown tensors: {', '.join(unknown[:5])}" if unknown else f"no {_BLOB!r}")
 
 
-def _require_numbers(key: str, tensor: Tensor, kind: torch.dtype = torch.float32) -> None:
+def _require_type(key: str, tensor: Tensor, kind: torch.dtype = torch.float32) -> None:
     if tensor.dtype != kind:
         raise PackedCheckpointError(f"{key} is {tensor.dtype}, expected {kind}")
-    wrong = ~torch.isfinite(tensor)
-    if wrong.any():
-        place = wrong.nonzero()[0].tolist()
-        raise PackedCheckpointError(f"{key}{place} is {tensor[tuple(place)].item()}")
 
 
 def _grid_shape(site: PlacedSite, held: object, shape: torch.Size) -> tuple[int, ...]:
@@ -327,7 +322,7 @@ def _tables_of(site: PlacedSite, described: object, take: Callable[[tuple[int, .
 
 def _fill(net: nn.Module, tensors: dict[str, Tensor], shapes: object, bounded: object, kinds: object) -> None:
     blob = tensors.pop(_BLOB)
-    _require_numbers(_BLOB, blob)
+    _require_type(_BLOB, blob)
     sites = parameter_sites(net)
     affine = [site for site in sites if site.quantizer.kind is AffineCodes]
     if not isinstance(shapes, dict) or not shapes.keys() <= {site.name for site in sites}:
@@ -369,16 +364,11 @@ def _fill(net: nn.Module, tensors: dict[str, Tensor], shapes: object, bounded: o
     if position != blob.numel():
         raise PackedCheckpointError("it holds too many quantizer values")
     for quantizer in quantizers_of(net).values():
-        _mark_ready(quantizer)
+        quantizer.initialized.fill_(True)
     changed = differences(net, tensors)
     if changed:
         raise PackedCheckpointError(changed[0])
-    own, constant = net.state_dict(), constants_of(net)
-    for key, tensor in tensors.items():
-        if key not in constant:
-            own[key].copy_(tensor)
+    own = net.state_dict()
+    for key in tensors.keys() - constants_of(net).keys():
+        own[key].copy_(tensors[key])
     net.requires_grad_(False)
-
-
-def _mark_ready(quantizer: Quantizer) -> None:
-    quantizer.initialized.fill_(True)
