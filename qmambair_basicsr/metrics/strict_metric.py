@@ -119,7 +119,7 @@ def check_metric(name: str, options: object) -> None:
             f"val: metrics: {name}: expected {{type: calculate_psnr, crop_border: 2, ...}}, got {options!r}"
         )
     kind = options["type"]
-    if kind not in METRIC_REGISTRY:
+    if not isinstance(kind, str) or kind not in METRIC_REGISTRY:
         raise MetricError(unknown(f"val: metrics: {name}", "metric", kind, METRIC_REGISTRY.keys()))
     try:
         _check_options(kind, METRIC_REGISTRY.get(kind), {k: v for k, v in options.items() if k != "type"})
