@@ -16,7 +16,7 @@ from .transforms import Chain, Place, Transform, TransformError, places
 
 @dataclass(frozen=True)
 class Source:
-    """What computes the input of a product.
+    """The module that computes the input of a product.
 
     Attributes:
         name: of a LayerNorm, linear, convolution, or part of a module with raw weights.

@@ -110,7 +110,7 @@ class Transform(nn.Module):
         return tensor
 
     def constant(self) -> Tensor | None:
-        """What :meth:`enter` adds and :meth:`leave` subtracts, (C,); None for nothing."""
+        """Offset that :meth:`enter` adds and :meth:`leave` subtracts, (C,); None for none."""
         return None
 
 
@@ -317,7 +317,7 @@ class Place:
 
     @property
     def transform(self) -> Transform | None:
-        """What is attached."""
+        """The attached transforms."""
         return transform_of(self.owner, self.part)
 
     def set_transform(self, transform: Transform | None) -> None:
