@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from qmambair_basicsr.layers.info import TWINS, blocks_of, full_precision_twin, 
 from qmambair_basicsr.layers.placement import placement
 from qmambair_basicsr.layers.prepare import site_kinds
 from qmambair_basicsr.layers.sites import network_sites, parameter_sites, quantizers_of
+from qmambair_basicsr.layers.transforms import Rotation, TransformError, attach
 from qmambair_basicsr.lowering import LoweringError, captured_codes, frozen_copy, lower
 from qmambair_basicsr.quantizers import (
     QUANTIZER_REGISTRY,
@@ -335,6 +337,29 @@ def test_a_quantizer_of_binary_orders_trains(binary):
     net(torch.rand(1, 3, 6, 8)).square().mean().backward()
     learned = [p for key, p in net.named_parameters() if key.endswith(("alpha", "inner.weight", "decay"))]
     assert len(learned) == 5 and all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in learned)
+
+
+def test_an_online_transform_is_exported_and_verified(tmp_path):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="extra: export")
+    from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx
+    from qmambair_basicsr.artifacts.verification import open_artifact
+
+    net, x = calibrated("ToyPlain").eval(), torch.rand(1, 3, 6, 8)
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
+    with pytest.raises(TransformError, match=r"unknown place of a transform 'body\.0\.mixer\.mix'"):  # a logarithm
+        attach(net, {"body.0.mixer.mix": Rotation(rotation)})
+    attach(net, {f"body.{block}.query": Rotation(rotation) for block in range(2)})
+    frozen = copy.deepcopy(calibrate(net, [x]))
+    freeze_dls(frozen, [x])
+    export_onnx(frozen, tmp_path / "net.onnx", ExportSettings(6, 8))
+    artifact = open_artifact(tmp_path / "net.onnx", net)
+    equal = {check.name: check.equal for check in artifact.weights}
+    assert equal["body.0.query.weight"] and False not in equal.values()
+    checks = artifact.activations(x, list)
+    assert checks and all(check.own_input == check.count for check in checks if check.own_input is not None)
+    with torch.no_grad():
+        torch.testing.assert_close(artifact.network(x), frozen(x), atol=1e-4, rtol=0)
 
 
 def test_wrong_options_of_the_quantizer_are_named():

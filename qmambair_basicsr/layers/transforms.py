@@ -329,7 +329,10 @@ class Place:
 
 
 def places(net: nn.Module) -> dict[str, Place]:
-    """Dotted name -> every product of a prepared network that a transform can be attached to, in module order."""
+    """Dotted name -> every product of a prepared network that a transform can be attached to, in module order.
+
+    Those whose weight is computed from a parameter (``Site.derived``) are left out.
+    """
     found = {}
     for name, module in net.named_modules():
         parts: dict[str, dict] = {}
@@ -340,6 +343,8 @@ def places(net: nn.Module) -> dict[str, Place]:
             if set(operands) != {"weight", "act"} or "transform" + ("s" if part else "") not in module._modules:
                 continue
             weight, act = operands["weight"], operands["act"]
+            if weight.derived is not None:  # a logarithm, say, which cannot hold every transformed weight
+                continue
             stacked = part in getattr(module, "stacked_inputs", ())
             dim = -1 if part else 1
             layout = Layout(
