@@ -317,7 +317,7 @@ class Place:
 
     @property
     def transform(self) -> Transform | None:
-        """The attached transforms."""
+        """The attached transform, if any."""
         return transform_of(self.owner, self.part)
 
     def set_transform(self, transform: Transform | None) -> None:
