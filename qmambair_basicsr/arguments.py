@@ -29,6 +29,11 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def key_or_none(text: str) -> str | None:
+    """A key; ``~`` and ``null``, as YAML writes it, stand for none."""
+    return None if text in ("~", "null", "None", "") else text
+
+
 @dataclass(frozen=True)
 class Flag:
     """The meaning of a flag wherever it occurs.
@@ -50,7 +55,7 @@ VOCABULARY = {
     # networks
     "-opt": Flag("option file (.yml)", Path, "FILE"),
     "--checkpoint": Flag("weights: a BasicSR checkpoint (.pth)", Path, "FILE"),
-    "--param-key": Flag("which weights of a .pth: params or params_ema", str, "KEY"),
+    "--param-key": Flag("which weights of a .pth: params, params_ema, or ~ for a bare state_dict", key_or_none, "KEY"),
     "--bits": Flag("bits of weights and activations", positive, "N"),
     "--height": Flag("height of the network's input in pixels", positive, "N"),
     "--width": Flag("width of the network's input in pixels", positive, "N"),

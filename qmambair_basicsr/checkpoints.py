@@ -9,6 +9,8 @@ one as it was.
 from __future__ import annotations
 
 import io
+import json
+import logging
 import os
 import pickle
 import pickletools
@@ -58,7 +60,7 @@ def _listed(keys: Iterable[str]) -> str:
 
 
 def read_file(path: str | os.PathLike, what: str = "checkpoint") -> object:
-    """Read a file written by ``torch.save``, on the CPU and without running code from it.
+    """Read a file written by ``torch.save``, or a plain state_dict as .safetensors, on the CPU and without running code from it.
 
     Args:
         path: the file.
@@ -69,7 +71,7 @@ def read_file(path: str | os.PathLike, what: str = "checkpoint") -> object:
 
     Raises:
         UnsafeCheckpointError: the pickle refers to something other than tensors and plain data.
-        CheckpointError: missing, a folder, empty, truncated or not written by torch.
+        CheckpointError: missing, a folder, empty, truncated, packed, or not written by torch.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,7 +80,11 @@ def read_file(path: str | os.PathLike, what: str = "checkpoint") -> object:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{what} {path} is empty (0 bytes); delete it and use another copy")
     try:
+        if (header := _header_of_safetensors(path)) is not None:
+            return _read_safetensors(path, header, what)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError,
             IndexError, OverflowError, UnicodeDecodeError, AssertionError, OSError, MemoryError) as err:  # fmt: skip
         foreign = _foreign_global(path)
@@ -141,7 +147,7 @@ def select_params(content: object, path: str | os.PathLike, param_key: str | Non
         param_key: ``params``, ``params_ema`` ...; None when the file is the state_dict itself.
 
     Returns:
-        Parameter and buffer names to tensors, without DDP's ``module.`` prefix.
+        Parameter and buffer names to tensors, without the prefixes of wrappers (see :func:`without_wrappers`).
 
     Raises:
         CheckpointError: the key is missing (those present are listed) or does not hold tensors.
@@ -174,7 +180,66 @@ def select_params(content: object, path: str | os.PathLike, param_key: str | Non
         raise NonFiniteWeightsError(
             f"checkpoint {path}: {bad} holds NaN or infinity; use weights of an earlier iteration"
         )
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return without_wrappers(state, path)
+
+
+_WRAPPERS = ("module.", "net_g.")  # of DDP; of trainers that save a whole model
+
+
+def without_wrappers(state: Mapping[str, Tensor], path: str | os.PathLike) -> dict[str, Tensor]:
+    """A state_dict without the names that wrappers put around a network's own.
+
+    ``module.`` (DDP) and ``net_g.`` go where every key begins with them, ``_orig_mod.`` (torch.compile) wherever it stands.
+    What is taken off is said in the log, ``module.`` excepted, which BasicSR takes off without a word.
+
+    Raises:
+        CheckpointError: two keys would be called the same.
+    """
+    renamed = {key: key.replace("_orig_mod.", "") for key in state}
+    taken = ["_orig_mod."] if any(new != old for old, new in renamed.items()) else []
+    while prefix := next((p for p in _WRAPPERS if all(new.startswith(p) for new in renamed.values())), None):
+        renamed = {old: new.removeprefix(prefix) for old, new in renamed.items()}
+        taken.append(prefix)
+    names = Counter(renamed.values())
+    if twice := next((name for name, count in names.items() if count > 1), None):
+        raise CheckpointError(f"checkpoint {path} holds {twice!r} twice, with and without the prefix of a wrapper")
+    if set(taken) - {"module."}:
+        logging.getLogger("basicsr").warning("%s: the prefix %s of its keys is left out", path, " and ".join(taken))
+    return {renamed[key]: value for key, value in state.items()}
+
+
+def _header_of_safetensors(path: Path) -> dict | None:
+    """The header of a .safetensors file; None for any other file."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        size = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= size <= min(path.stat().st_size, 1 << 26):
+            return None
+        try:
+            header = json.loads(file.read(size))
+        except (UnicodeDecodeError, ValueError, RecursionError):
+            return None
+    return header if isinstance(header, dict) else None
+
+
+def _read_safetensors(path: Path, header: Mapping, what: str) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file that is not a packed checkpoint."""
+    about = header.get("__metadata__")
+    if isinstance(about, Mapping) and "packed checkpoint" in str(about.get("format", "")):
+        raise CheckpointError(
+            f"{what} {path} is a packed checkpoint: integer codes for inference, without the weights that training and an "
+            "option file need. Give the .pth it was made from here; export, verify and run commands take it as it is"
+        )
+    try:
+        from safetensors.torch import load_file
+    except ImportError as err:
+        raise CheckpointError(f"{what} {path} needs the package safetensors: pip install safetensors") from err
+    try:
+        return load_file(path)
+    except Exception as err:  # the package's own classes
+        raise CheckpointError(
+            f"{what} {path} cannot be read ({' '.join(str(err).split())[:160]}); use another copy"
+        ) from err
 
 
 def _differences(net: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:

@@ -146,3 +146,8 @@ def test_help_shows_meaning_note_and_default(capsys):
         with pytest.raises(SystemExit) as stop:
             parser.parse_args(wrong)
         assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(("text", "key"), [("~", None), ("null", None), ("params_ema", "params_ema")])
+def test_no_key_of_weights_is_written_as_in_yaml(text, key):
+    assert VOCABULARY["--param-key"].type(text) == key

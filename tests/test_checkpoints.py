@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,3 +171,44 @@ def test_first_non_finite():
     good = {"a": torch.ones(2), "n": torch.tensor(3)}
     assert io.first_non_finite(good) is None
     assert io.first_non_finite(good | {"b": torch.tensor([1.0, float("inf")])}) == "b"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "net_g.", "net_g._orig_mod.", ""])
+def test_prefixes_of_wrappers_are_taken_off_and_said(tmp_path, net, prefix, caplog):
+    path = tmp_path / "net.pth"
+    torch.save({"params": {prefix + key: value for key, value in net.state_dict().items()}}, path)
+    other = nn.Linear(3, 2)
+    with caplog.at_level("WARNING", logger="basicsr"):
+        logger = logging.getLogger("basicsr")
+        logger.addHandler(caplog.handler)
+        try:
+            io.load_state(other, io.select_params(io.read_file(path), path, "params"), path)
+        finally:
+            logger.removeHandler(caplog.handler)
+    assert torch.equal(other.weight, net.weight)
+    assert ("net.pth: the prefix" in caplog.text) == (prefix not in ("", "module."))
+
+
+def test_prefixes_inside_names_and_of_some_keys_only(tmp_path, net):
+    state = net.state_dict()
+    inner = {"0._orig_mod." + key: value for key, value in state.items()}
+    assert set(io.select_params(inner, "net.pth", None)) == {"0.weight", "0.bias"}
+    some = {"net_g.weight": state["weight"], "bias": state["bias"]}
+    assert set(io.select_params(some, "net.pth", None)) == set(some)
+    with pytest.raises(io.CheckpointError, match=r"net\.pth holds 'weight' twice"):
+        io.select_params({"weight": state["weight"], "_orig_mod.weight": state["weight"]}, "net.pth", None)
+
+
+def test_safetensors_files_are_state_dicts_and_packed_ones_are_named(tmp_path, net):
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors (extra: export)")
+    path = tmp_path / "net.safetensors"
+    safetensors.save_file(net.state_dict(), str(path))
+    assert torch.equal(io.select_params(io.read_file(path), path, None)["weight"], net.weight)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(io.CheckpointError, match=r"net\.safetensors cannot be read"):
+        io.read_file(path)
+    packed = Path(__file__).parent / "data" / "artifacts" / "packed_version1.safetensors"
+    with pytest.raises(
+        io.CheckpointError, match=r"packed_version1\.safetensors is a packed checkpoint.*\.pth it was made"
+    ):
+        io.read_file(packed)

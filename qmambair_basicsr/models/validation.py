@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,14 @@ class FailedTestError(NonFiniteError):
     """A test whose figures would mean nothing: NaN or infinity in the weights or in an output, which is named."""
 
     exit_code = 1
+
+
+def _room(folder: str | None) -> str:
+    """How much room there is on the disk of a folder, in words."""
+    place = osp.abspath(folder or ".")
+    while not osp.isdir(place):
+        place = osp.dirname(place)
+    return f"{shutil.disk_usage(place).free:,} bytes free on its disk"
 
 
 class ValidationError(ValueError):
@@ -107,6 +116,14 @@ class CheckedValidation(SRModel):
                 super().validation(dataloader, current_iter, tb_logger, save_img)
             except MetricError as err:
                 raise MetricError(f"{self._image_name}: {err}") from err
+            except OSError as err:
+                if err.errno is not None or not save_img:
+                    raise
+                folder = self.opt["path"].get("visualization")  # BasicSR names neither the file nor the reason
+                raise ValidationError(
+                    f"{self._image_name}: its picture cannot be written below {folder} ({_room(folder)}): free space or "
+                    "permit writing, or set val: save_img: false"
+                ) from err
 
     def _check_result_names(self, dataset) -> None:
         shared = [name for name, number in Counter(_result_names(dataset)).items() if number > 1]

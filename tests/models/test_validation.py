@@ -224,3 +224,13 @@ def test_pictures_of_several_validation_sets(model_of, pairs):
     folder = Path(model.opt["path"]["visualization"])
     assert {f.name for f in folder.iterdir()} == {"a", "b"}
     assert [(folder / name / "0" / "0_7.png").is_file() for name in "ab"] == [True, True]
+
+
+def test_a_picture_that_cannot_be_written_names_image_folder_and_room(model_of, pairs, tmp_path, monkeypatch):
+    """OpenCV says False on a full disk, and BasicSR that "writing images" failed."""
+    model, loaders = model_of([section(pairs)], {"psnr": PSNR}, save_img=True)
+    monkeypatch.setattr(cv2, "imwrite", lambda *_, **__: False)
+    with pytest.raises(
+        ValidationError, match=r"0\.png: its picture cannot be written below .*pictures \([\d,]+ bytes free"
+    ):
+        model.validation(loaders[0], 1, None, save_img=True)
