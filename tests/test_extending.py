@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import copy
-import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from basicsr.archs import build_network
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
+from toy_networks import NETWORKS, QUANT, calibrated, options, toy_networks, toys  # noqa: F401
 
-import qmambair_basicsr
-from qmambair_basicsr import archs, quantizers
-from qmambair_basicsr.artifacts.packed import PackedCheckpointError, load_packed, save_packed
+from qmambair_basicsr import quantizers
+from qmambair_basicsr.artifacts.packed import load_packed, save_packed
 from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.checkpoints import load_fp_state
 from qmambair_basicsr.layers import MatMul, NetworkInfo, prepare
 from qmambair_basicsr.layers.convert import FixedGrid, freeze_dls
-from qmambair_basicsr.layers.info import TWINS, blocks_of, full_precision_twin, network_info
+from qmambair_basicsr.layers.info import blocks_of, full_precision_twin, network_info
 from qmambair_basicsr.layers.placement import placement
 from qmambair_basicsr.layers.prepare import site_kinds
 from qmambair_basicsr.layers.sites import network_sites, parameter_sites, quantizers_of
 from qmambair_basicsr.layers.transforms import Rotation, TransformError, attach
 from qmambair_basicsr.lowering import LoweringError, captured_codes, frozen_copy, lower
 from qmambair_basicsr.quantizers import (
-    QUANTIZER_REGISTRY,
-    BinaryOrders,
     QuantizerSpec,
     QuantSpec,
     Site,
@@ -37,51 +31,6 @@ from qmambair_basicsr.quantizers import (
 )
 from qmambair_basicsr.quantizers.site import KINDS, ROLES
 from qmambair_basicsr.studies.complexity_count import measure
-
-TOYS = Path(__file__).parent / "toys"
-QUANT = {
-    "weight": {"type": "RFA", "bits": 4},
-    "act": {"type": "LSQOffset", "bits": 4},
-    "scan": {"type": "DLS", "bits": 4},
-    "attention": {"type": "DLS", "bits": 8},
-}
-NETWORKS = {
-    "ToyPlain": (("weight", "act", "attention"), {"mixer.mix": ("RFA", "LSQOffset", 36), "product.q": ("-", "DLS", 0)}),
-    "ToyForeign": (
-        ("weight", "act", "attention"),
-        {"query": ("RFA", "LSQOffset", 36), "qk.q": ("-", "DLS", 0), "av.map": ("-", "DLS", 0)},
-    ),
-    "ToyScan": (("weight", "act", "scan"), {"decay": ("DLS", "-", 24), "outer": ("RFA", "DLS", 36)}),
-}
-toy_networks = pytest.mark.parametrize("name", NETWORKS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def toys():
-    """The files in ``toys/`` as if they lay in the package's folders, for this module only."""
-    known = dict(ARCH_REGISTRY._obj_map), dict(TWINS), dict(QUANTIZER_REGISTRY)
-    with pytest.MonkeyPatch.context() as patch:
-        for package in (archs, quantizers):
-            folder = TOYS / package.__name__.rpartition(".")[-1]
-            patch.setattr(package, "__path__", [*package.__path__, str(folder)])
-        qmambair_basicsr._register_all()
-        quantizers.load_quantizers()
-        yield
-    for registry, before in zip((ARCH_REGISTRY._obj_map, TWINS, QUANTIZER_REGISTRY), known, strict=True):
-        for added in registry.keys() - before:
-            del registry[added]
-    for module in [m for m in sys.modules if m.startswith(f"{qmambair_basicsr.__name__}.") and ".toy_" in m]:
-        del sys.modules[module]
-
-
-def options(name):
-    kinds, _ = NETWORKS[name]
-    return {"type": f"Q{name}", "quant": {kind: QUANT[kind] for kind in kinds}}
-
-
-def calibrated(name):
-    net = build_network(options(name))
-    return calibrate(net, [torch.rand(2, 3, 6, 8)])
 
 
 @toy_networks
@@ -228,115 +177,6 @@ def test_quantizer_in_a_network(name):
     assert len(steps) == sum(q.bits == 4 for q in quantizers_of(net).values()) and all(
         g.isfinite().all() for g in steps
     )
-
-
-BINARY = {"type": "ToyBinary", "bits": 2}
-
-
-@pytest.fixture(scope="module")
-def binary(toys):
-    """A network all of whose weights and scan parameters are sums of two binary orders, and its options."""
-    quant = {"weight": BINARY, "act": QUANT["act"], "scan": QUANT["scan"]}
-    quant["overrides"] = {"*.decay": {"scan": BINARY}}
-    described = {"type": "QToyScan", "quant": quant}
-    return calibrate(build_network(described), [torch.rand(2, 3, 6, 8)]).eval(), described
-
-
-def test_codes_that_are_not_affine_are_packed(binary, tmp_path):
-    pytest.importorskip("safetensors", reason="extra: export")
-    net, described = binary
-    x = torch.rand(1, 3, 6, 8)
-    path = tmp_path / "net.safetensors"
-    report = save_packed(net, described, path)
-    loaded = load_packed(path)
-    with torch.no_grad():
-        assert torch.equal(loaded(x), net(x))
-    sites = parameter_sites(loaded)
-    assert len(sites) == 3 and all(site.quantizer.kind is BinaryOrders for site in sites)
-    assert report.codes == sum(-(-2 * site.tensor().numel() // 8) for site in sites)
-    again = save_packed(loaded, described, tmp_path / "again.safetensors")
-    assert again == report
-
-
-def test_verification_compares_codes_that_are_not_affine(binary, tmp_path):
-    for package in ("onnx", "onnxruntime", "safetensors"):
-        pytest.importorskip(package, reason="extra: export")
-    from qmambair_basicsr.artifacts.verification import open_artifact
-
-    (net, described), path = binary, tmp_path / "net.safetensors"
-    save_packed(net, described, path)
-    assert [check.equal for check in open_artifact(path, net).weights] == [True, True, True]
-    loaded = load_packed(path)
-    with torch.no_grad():
-        parameter_sites(loaded)[0].quantizer.alpha.mul_(1.01)
-    save_packed(loaded, described, path)
-    assert [check.equal for check in open_artifact(path, net).weights] == [False, True, True]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda kinds: kinds.popitem(), "kinds names other quantizers"),
-        (
-            lambda kinds: kinds["body.0.inner.weight_quantizer"].update(type="AffineCodes"),
-            "are no codes of BinaryOrders",
-        ),
-        (lambda kinds: kinds["body.0.inner.weight_quantizer"]["tables"].update(beta=[1]), "no table 'beta'"),
-        (lambda kinds: kinds["body.0.inner.weight_quantizer"]["tables"].update(alpha=[-2, 20, 1]), "a table of shape"),
-        (lambda kinds: kinds["body.0.inner.weight_quantizer"]["tables"].update(alpha=[20, 2, 1]), "alpha has shape"),
-    ],
-    ids=["missing", "type", "table", "negative", "shape"],
-)
-def test_codes_in_a_file_that_do_not_fit_are_refused(binary, tmp_path, change, message):
-    safetensors = pytest.importorskip("safetensors", reason="extra: export")
-    from safetensors.torch import save_file
-
-    path = tmp_path / "net.safetensors"
-    save_packed(*binary, path)
-    with safetensors.safe_open(str(path), framework="pt") as file:
-        tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
-    kinds = json.loads(metadata["kinds"])
-    change(kinds)
-    save_file(tensors, str(path), metadata | {"kinds": json.dumps(kinds)})
-    with pytest.raises(PackedCheckpointError, match=message):
-        load_packed(path)
-
-
-def test_bits_of_codes_that_are_not_affine_are_counted(binary):
-    rows = {row.name: row for row in measure(binary[1], 6, 8, packed=False).rows}
-    outer = rows["body.0.outer"]
-    assert outer.parameter_bits == 2 * 36 + 32 * 6 and [(p.weight, p.act) for p in outer.products] == [(2, 4)]
-    assert rows["body.0.scan"].parameter_bits == 2 * 24
-
-
-def test_codes_that_are_not_affine_run_in_the_integer_network(binary):
-    net, _ = binary
-    x = torch.rand(1, 3, 6, 8, dtype=torch.float64)
-    exact, integer = frozen_copy(net, torch.float64), lower(net, torch.float64)
-    wanted, got = captured_codes(exact, x), captured_codes(integer, x)
-    assert wanted.keys() == got.keys() and all(
-        (a == b).all() for name in wanted for a, b in zip(wanted[name], got[name], strict=True)
-    )
-    with torch.no_grad():
-        torch.testing.assert_close(integer(x), exact(x), rtol=1e-12, atol=1e-12)
-
-
-def test_codes_that_are_not_affine_are_refused_by_an_int8_export(binary, tmp_path):
-    pytest.importorskip("onnxscript", reason="extra: export")
-    from qmambair_basicsr.artifacts.onnx.errors import ExportError
-    from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx
-
-    with pytest.raises(ExportError, match=r"body\.0\.inner\.weight: the codes of ToyBinary \(BinaryOrders\)"):
-        export_onnx(binary[0], tmp_path / "net.onnx", ExportSettings(6, 8))
-    assert not (tmp_path / "net.onnx").exists()
-
-
-def test_a_quantizer_of_binary_orders_trains(binary):
-    net = build_network(binary[1]).train()
-    calibrate(net, [torch.rand(2, 3, 6, 8)])
-    net(torch.rand(1, 3, 6, 8)).square().mean().backward()
-    learned = [p for key, p in net.named_parameters() if key.endswith(("alpha", "inner.weight", "decay"))]
-    assert len(learned) == 5 and all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in learned)
 
 
 def test_an_online_transform_is_exported_and_verified(tmp_path):
