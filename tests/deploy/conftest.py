@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import shutil
@@ -16,7 +17,7 @@ from skimage import data
 from workers import folder_of_all_workers, one_worker_at_a_time
 
 from qmambair_basicsr.artifacts.packed import save_packed
-from qmambair_basicsr.layers.convert import freeze_dls
+from qmambair_basicsr.layers.convert import constant_grids, freeze_dls, set_constant_grids
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,41 @@ def exported_case(tmp_path_factory) -> Callable[..., tuple[torch.nn.Module, Path
     folder = folder_of_all_workers(tmp_path_factory) / "cases"
     folder.mkdir(exist_ok=True)
 
+    def kept(path: Path, write: Callable[[Path], object]) -> bool:
+        """Write a file unless some worker has; whether there was one."""
+        with one_worker_at_a_time(path.with_name(f"{path.name}.lock")):
+            if path.exists():
+                return True
+            part = path.with_name(f"part.{path.name}")
+            write(part)
+            part.rename(path)
+            return False
+
+    @functools.cache
+    def network(case: str, dls: str) -> torch.nn.Module:
+        # the last bit of a sum may differ from run to run (BLAS looks at addresses): all workers and all files of a case
+        # take their starting values and grids from one calibration
+        net = calibrated(CASES[case])
+        state, grids = folder / f"{case}.pth", folder / f"{case}.json"
+        if kept(state, lambda part: torch.save(net.state_dict(), part)):
+            net.load_state_dict(torch.load(state, weights_only=True))
+
+        def freeze(part: Path) -> None:
+            frozen = copy.deepcopy(net)
+            freeze_dls(frozen, [photo(CASES[case].get("in_chans", 3), 16, 24)])
+            part.write_text(json.dumps(constant_grids(frozen)))
+
+        if dls == "frozen":
+            kept(grids, freeze)
+            set_constant_grids(net, json.loads(grids.read_text()))
+        return net
+
     @functools.cache
     def make(case: str, dls: str, precision: str = "fp32") -> tuple[torch.nn.Module, Path]:
-        net, path = calibrated(CASES[case]), folder / f"{case} {dls} {precision}.onnx"
-        if dls == "frozen":
-            freeze_dls(net, [photo(CASES[case].get("in_chans", 3), 16, 24)])
-        with one_worker_at_a_time(path.with_suffix(".lock")):
-            if not path.exists():
-                part = path.with_suffix(".part.onnx")
-                export_onnx(net, part, ExportSettings(16, 24, scan_chunk=4, precision=precision))
-                part.rename(path)
-        return net, path
+        net, path = network(case, dls), folder / f"{case} {dls} {precision}.onnx"
+        settings = ExportSettings(16, 24, scan_chunk=4, precision=precision)
+        kept(path, lambda part: export_onnx(net, part, settings))
+        return copy.deepcopy(net), path
 
     return make
 
