@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,19 @@ from torch import nn
 
 from ..layers.sites import quantizers_of, uncalibrated
 from ..quantizers import UncalibratedError
+
+
+@contextmanager
+def evaluation(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode it was in. Kept values of weights are forgotten."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        net.eval()
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def calibrate(
@@ -37,22 +51,18 @@ def calibrate(
         UncalibratedError: A quantizer that no batch reached.
     """
     quantizers = quantizers_of(net)
-    modes = {module: module.training for module in net.modules()}
     count = 0
-    net.eval()
     for quantizer in quantizers.values():
         quantizer.observed.zero_()
         quantizer.calibrating = True
     try:
-        with torch.no_grad():
+        with evaluation(net), torch.no_grad():
             for batch in batches:
                 net(batch) if forward is None else forward(net, batch)
                 count += 1
     finally:
         for quantizer in quantizers.values():
             quantizer.calibrating = False
-        for module, mode in modes.items():
-            module.training = mode
     if count == 0:
         raise ValueError("calibrate: there was no batch; give at least one.")
     missed = uncalibrated(net)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..layers.sites import PlacedSite, network_sites, quantizers_of
 from ..strict import unknown
+from .calibrate import evaluation
 from .observers import Observer
 
 
@@ -48,7 +49,7 @@ def collect(
             names = sorted({site.site.name for site in placed.values()})
             raise ValueError(unknown("collect", "site pattern", pattern, names))
         chosen |= {site.site.label: make(site) for site in matching}
-    with _evaluation(net), _full_precision(net, not quantized):
+    with evaluation(net), _full_precision(net, not quantized):
         hooks = []
         for label, observer in chosen.items():
             site = placed[label]
@@ -80,19 +81,6 @@ def _watch(observer: Observer, label: str) -> Callable[[nn.Module, tuple], None]
         _update(observer, inputs[0], label)
 
     return hook
-
-
-@contextmanager
-def _evaluation(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode it was in. Kept values of weights are forgotten."""
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        net.eval()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager
