@@ -88,6 +88,18 @@ def fixed_spans(length: int, size: int, overlap: int) -> AxisPlan:
     return AxisPlan(length, tuple(spans))
 
 
+def balanced_spans(length: int, size: int, overlap: int) -> AxisPlan:
+    """As few tiles as :func:`fixed_spans` needs, all as short as their number allows.
+
+    Args:
+        length: axis length in pixels, at least 1.
+        size: longest tile in pixels.
+        overlap: least number of pixels two neighbours share, ``0 <= overlap < size``.
+    """
+    count = max(1, -(-(length - overlap) // (size - overlap)))
+    return fixed_spans(length, -(-(length + (count - 1) * overlap) // count), overlap)
+
+
 def parse_tile_option(tile: object) -> Callable[[int], AxisPlan]:
     """The planner an option value asks for.
 

@@ -1,0 +1,23 @@
+"""From a file of weights to a :class:`Restorer`."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..artifacts.packed import load_packed
+from .backends import device_of
+from .restorer import Restorer
+
+__all__ = ["open_restorer"]
+
+
+def open_restorer(
+    path: str | os.PathLike, backend: str = "auto", device: str = "cpu", threads: int | None = None, half: bool = False
+) -> Restorer:
+    """See :func:`qmambair_basicsr.inference.open`."""
+    chosen = device_of(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return Restorer(load_packed(path), backend, chosen, half)

@@ -1,0 +1,190 @@
+"""Opened networks: arrays in and out, tiles, one grid for all tiles, memory that ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+
+import qmambair_basicsr.inference as inference
+from qmambair_basicsr.artifacts.packed import save_packed
+from qmambair_basicsr.calibration import calibrate
+from qmambair_basicsr.inference import backends, memory, restorer
+from qmambair_basicsr.inference.backends import BackendError
+from qmambair_basicsr.inference.restorer import RestoreError, Restorer
+
+NETWORK = {
+    "type": "QMambaIR",
+    "embed_dim": 30,
+    "depths": [1],
+    "d_state": 2,
+    "mlp_ratio": 1.2,
+    "upscale": 2,
+    "upsampler": "pixelshuffledirect",
+    "quant": {
+        "weight": {"type": "RFA", "bits": 4},
+        "act": {"type": "LSQOffset", "bits": 4},
+        "scan": {"type": "DLS", "bits": 4},
+    },
+}
+CPU = torch.device("cpu")
+
+
+def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """A smooth picture with some structure, uint8."""
+    y, x = np.mgrid[:height, :width]
+    planes = [127 + 90 * np.sin(x / (5 + c)) * np.cos(y / (7 - c)) for c in range(channels)]
+    return np.stack(planes, -1).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    torch.manual_seed(0)
+    net = build_network(dict(NETWORK)).eval()
+    calibrate(net, [torch.rand(1, 3, 24, 24)])
+    path = tmp_path_factory.mktemp("packed") / "sr_x2.safetensors"
+    save_packed(net, NETWORK, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def opened(packed):
+    return inference.open(packed, backend="float")
+
+
+def test_an_opened_network_says_what_it_is(opened):
+    assert (opened.scale, opened.channels, opened.bits, opened.task) == (2, 3, (4, 4), "sr")
+    assert opened.architecture == "QMambaIR" and opened.follows and opened.backend == "float"
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(9, 7), (9, 7, 1), (9, 7, 3), (1, 1), (1, 1, 3)])
+def test_results_have_the_type_and_the_channels_of_the_image(opened, kind, shape):
+    image = photo(*shape[:2], 3)[..., : shape[2] if len(shape) == 3 else 1].reshape(shape)
+    whole = np.iinfo(kind).max if np.dtype(kind).kind == "u" else 1
+    given = (image / 255 * whole).astype(kind)
+    result = opened.restore(given)
+    assert result.dtype == kind and result.shape == (2 * shape[0], 2 * shape[1], *shape[2:])
+    eight = opened.restore(image).astype(float) / 255
+    # floating point is not clipped
+    assert np.abs((result.astype(float) / whole).clip(0, 1) - eight).max() <= 2 / 255
+
+
+def test_a_grey_network_restores_each_colour():
+    options = {k: v for k, v in NETWORK.items() if k != "quant"} | {"type": "MambaIR", "in_chans": 1}
+    net = Restorer(build_network(options).eval(), "float", CPU, False)
+    image = photo(6, 5)
+    assert net.channels == 1 and net.bits == (32, 32)
+    each = [net.restore(np.ascontiguousarray(image[..., c])) for c in range(3)]
+    assert np.abs(net.restore(image).astype(int) - np.stack(each, -1)).max() <= 1
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8), np.zeros((3, 3), int)])
+def test_what_is_no_image_is_refused(opened, image):
+    with pytest.raises(ValueError, match="images are"):
+        opened.restore(image)
+
+
+def test_tiles_share_one_grid(opened, monkeypatch):
+    """A picture of a dark and a bright half: grids that follow each tile would differ, one for all tiles does not."""
+    seen = []
+    build = backends.build
+    monkeypatch.setattr(backends, "build", lambda net, *rest: seen.append(net) or build(net, *rest))
+    image = photo(40, 70)
+    image[:, 35:] //= 8
+    result = opened.restore(image, tile=40, overlap=8)
+    assert len(seen) == 1 and not any(q.dynamic for q in seen[0].modules() if hasattr(q, "dynamic") and q.role == "act")
+    whole = opened.restore(image, tile="off")
+    assert len(seen) == 1  # one tile: the grid of the image itself
+    assert abs(float(result.mean()) - float(whole.mean())) < 2
+
+
+def test_progress_counts_every_tile(opened):
+    told = []
+    opened.restore(photo(50, 50), tile=30, overlap=6, progress=lambda done, total: told.append((done, total)))
+    assert told == [(i + 1, 4) for i in range(4)]
+
+
+def test_strips_are_the_whole_image(opened):
+    image = photo(50, 31)
+    strips = list(opened.strips(image, tile=24, overlap=4))
+    assert len(strips) > 1
+    assert np.array_equal(np.concatenate(strips), opened.restore(image, tile=24, overlap=4))
+
+
+def test_eight_flips_commute_with_the_flips_of_the_image(opened):
+    image = photo(12, 9)
+    result = opened.restore(image, tta=True)
+    for turn in (lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.swapaxes(0, 1)):
+        turned = turn(opened.restore(np.ascontiguousarray(turn(image)), tta=True))
+        assert np.abs(turned.astype(int) - result).max() <= 1
+    assert np.abs(opened.restore(image).astype(int) - result).max() > 0
+
+
+@pytest.mark.parametrize("tile", ["auto", 40])
+def test_memory_that_ends_makes_smaller_tiles(opened, monkeypatch, caplog, tile):
+    asked = []
+
+    def scarce(net, *rest):
+        def network(x):
+            asked.append(tuple(x.shape[-2:]))
+            if max(x.shape[-2:]) > 30:
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+            return torch.nn.functional.interpolate(x, scale_factor=2)
+
+        return network, "float"
+
+    monkeypatch.setattr(restorer, "SMALLEST_TILE", 8)
+    monkeypatch.setattr(opened, "_network", scarce(None)[0])
+    monkeypatch.setattr(opened, "_limit", None)
+    monkeypatch.setattr(backends, "build", scarce)
+    image = photo(64, 40)
+    result = opened.restore(image, tile=tile, overlap=4)
+    assert np.array_equal(result, image.repeat(2, 0).repeat(2, 1))
+    assert max(map(max, asked[-3:])) <= 30
+    assert len([r for r in caplog.records if "memory ended" in r.message]) <= 2
+
+
+def test_memory_that_ends_with_small_tiles_too_is_an_error(opened, monkeypatch):
+    def none_left(x):
+        raise MemoryError
+
+    monkeypatch.setattr(opened, "_network", none_left)
+    monkeypatch.setattr(opened, "_limit", None)
+    with pytest.raises(RestoreError, match="memory ends even with tiles"):
+        opened.restore(photo(20, 20))
+
+
+def test_nan_is_no_picture(opened, monkeypatch):
+    monkeypatch.setattr(opened, "_network", lambda x: x.repeat(1, 1, 2, 2) * float("nan"))
+    with pytest.raises(RestoreError, match="NaN"):
+        opened.restore(photo(8, 8))
+
+
+def test_wider_networks_get_smaller_tiles(opened, monkeypatch):
+    wide = torch.nn.Linear(64, 4096)
+    monkeypatch.setattr(memory, "available", lambda: 1 << 30)
+    assert 64 <= memory.tile_side(wide, CPU) < memory.tile_side(opened.net, CPU) <= 256
+
+
+def test_backends_that_are_not_there_are_named(opened, packed):
+    with pytest.raises(BackendError, match="did you mean 'float'"):
+        inference.open(packed, backend="floats")
+    with pytest.raises(BackendError, match="device 'gpu' is unknown"):
+        inference.open(packed, device="gpu")
+    with pytest.raises(BackendError, match="half precision is for GPUs"):
+        inference.open(packed, half=True)
+    full = build_network({k: v for k, v in NETWORK.items() if k != "quant"} | {"type": "MambaIR"})
+    with pytest.raises(BackendError, match="not quantized"):
+        backends.runs_on(full, "integer", CPU, False)
+    assert backends.runs_on(full, "auto", CPU, False) == "float"
+
+
+def test_the_onnx_backend_computes_the_same(packed, opened):
+    pytest.importorskip("onnxruntime")
+    net = inference.open(packed, backend="onnx", threads=1)
+    image = photo(20, 24)
+    assert net.backend == "onnx"
+    # a code at the border of two may fall to the other side
+    assert np.abs(net.restore(image).astype(int) - opened.restore(image)).mean() < 1
