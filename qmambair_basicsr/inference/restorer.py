@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -236,8 +237,8 @@ class Restorer:
             try:
                 if self._limit is None or longest <= self._limit:
                     return run_padded(network, x, self._multiple)[0]
-                size, shared = self._limit, min(overlap, self._limit // 2)
-                return run_tiled(network, x, lambda length: balanced_spans(length, size, shared), self._multiple)
+                plan = partial(balanced_spans, size=self._limit, overlap=min(overlap, self._limit // 2))
+                return run_tiled(network, x, plan, self._multiple)
             except (RuntimeError, MemoryError) as err:
                 if not memory.ended(err):
                     raise
