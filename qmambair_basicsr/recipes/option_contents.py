@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from .option_data import DATA
-from .option_table import DISTILL, NETS, TASKS, WEIGHTS, Recipe, Task, recipe_of
+from .option_table import DISTILL, NETS, TASKS, WEIGHTS, Task, recipe_of
+from .recipe import Recipe
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 PLUGIN = "plugin: !!python/name:qmambair_basicsr.__version__"
@@ -48,12 +49,13 @@ def widths(bits: Bits) -> tuple[int, int]:
 def methods() -> dict[str, tuple[str, str, str]]:
     """How a network can be quantized: name -> quantizers of weights, activations and the scan.
 
-    Without a name it is Q-MambaIR; the name of a quantizer, in lower case, puts that quantizer everywhere.
+    Without a name it is Q-MambaIR; ``static`` has only grids that stay as trained, whatever the picture, so that tiles of
+    one picture share them; the name of a quantizer, in lower case, puts that quantizer everywhere.
     """
     from ..quantizers import QUANTIZER_REGISTRY  # needs torch, which most of this module does not
 
     kinds = {kind.lower(): (kind,) * 3 for kind in QUANTIZER_REGISTRY if kind != "Identity"}
-    return {"": ("RFA", "LSQOffset", "DLS")} | kinds
+    return {"": ("RFA", "LSQOffset", "DLS"), "static": ("LSQ", "LSQOffset", "LSQOffset")} | kinds
 
 
 def quantizers(method: str) -> tuple[str, str, str]:
@@ -79,6 +81,8 @@ def network_options(family: str, task: Task, bits: Bits, method: str = "") -> di
         weight, act = widths(bits)
         sites = zip(("weight", "act", "scan"), quantizers(method), (weight, act, act), strict=True)
         net["quant"] = {site: {"type": kind, "bits": n} for site, kind, n in sites} | {"act_policy": "code"}
+        if method.endswith("static"):
+            net["quant"]["weight"]["granularity"] = "channel"
     return net
 
 
@@ -98,8 +102,9 @@ def _head(phase: str, family: str, task: Task, bits: Bits, method: str) -> dict:
 
 
 def _weights(family: str, task: Task, bits: Bits, method: str = "") -> str:
-    """Full-precision weights are downloaded or shipped; quantized ones are where their training leaves them."""
-    if bits == 32:
+    """Full-precision weights are downloaded or shipped; quantized ones are where their training leaves them, as are others
+    of a task without a folder of weights."""
+    if bits == 32 and task.weights:
         return f"{task.weights}/{WEIGHTS.get((family, task.name), f'{family}_{task.name}.pth')}"
     return f"experiments/{stem('train', family, task.name, bits, method)}/models/net_g_latest.pth"
 

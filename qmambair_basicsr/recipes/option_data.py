@@ -59,12 +59,18 @@ def _jpeg(name: str, quality: int) -> Data:
     return Data(name, f"datasets/{name}/HR", type="JPEGDataset", extra=(("quality", quality), ("channels", 1)))
 
 
+def _degraded(data: Data, name: str, kind: str, **keys: object) -> Data:
+    """The same ground truth with inputs that a data set class makes on the fly."""
+    return replace(data, name=name, lq="", type=kind, extra=(*data.extra, *keys.items()))
+
+
 SR_SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 DEMO_SETS = ("Photos", "PhotosTest")  # made by tools.demo
 DN_SETS = ("CBSD68", "Kodak24", "McMaster", "Urban100")
 CAR_SETS = ("classic5", "LIVE1")
 SIGMAS = (15, 25, 50)
 QUALITIES = (10, 30, 40)
+COLOUR_QUALITIES = (10, 20, 30, 40)
 
 DATA = (
     {name: _bicubic(name) for name in ("DF2K", "DIV2K", "BSDS400T91", *SR_SETS, *DEMO_SETS)}
@@ -72,6 +78,24 @@ DATA = (
     | {f"{name} s{sigma}": _noisy(name, sigma) for name in ("DFWB", *DN_SETS) for sigma in SIGMAS}
     | {f"{name} q{quality}": _jpeg(name, quality) for name in ("DFWB", *CAR_SETS) for quality in QUALITIES}
     | {
+        # one network for all strengths: every training sample draws its own
+        f"BSDS400T91 {title}": _degraded(_listed("BSDS400T91", part), "BSDS400T91", kind, **keys)
+        for title, part, kind, keys in (
+            ("s5 to s50", "train", "GaussianNoiseDataset", {"sigma": list(range(5, 51))}),
+            ("val s25", "val", "GaussianNoiseDataset", {"sigma": 25}),
+            ("q10 to q50", "train", "JPEGDataset", {"quality": list(range(10, 51))}),
+            ("val q10", "val", "JPEGDataset", {"quality": 10}),
+            ("camera", "train", "CameraNoiseDataset", {"shot": [1e-4, 5e-3], "read": [1e-3, 1e-2]}),
+        )
+    }
+    # names of their own: one network is tested on all of them
+    | {f"each CBSD68 s{n}": replace(_noisy("CBSD68", n), name=f"CBSD68 s{n}") for n in SIGMAS}
+    | {
+        f"each LIVE1 q{n}": _degraded(_bicubic("LIVE1"), f"LIVE1 q{n}", "JPEGDataset", quality=n)
+        for n in COLOUR_QUALITIES
+    }
+    | {
+        "CC15": Data("CC15", "datasets/CC15/GT", "datasets/CC15/LQ"),
         "SIDD train": Data("SIDD", "datasets/SIDD/train/GT", "datasets/SIDD/train/LQ"),
         "SIDD": Data("SIDD", "datasets/SIDD/val/GT", "datasets/SIDD/val/LQ"),
     }

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .option_data import CAR_SETS, DN_SETS, QUALITIES, SIGMAS, SR_SETS
+from .option_data import CAR_SETS, COLOUR_QUALITIES, DN_SETS, QUALITIES, SIGMAS, SR_SETS
+from .recipe import Recipe
 
 # -- networks ------------------------------------------------------------------------------------------------
 
@@ -58,6 +59,7 @@ _UNET = {
 }
 # small enough to train on two CPU cores: 93,570 parameters at x2, 0.4 MB
 _TINY = {**_LIGHT, "d_state": 4, "depths": [2, 2, 2], "embed_dim": 32}
+_TINY_SAME_SIZE = {**_TINY, "upsampler": ""}
 
 _V2 = {
     "img_size": 64,
@@ -93,6 +95,7 @@ NETS = {
     ("MambaIR", "light"): _LIGHT,
     ("MambaIR", "same size"): _SAME_SIZE,
     ("MambaIR", "tiny"): _TINY,
+    ("MambaIR", "tiny same size"): _TINY_SAME_SIZE,
     ("MambaIRUNet", "unet"): _UNET,
     ("MambaIRv2", "classic"): _V2,
     ("MambaIRv2Light", "light"): _V2_LIGHT,
@@ -100,63 +103,25 @@ NETS = {
 
 # -- recipes -------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        total_iter: Iterations.
-        lr: Initial learning rate.
-        milestones: Iterations at which the rate is halved; empty = one cosine down to ``eta_min``.
-        gt_size: Side of the ground-truth patch in pixels.
-        batch: Images per GPU and iteration.
-        ema: Decay of the averaged weights; 0 = none.
-        loss: Registered pixel loss; CharbonnierLoss is sqrt(d^2 + 0.001^2).
-        val_freq: Validate every so many iterations.
-        save_freq: Save a checkpoint every so many iterations.
-        workers: Data-loading processes per GPU.
-        calibration: Batches that initialise the quantizers (QAT only).
-        eta_min: Last learning rate of the cosine.
-        start: Task whose full-precision weights training starts from (FP only; the tail is skipped); empty = none.
-        skip: Name patterns of weights that are not taken over from ``start`` because their shape differs.
-        train: Key of ``DATA`` to train on instead of the task's.
-        optim: Registered optimizer, betas (0.9, 0.99).
-        weight_decay: Of the optimizer.
-        print_freq: Log a line every so many iterations.
-        val: Key of ``DATA`` to validate on during training instead of the task's first test set.
-        distill: Weight of the L1 distance to the full-precision network's output, which then replaces ``loss``.
-        feature: Weight of the feature alignment with the full-precision network's blocks; 0 = none.
-    """
-
-    total_iter: int
-    lr: float
-    milestones: tuple[int, ...]
-    gt_size: int
-    batch: int
-    ema: float = 0.0
-    loss: str = "L1Loss"
-    val_freq: int = 5000
-    save_freq: int = 5000
-    workers: int = 6
-    calibration: int = 0
-    eta_min: float = 1e-6
-    start: str = ""
-    skip: tuple[str, ...] = ()
-    train: str = ""
-    optim: str = "Adam"
-    weight_decay: float = 0.0
-    print_freq: int = 100
-    val: str = ""
-    distill: float = 0.0
-    feature: float = 0.0
-
-
 _FP_STEPS = (250_000, 400_000, 450_000, 475_000)
 _FP_HALF_STEPS = tuple(step // 2 for step in _FP_STEPS)
 _DN_STEPS = (800_000, 1_200_000, 1_400_000, 1_500_000)
 _DN_HALF_STEPS = tuple(step // 2 for step in _DN_STEPS)
 _QAT_STEPS = (10_000, 15_000, 17_500, 18_750)
+# the other shipped networks start from tinySRx2, or from tinyDN
+_TINY_NEXT = Recipe(
+    1_500,
+    1e-3,
+    (),
+    gt_size=96,
+    batch=4,
+    val_freq=1000,
+    save_freq=500,
+    workers=1,
+    start="tinySRx2",
+    skip=("upsample.*",),
+)
+_TINY_SAME = replace(_TINY_NEXT, gt_size=48, batch=2, skip=())
 
 FP = {
     "classic": Recipe(500_000, 2e-4, _FP_STEPS, gt_size=128, batch=4, ema=0.999),
@@ -191,6 +156,16 @@ FP = {
     "tiny": Recipe(10_000, 1e-3, (), gt_size=64, batch=4, ema=0.999, val_freq=2000, save_freq=1000, workers=1),
 }
 FP["demo"] = FP["tiny"]
+FP |= {
+    ("MambaIR", "tinySRx3"): _TINY_NEXT,
+    ("MambaIR", "tinySRx4"): replace(_TINY_NEXT, gt_size=128, total_iter=2_000),
+    ("MambaIR", "tinyDN"): replace(
+        _TINY_SAME, total_iter=5_000, val_freq=1_000, val="BSDS400T91 val s25", skip=("upsample.*", "*.cab.*")
+    ),
+    ("MambaIR", "tinyCAR"): replace(_TINY_SAME, total_iter=2_000, start="tinyDN", val="BSDS400T91 val q10"),
+    # tested on photographs only: once, behind the last iteration
+    ("MambaIR", "tinyReal"): replace(_TINY_SAME, start="tinyDN", val_freq=10_000),
+}
 QAT = {
     "classic": Recipe(20_000, 1e-4, _QAT_STEPS, gt_size=192, batch=16, val_freq=1000, calibration=8),
     "light": Recipe(20_000, 2e-4, _QAT_STEPS, gt_size=192, batch=16, val_freq=1000, calibration=8),
@@ -254,6 +229,19 @@ QAT = {
     ),
 }
 
+_TINY_QAT = replace(QAT["tiny"], total_iter=1_500, milestones=())
+QAT |= {
+    ("MambaIR", "tinySRx3"): replace(_TINY_QAT, gt_size=96),
+    ("MambaIR", "tinySRx4"): replace(_TINY_QAT, gt_size=128),
+} | {
+    ("MambaIR", task): replace(_TINY_QAT, total_iter=n, gt_size=48, batch=2, calibration=16, val=val, val_freq=every)
+    for task, n, val, every in (
+        ("tinyDN", 2_000, "BSDS400T91 val s25", 1_000),
+        ("tinyCAR", 1_500, "BSDS400T91 val q10", 500),
+        ("tinyReal", 1_500, "", 10_000),
+    )
+}
+
 # -- tasks ---------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +259,7 @@ class Task:
         crop: Border in pixels left out of PSNR and SSIM.
         y_channel: PSNR and SSIM on the Y channel of BT.601 instead of on all channels.
         in_chans: Image channels.
-        weights: Folder of the full-precision weights that fine-tuning starts from.
+        weights: Folder of the full-precision weights that fine-tuning starts from; empty = where their training leaves them.
     """
 
     name: str
@@ -298,6 +286,15 @@ TASKS = {
         *(Task(f"lightSRx{s}", "light", "light", s, "DF2K", SR_SETS, crop=s) for s in (2, 3, 4)),
         Task("demoSRx2", "tiny", "demo", 2, "Photos", ("PhotosTest",), crop=2),
         Task("tinySRx2", "tiny", "tiny", 2, "BSDS400T91", SR_SETS[:3], crop=2, weights="qmambair_basicsr/assets"),
+        *(Task(f"tinySRx{s}", "tiny", "tiny", s, "BSDS400T91", SR_SETS[:3], crop=s, weights="") for s in (3, 4)),
+        *(
+            replace(_same_size(name, "tiny same size", "tiny", train, tests), weights="")
+            for name, train, tests in (
+                ("tinyDN", "BSDS400T91 s5 to s50", tuple(f"each CBSD68 s{n}" for n in SIGMAS)),
+                ("tinyCAR", "BSDS400T91 q10 to q50", tuple(f"each LIVE1 q{n}" for n in COLOUR_QUALITIES)),
+                ("tinyReal", "BSDS400T91 camera", ("CC15",)),
+            )
+        ),
         *(
             _same_size(f"ColorDN{n}", "same size", "dn", f"DFWB s{n}", tuple(f"{name} s{n}" for name in DN_SETS))
             for n in SIGMAS
