@@ -15,6 +15,7 @@ import torch
 from .build import LIBRARY, sources_digest
 
 ABI = 5
+_NO_MEMORY = 2  # of enum IntegerStatus in kernels/cpu/integer.h
 _BUILD = "python -m qmambair_basicsr.ops.build"
 
 
@@ -62,25 +63,29 @@ def library() -> ctypes.CDLL:
 
 
 @functools.cache
-def function(name: str, signature: str):
-    """A C function of the quantizers, which returns 0 where it did its work.
+def function(name: str, signature: str, status: bool = True):
+    """A C function of the quantizers or the integer operators, which returns 0 where it did its work.
 
     Args:
         name: symbol.
         signature: one letter per argument: p pointer, i int64, f float, d double.
+        status: False for a function that returns another number.
 
     Returns:
-        A callable; it raises ValueError where the C function refuses its arguments.
+        A callable; it raises ValueError where the C function refuses its arguments, MemoryError where memory ran out.
     """
     kinds = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
     symbol = getattr(library(), name)
     symbol.argtypes = [kinds[letter] for letter in signature]
     symbol.restype = ctypes.c_int64
-    symbol.errcheck = _refuse
+    if status:
+        symbol.errcheck = _refuse
     return symbol
 
 
 def _refuse(status: int, symbol, _) -> None:
+    if status == _NO_MEMORY:
+        raise MemoryError(f"{symbol.__name__}: no memory for the scratch of the CPU kernels")
     if status:
         raise ValueError(f"{symbol.__name__}: the CPU kernels refuse these sizes, levels or bounds of the codes")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..backend import choose
 
-BACKENDS = ("reference",)
+BACKENDS = ("native", "reference")
 
 
 class Codes(NamedTuple):

@@ -1,0 +1,230 @@
+// Convolutions of codes: the rows of the map that an output row needs are kept, padded, in a ring; the products run over
+// them directly.
+#pragma once
+
+#include "integer_kernels.h"
+
+namespace QM_ISA {
+namespace {
+
+constexpr int64_t kMostTaps = 15;  // of a kernel, each way
+
+// The padded rows of one image.
+struct Ring {
+  const IntegerArgs& a;
+  const CodeGrid grid;
+  int64_t depth, pixel, width, slots, image;  // bytes of one group, of a pixel; pixels of a row; rows kept
+  uint8_t *rows, *empty;
+  int64_t* held;  // row of the map in each slot
+
+  static int64_t group_depth(const IntegerArgs& a, bool depthwise) {
+    return depthwise ? 1 : padded(a.in / a.groups, 4);
+  }
+  static int64_t pixel_bytes(const IntegerArgs& a, bool depthwise) {
+    return depthwise ? padded(a.in, 32) : a.groups * group_depth(a, false);
+  }
+  static int64_t row_pixels(const IntegerArgs& a) {
+    const int64_t right = (a.out_width - 1) * a.stride[1] + (a.kernel[1] - 1) * a.dilation[1] + 1;
+    return right > a.width + a.padding[1] ? right : a.width + a.padding[1];
+  }
+  // rows from the first under a kernel to the last: no two of them share a slot
+  static int64_t slot_count(const IntegerArgs& a) { return (a.kernel[0] - 1) * a.dilation[0] + 1; }
+  static int64_t scratch(const IntegerArgs& a, bool depthwise) {
+    return Scratch::size<uint8_t>((slot_count(a) + 1) * row_pixels(a) * pixel_bytes(a, depthwise) + 64) +
+           Scratch::size<int64_t>(slot_count(a));
+  }
+
+  Ring(const IntegerArgs& a, Scratch& memory, int64_t image, int64_t index, bool depthwise)
+      : a(a), grid(a.x.grid + 4 * index, a.x.zero), image(image) {
+    depth = group_depth(a, depthwise), pixel = pixel_bytes(a, depthwise), width = row_pixels(a);
+    slots = slot_count(a);
+    rows = memory.take<uint8_t>((slots + 1) * width * pixel + 64);
+    std::memset(rows, (int)a.x.zero, (slots + 1) * width * pixel);
+    empty = rows + slots * width * pixel;
+    held = memory.take<int64_t>(slots);
+    for (int64_t s = 0; s < slots; s++) held[s] = -1;
+  }
+
+  // Row y of the map, padded; rows above and below it are empty. It stays while the kernel covers it.
+  const uint8_t* row(int64_t y) {
+    if (y < 0 || y >= a.height) return empty;
+    const int64_t slot = y % slots;
+    uint8_t* const to = rows + slot * width * pixel;
+    if (held[slot] == y) return to;
+    held[slot] = y;
+    const int64_t per_group = a.in / a.groups;
+    for (int64_t x = 0; x < a.width; x++) {
+      const int64_t from = ((image * a.height + y) * a.width + x) * a.x.stride;
+      uint8_t* const at = to + (a.padding[1] + x) * pixel;
+      if (depth == per_group) take_row(a.x, grid, from, a.in, at);
+      else
+        for (int64_t g = 0; g < a.groups; g++) take_row(a.x, grid, from + g * per_group, per_group, at + g * depth);
+    }
+    return to;
+  }
+};
+
+// Last terms of the pixels of a row: one array for each set of columns of the kernel that lies inside the map.
+struct Borders {
+  const IntegerArgs& a;
+  const Weights& w;
+  int64_t sets, span;  // floats of one array
+  int32_t* set_of;     // (out_width)
+  uint8_t* columns;    // (sets, kernel width)
+  float* terms;
+  uint8_t rows[kMostTaps];
+  bool known;
+
+  static int64_t most_sets(const IntegerArgs& a) {
+    const int64_t sets = 2 * a.kernel[1] + 1;  // columns enter on the left and leave on the right
+    return sets * sets < a.out_width ? sets * sets : a.out_width;
+  }
+  static int64_t floats(const IntegerArgs& a) {
+    const PackedHead& h = *(const PackedHead*)a.blob;
+    return (h.depthwise ? 1 : h.groups) * (int64_t)h.lanes + 2 * W;
+  }
+  static int64_t scratch(const IntegerArgs& a) {
+    if (!a.finish.sums) return 0;
+    return Scratch::size<int32_t>(a.out_width) + Scratch::size<uint8_t>(most_sets(a) * a.kernel[1]) +
+           Scratch::size<float>(most_sets(a) * floats(a));
+  }
+
+  Borders(const IntegerArgs& a, const Weights& w, Scratch& memory) : a(a), w(w), sets(0), span(floats(a)), known(false) {
+    if (!a.finish.sums) return;
+    set_of = memory.take<int32_t>(a.out_width);
+    columns = memory.take<uint8_t>(most_sets(a) * a.kernel[1]);
+    terms = memory.take<float>(most_sets(a) * span);
+    std::memset(terms, 0, most_sets(a) * span * sizeof(float));
+    for (int64_t x = 0; x < a.out_width; x++) {
+      uint8_t inside[kMostTaps];
+      for (int64_t j = 0; j < a.kernel[1]; j++) {
+        const int64_t at = x * a.stride[1] - a.padding[1] + j * a.dilation[1];
+        inside[j] = at >= 0 && at < a.width;
+      }
+      int64_t set = 0;
+      while (set < sets && std::memcmp(columns + set * a.kernel[1], inside, a.kernel[1])) set++;
+      if (set == sets) std::memcpy(columns + sets++ * a.kernel[1], inside, a.kernel[1]);
+      set_of[x] = (int32_t)set;
+    }
+  }
+
+  void enter(int64_t y) {
+    if (!a.finish.sums) return;
+    uint8_t inside[kMostTaps];
+    for (int64_t i = 0; i < a.kernel[0]; i++) {
+      const int64_t at = y * a.stride[0] - a.padding[0] + i * a.dilation[0];
+      inside[i] = at >= 0 && at < a.height;
+    }
+    if (known && !std::memcmp(rows, inside, a.kernel[0])) return;
+    std::memcpy(rows, inside, a.kernel[0]);
+    known = true;
+    for (int64_t set = 0; set < sets; set++) {
+      uint8_t taps[kMostTaps * kMostTaps];
+      for (int64_t i = 0; i < a.kernel[0]; i++)
+        for (int64_t j = 0; j < a.kernel[1]; j++)
+          taps[i * a.kernel[1] + j] = rows[i] && columns[set * a.kernel[1] + j];
+      w.border(a.finish, taps, terms + set * span);
+    }
+  }
+
+  const float* of(int64_t x) const { return a.finish.sums ? terms + set_of[x] * span : nullptr; }
+};
+
+// Sums of n channels of one pixel over all taps; every tap is an address of the channels' codes.
+template <typename Lane>
+QM_INLINE void depthwise_sums(const uint8_t* const* taps, int64_t count, const int16_t* weights, const int32_t* start,
+                              int64_t n, int32_t* sums, int32_t* ones) {
+  constexpr int L = 64 / sizeof(Lane) / (16 / W);  // lanes of a vector
+  typedef Lane Vector __attribute__((vector_size(L * sizeof(Lane))));
+  typedef int16_t Packed __attribute__((vector_size(L * 2)));
+  typedef uint8_t Bytes __attribute__((vector_size(L)));
+  typedef int32_t Wide __attribute__((vector_size(L * 4)));
+  for (int64_t c = 0; c < n; c += L) {
+    Vector sum = {}, one = {};
+    for (int64_t t = 0; t < count; t++) {
+      Bytes code;
+      Packed weight;
+      std::memcpy(&code, taps[t] + c, L);
+      std::memcpy(&weight, weights + t * n + c, 2 * L);
+      const Vector u = __builtin_convertvector(code, Vector);
+      sum += u * __builtin_convertvector(weight, Vector);
+      if (ones) one += u;
+    }
+    Wide from;
+    std::memcpy(&from, start + c, sizeof from);
+    from += __builtin_convertvector(sum, Wide);
+    std::memcpy(sums + c, &from, sizeof from);
+    if (ones) {
+      const Wide all = __builtin_convertvector(one, Wide);
+      std::memcpy(ones + c, &all, sizeof all);
+    }
+  }
+}
+
+// One row of the output of a depthwise convolution.
+void depthwise_row(const IntegerArgs& a, const Weights& w, const Ring& ring, const uint8_t* const* lines, int64_t row,
+                   const Borders& borders, const float* ones_scale, int32_t* sums, int32_t* counts, float* ones) {
+  const int64_t taps = a.kernel[0] * a.kernel[1];
+  const int16_t* const weights = (const int16_t*)w.data;
+  for (int64_t x = 0; x < a.out_width; x++) {
+    const uint8_t* at[kMostTaps * kMostTaps];
+    for (int64_t i = 0; i < a.kernel[0]; i++)
+      for (int64_t j = 0; j < a.kernel[1]; j++)
+        at[i * a.kernel[1] + j] = lines[i] + (x * a.stride[1] + j * a.dilation[1]) * ring.pixel;
+    int32_t* const count = w.head.ones ? counts : nullptr;
+    if (w.head.pair <= INT16_MAX) depthwise_sums<int16_t>(at, taps, weights, w.start, w.lanes, sums, count);
+    else depthwise_sums<int32_t>(at, taps, weights, w.start, w.lanes, sums, count);
+    if (count)
+      for (int64_t c = 0; c < w.lanes; c++) ones[c] = (float)(count[c] - w.head.zero * taps) * ones_scale[c];
+    const Terms t = {w.scale, w.head.ones ? w.factor : nullptr, a.finish.bias ? w.bias : nullptr, borders.of(x)};
+    finish_row<true>(a.finish, t, sums, ones, row + x, 0, a.out);
+  }
+}
+
+bool convolve(const IntegerArgs& a, int64_t image, int64_t first, int64_t last) {
+  const PackedHead& head = *(const PackedHead*)a.blob;
+  const bool depthwise = head.depthwise;
+  const int64_t index = a.x.grids > 1 ? image : 0;
+  const int64_t tile = depthwise ? head.lanes : kMostRows * kMostPanels * kPanel;
+  const int64_t floats = depthwise ? head.lanes + 2 * W : kChunk;
+  Scratch memory(Weights::scratch(a) + Ring::scratch(a, depthwise) + Borders::scratch(a) +
+                 2 * Scratch::size<int32_t>(tile) + 2 * Scratch::size<float>(floats));
+  if (!memory.memory) return false;
+  const Weights w(a, memory, index);
+  Ring ring(a, memory, image, index, depthwise);
+  Borders borders(a, w, memory);
+  int32_t *const sums = memory.take<int32_t>(tile), *const counts = memory.take<int32_t>(tile);
+  float *const ones = memory.take<float>(floats), *const ones_scale = memory.take<float>(floats);
+  if (depthwise && head.ones) {
+    std::memset(ones_scale, 0, floats * sizeof(float));
+    for (int64_t c = 0; c < head.groups; c++) ones_scale[c] = w.step * a.finish.scale[2 * c + 1];
+  }
+  const bool joined = a.groups == 1 && a.dilation[1] == 1;  // a row of the kernel is one stretch of bytes
+  const int64_t steps = head.steps * (joined ? a.kernel[1] : 1);
+  for (int64_t y = first; y < last; y++) {
+    const uint8_t* lines[kMostTaps];
+    for (int64_t i = 0; i < a.kernel[0]; i++)
+      lines[i] = ring.row(y * a.stride[0] - a.padding[0] + i * a.dilation[0]);
+    borders.enter(y);
+    const int64_t row = (image * a.out_height + y) * a.out_width;
+    if (depthwise) {
+      depthwise_row(a, w, ring, lines, row, borders, ones_scale, sums, counts, ones);
+      continue;
+    }
+    for (int64_t g = 0; g < a.groups; g++)
+      for (int64_t x = 0; x < a.out_width; x += kChunk) {
+        const int64_t n = a.out_width - x < kChunk ? a.out_width - x : kChunk;
+        const uint8_t* segments[kMostTaps * kMostTaps];
+        int64_t count = 0;
+        for (int64_t i = 0; i < a.kernel[0]; i++)
+          for (int64_t j = 0; j < (joined ? 1 : a.kernel[1]); j++)
+            segments[count++] = lines[i] + (x * a.stride[1] + j * a.dilation[1]) * ring.pixel + g * ring.depth;
+        finish_rows(a, w, g, segments, count, steps, a.stride[1] * ring.pixel, n, row + x, true, sums, ones,
+                    [&](int64_t r) { return borders.of(x + r); });
+      }
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace QM_ISA
