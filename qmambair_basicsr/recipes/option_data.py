@@ -85,7 +85,7 @@ DATA = (
             ("val s25", "val", "GaussianNoiseDataset", {"sigma": 25}),
             ("q10 to q50", "train", "JPEGDataset", {"quality": list(range(10, 51))}),
             ("val q10", "val", "JPEGDataset", {"quality": 10}),
-            ("camera", "train", "CameraNoiseDataset", {"shot": [1e-4, 5e-3], "read": [1e-3, 1e-2]}),
+            ("camera", "train", "CameraNoiseDataset", {"quality": [85, 90, 95]}),
         )
     }
     # names of their own: one network is tested on all of them

@@ -110,7 +110,7 @@ _DN_HALF_STEPS = tuple(step // 2 for step in _DN_STEPS)
 _QAT_STEPS = (10_000, 15_000, 17_500, 18_750)
 # the other shipped networks start from tinySRx2, or from tinyDN
 _TINY_NEXT = Recipe(
-    1_500,
+    3_000,
     1e-3,
     (),
     gt_size=96,
@@ -158,11 +158,11 @@ FP = {
 FP["demo"] = FP["tiny"]
 FP |= {
     ("MambaIR", "tinySRx3"): _TINY_NEXT,
-    ("MambaIR", "tinySRx4"): replace(_TINY_NEXT, gt_size=128, total_iter=2_000),
+    ("MambaIR", "tinySRx4"): replace(_TINY_NEXT, gt_size=128),
     ("MambaIR", "tinyDN"): replace(
-        _TINY_SAME, total_iter=5_000, val_freq=1_000, val="BSDS400T91 val s25", skip=("upsample.*", "*.cab.*")
+        _TINY_SAME, total_iter=8_000, val_freq=2_000, val="BSDS400T91 val s25", skip=("upsample.*", "*.cab.*")
     ),
-    ("MambaIR", "tinyCAR"): replace(_TINY_SAME, total_iter=2_000, start="tinyDN", val="BSDS400T91 val q10"),
+    ("MambaIR", "tinyCAR"): replace(_TINY_SAME, total_iter=4_000, start="tinyDN", val="BSDS400T91 val q10"),
     # tested on photographs only: once, behind the last iteration
     ("MambaIR", "tinyReal"): replace(_TINY_SAME, start="tinyDN", val_freq=10_000),
 }
@@ -229,16 +229,16 @@ QAT = {
     ),
 }
 
-_TINY_QAT = replace(QAT["tiny"], total_iter=1_500, milestones=())
+_TINY_QAT = replace(QAT["tiny"], total_iter=3_000, milestones=())
 QAT |= {
     ("MambaIR", "tinySRx3"): replace(_TINY_QAT, gt_size=96),
     ("MambaIR", "tinySRx4"): replace(_TINY_QAT, gt_size=128),
 } | {
-    ("MambaIR", task): replace(_TINY_QAT, total_iter=n, gt_size=48, batch=2, calibration=16, val=val, val_freq=every)
-    for task, n, val, every in (
-        ("tinyDN", 2_000, "BSDS400T91 val s25", 1_000),
-        ("tinyCAR", 1_500, "BSDS400T91 val q10", 500),
-        ("tinyReal", 1_500, "", 10_000),
+    ("MambaIR", task): replace(_TINY_QAT, gt_size=48, batch=2, calibration=16, val=val, val_freq=every)
+    for task, val, every in (
+        ("tinyDN", "BSDS400T91 val s25", 1_000),
+        ("tinyCAR", "BSDS400T91 val q10", 1_000),
+        ("tinyReal", "", 10_000),
     )
 }
 
