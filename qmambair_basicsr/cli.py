@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -46,6 +47,18 @@ _BUILDERS = {
 }
 
 
+_SYSTEM_ADVICE = {
+    errno.ENOSPC: "free space on its disk",
+    errno.EDQUOT: "free space within the quota",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "permit it, or choose another place",
+    errno.EPERM: "permit it, or choose another place",
+    errno.EISDIR: "give a file's name",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
 def _failed_to_build(err: BaseException) -> str | None:
     """Which named thing an error kept from being built: its options are at fault, whatever the error says."""
     trace, found = err.__traceback__, None
@@ -63,6 +76,9 @@ def _failed_to_build(err: BaseException) -> str | None:
 def message_of(err: BaseException) -> str | None:
     """Message to the user about an error; None for a defect, which keeps its traceback."""
     if is_mistake(err):
+        if isinstance(err, OSError) and err.strerror and err.filename is not None:
+            advice = _SYSTEM_ADVICE.get(err.errno)
+            return f"{os.fsdecode(err.filename)}: {err.strerror}" + (f"; {advice}" if advice else "")
         return _without_worker(str(err.args[0] if isinstance(err, KeyError) and err.args else err))
     what = _failed_to_build(err)
     if what is None or not isinstance(

@@ -39,6 +39,23 @@ def test_mistake_is_one_message(pipeline, capsys, monkeypatch):
     assert text.startswith("error: ") and "Traceback" not in text
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (IsADirectoryError(21, "Is a directory", "d"), "d: Is a directory; give a file's name"),
+        (
+            OSError(28, "No space left on device", "o/q.onnx"),
+            "o/q.onnx: No space left on device; free space on its disk",
+        ),
+        (OSError(5, "Input/output error", "q"), "q: Input/output error"),
+        (FileNotFoundError("no such option file: a.yml"), "no such option file: a.yml"),
+    ],
+)
+def test_an_error_of_the_system_says_where_what_and_what_to_do(error, told, monkeypatch):
+    monkeypatch.setattr(cli, "is_mistake", lambda err: True)
+    assert cli.message_of(error) == told
+
+
 def test_debug_prints_the_traceback(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--debug"])
     assert cli.run_pipeline(raise_option_error) == cli.EXIT_MISTAKE

@@ -92,7 +92,7 @@ def test_devices_are_written_to_and_not_replaced(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_one_message_of_a_command(capsys):
     assert run_tool(lambda: write_text("/dev/full", "x")) == 2
-    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: '/dev/full'\n"
+    assert capsys.readouterr().err == "error: /dev/full: No space left on device; free space on its disk\n"
 
 
 def test_long_names_fit(tmp_path):
