@@ -3,6 +3,7 @@
 // Results do not depend on the number of threads: a task computes its own outputs, and what several tasks contribute to
 // is either added by one task in a fixed order or handed back in parts for the caller to add in a fixed order.
 
+#include "orders.h"
 #include "parallel.h"
 
 namespace {
@@ -23,17 +24,6 @@ const Kernels* choose() {
 
 const pid_t loaded_in = getpid();
 
-// Groups that the channel blocks are split into: as few as keep `threads` threads busy for all but a twentieth of the
-// time, as blocks of one task share the rows they read.
-int64_t forward_groups(int64_t sequences, int64_t blocks, int64_t threads) {
-  int64_t best = 1, least = INT64_MAX;
-  for (int64_t groups = 1; groups <= blocks; groups++) {
-    const int64_t rounds = (sequences * groups + threads - 1) / threads, length = (blocks + groups - 1) / groups;
-    if (rounds * length < least - least / 20) best = groups, least = rounds * length;
-  }
-  return best;
-}
-
 // Runs task(i) for i below `count`; 0 when one of them says that memory ran out.
 template <typename Task>
 int64_t all_done(int64_t count, int64_t threads, const Task& task) {
@@ -42,35 +32,6 @@ int64_t all_done(int64_t count, int64_t threads, const Task& task) {
     if (!task(i)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
   });
   return !failed;
-}
-
-// Whether `order` holds each of 0, ..., length - 1 once. An entry outside would be an address outside a buffer, and a
-// position that is left out would keep whatever the memory of the output held. `visited` is scratch of `length` bytes.
-template <typename Integer>
-bool is_permutation(const Integer* order, int64_t length, uint8_t* visited) {
-  std::memset(visited, 0, length);
-  for (int64_t i = 0; i < length; i++) {
-    if ((uint64_t)order[i] >= (uint64_t)length || visited[order[i]]) return false;
-    visited[order[i]] = 1;
-  }
-  return true;
-}
-
-// Whether the kernels can follow the order of a scan.
-int64_t order_status(const ScanArgs& a) {
-  if (!a.path) {
-    for (int64_t k = 0; k < a.directions; k++)
-      if (a.order[k] < 0 || a.order[k] > 3) return kScanBadOrder;
-    return kScanDone;
-  }
-  if (a.trusted) return kScanDone;
-  const int64_t length = a.height * a.width;
-  uint8_t* const visited = (uint8_t*)std::malloc(length);
-  if (!visited) return kScanNoMemory;
-  bool good = true;
-  for (int64_t k = 0; k < a.directions && good; k++) good = is_permutation(a.path + k * length, length, visited);
-  std::free(visited);
-  return good ? kScanDone : kScanBadOrder;
 }
 
 // Whether the kernels can follow the index and the order of window attention.
@@ -102,7 +63,7 @@ const Kernels& kernels() {
 bool forked() { return getpid() != loaded_in; }
 
 // Changes with every change of an argument list or struct.
-QM_API int64_t qm_abi() { return 5; }
+QM_API int64_t qm_abi() { return 6; }
 
 // Digest of the sources this library was built from, as ops/build.py computes it.
 QM_API const char* qm_sources() { return QM_SOURCES; }

@@ -4,10 +4,12 @@
 #include "attention.h"
 #include "quant.h"
 #include "scan.h"
+#include "table_scan.h"
 
 struct Kernels {
   const char* name;
   ScanKernels scan;
+  TableScanKernels table_scan;
   QuantKernels quant;
   AttentionKernels attention;
 };

@@ -19,6 +19,17 @@ const Kernels& kernels();
 // fork(): a child that opens a parallel region may wait for threads it does not have, so it computes on one thread.
 bool forked();
 
+// Groups that the channel blocks are split into: as few as keep `threads` threads busy for all but a twentieth of the
+// time, as blocks of one task share the rows they read.
+inline int64_t forward_groups(int64_t sequences, int64_t blocks, int64_t threads) {
+  int64_t best = 1, least = INT64_MAX;
+  for (int64_t groups = 1; groups <= blocks; groups++) {
+    const int64_t rounds = (sequences * groups + threads - 1) / threads, length = (blocks + groups - 1) / groups;
+    if (rounds * length < least - least / 20) best = groups, least = rounds * length;
+  }
+  return best;
+}
+
 // task(0), ..., task(tasks - 1) on up to `threads` threads, in any order.
 template <typename Task>
 void parallel(int64_t tasks, int64_t threads, const Task& task) {

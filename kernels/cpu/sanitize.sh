@@ -7,7 +7,7 @@ out=${1:-$(mktemp -d)}
 cxx=${CXX:-g++}
 flags=(-std=c++17 -O0 -g1 -ffp-contract=fast -fsanitize=address,undefined
        -fno-sanitize-recover=all -Wno-psabi '-DQM_SOURCES="sanitize"')
-units=(api quant_api kernels_portable sanitize_driver)
+units=(api quant_api table_scan_api kernels_portable sanitize_driver)
 if [[ $(uname -m) == x86_64 ]]; then
   flags+=(-DQM_X86)
   units+=(kernels_avx2 kernels_avx512 kernels_avx512vl)

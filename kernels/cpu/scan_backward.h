@@ -171,7 +171,7 @@ bool backward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t group) 
     walk.offsets(a.B_stride, t0, t1, s.at_B);
     walk.offsets(a.C_stride, t0, t1, s.at_C);
     walk.offsets(a.dy_stride, t0, t1, s.at_dy);
-    walk.pixels(a, t0, t1, s.pixel);
+    walk.pixels(t0, t1, s.pixel);
     for (int64_t first = begin; first < end; first += W) {
       if (first + W <= a.channels)
         backward_block<kState, true>(a, s, image, k, c, (int)(t1 - t0), first, (first - begin) / W);

@@ -87,7 +87,7 @@ void forward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t first, i
     walk.offsets(a.delta_stride, begin, end, tile.at_delta);
     walk.offsets(a.B_stride, begin, end, tile.at_B);
     walk.offsets(a.C_stride, begin, end, tile.at_C);
-    walk.pixels(a, begin, end, tile.row);
+    walk.pixels(begin, end, tile.row);
     for (int i = 0; i < tile.count; i++) {
       tile.row[i] *= map_row(a);
       __builtin_prefetch(B + tile.at_B[i]);

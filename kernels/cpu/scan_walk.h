@@ -18,7 +18,8 @@ struct Walk {
   const int32_t* path;
   bool columns, reverse;
 
-  Walk(const ScanArgs& a, int64_t direction)
+  template <typename Args>
+  Walk(const Args& a, int64_t direction)
       : length(a.height * a.width),
         width(a.width),
         path(a.path ? a.path + direction * length : nullptr),
@@ -53,8 +54,8 @@ struct Walk {
   }
 
   // Raster positions of tokens [begin, end).
-  void pixels(const ScanArgs& a, int64_t begin, int64_t end, int64_t* out) const {
-    const int64_t raster[4] = {0, a.width, 1, 0};
+  void pixels(int64_t begin, int64_t end, int64_t* out) const {
+    const int64_t raster[4] = {0, width, 1, 0};
     offsets(raster, begin, end, out);
   }
 };
@@ -64,8 +65,10 @@ QM_INLINE const float* at(const float* p, const int64_t* stride, int64_t image, 
 }
 
 // Output maps are contiguous: (B, H, W, D) when the directions are merged, else (B, H, W, K, D).
-QM_INLINE int64_t map_row(const ScanArgs& a) { return a.merge ? a.channels : a.directions * a.channels; }
-QM_INLINE int64_t map_offset(const ScanArgs& a, int64_t direction) { return a.merge ? 0 : direction * a.channels; }
+template <typename Args>
+QM_INLINE int64_t map_row(const Args& a) { return a.merge ? a.channels : a.directions * a.channels; }
+template <typename Args>
+QM_INLINE int64_t map_offset(const Args& a, int64_t direction) { return a.merge ? 0 : direction * a.channels; }
 
 template <bool kFull>
 QM_INLINE vf load_lanes(const float* p, int lanes) {

@@ -12,11 +12,14 @@
 #include "../attention.h"
 #include "../parallel.h"
 #include "../scan.h"
+#include "../table_scan.h"
 
 extern "C" {
 const char* qm_isa();
 int64_t qm_scan_forward(const ScanArgs*);
 int64_t qm_scan_backward(const ScanArgs*);
+int64_t qm_table_scan(const TableScanArgs*);
+int64_t qm_scan_tables(const ScanTablesArgs*);
 int64_t qm_attention_forward(const AttentionArgs*);
 int64_t qm_attention_backward(const AttentionArgs*);
 int64_t qm_lsq_forward(const float*, float*, int64_t, int64_t, const float*, const float*, int64_t, float, float, int64_t);
@@ -111,6 +114,65 @@ void hostile_orders() {
     const int64_t order[2] = {0, wrong};
     a.order = order;
     if (qm_scan_forward(&a) != kScanBadOrder || qm_scan_backward(&a) != kScanBadOrder) std::abort();
+  }
+}
+
+// The scan on codes; `kind` of every operand, delta on its grid in any case. Codes are any bytes.
+void table_scan(int64_t batch, int64_t height, int64_t width, int64_t K, int64_t D, int64_t N, int64_t bits,
+                OperandKind kind, bool merge, bool odd, Way way) {
+  const int64_t pixels = batch * height * width, length = height * width, order[4] = {0, 1, 2, 3};
+  const int64_t levels = (int64_t)1 << bits, groups = way == kNamed ? 1 : batch, row = table_row(N);
+  Buffer grid;
+  for (int64_t b = 0; b < groups; b++)
+    for (const float v : {0.3f, odd ? -0.1f : 0.f, (float)(-levels / 2), (float)(levels / 2 - 1)}) grid.push_back(v);
+  if (odd) grid[0] = 1e-12f;
+  std::vector<int32_t> path(K * length);
+  for (int64_t i = 0; i < K * length; i++) path[i] = (int32_t)(length - 1 - i % length);
+  Buffer A = random_buffer(K * D * N, 1e4f), skip = random_buffer(K * D), bias = random_buffer(K * D);
+  for (float& v : A) v = -std::fabs(v);
+  Buffer decays(groups * K * D * levels * row), steps(groups * K * D * levels), y(pixels * D * (merge ? 1 : K));
+  ScanTablesArgs t = {groups, K, D, N, row, bits, 1, 1, grid.data(), A.data(), bias.data(), decays.data(), steps.data()};
+  if (qm_scan_tables(&t) != kTableScanDone) std::abort();
+  TableScanArgs a = {};
+  a.batch = batch, a.height = height, a.width = width, a.directions = K, a.channels = D, a.state = N, a.row = row;
+  a.merge = merge, a.threads = 1, a.order = order;
+  if (way != kNamed) a.path = path.data(), a.order = nullptr;
+  std::vector<Buffer> values;
+  std::vector<std::vector<uint8_t>> codes;
+  const auto fill = [&](Operand& o, OperandKind stored, int64_t last, bool shared) {
+    const int64_t per_pixel = shared ? last : K * last;
+    o = {nullptr, stored, grid.data(), groups == 1 ? 0 : 4, bits, {length * per_pixel, width * per_pixel, per_pixel, shared ? 0 : last}};
+    values.push_back(random_buffer(pixels * per_pixel, 2, odd));
+    codes.emplace_back(pixels * per_pixel);
+    for (uint8_t& c : codes.back()) c = (uint8_t)(int)(128 + 127 * random_value());
+    o.data = stored == kCodes ? (const void*)codes.back().data() : (const void*)values.back().data();
+  };
+  values.reserve(4), codes.reserve(4);
+  fill(a.x, kind, D, way != kListedApart), fill(a.delta, kind == kValues ? kCodes : kind, D, false);
+  fill(a.B, kind, N, false), fill(a.C, kind, N, false);
+  a.decays = decays.data(), a.steps = steps.data(), a.D = odd ? nullptr : skip.data(), a.y = y.data();
+  a.decays_stride = groups == 1 ? 0 : K * D * levels * row, a.steps_stride = groups == 1 ? 0 : K * D * levels;
+  if (qm_table_scan(&a) != kTableScanDone) std::abort();
+
+  // what does not fit is refused
+  const auto refused = [&](int64_t* place, int64_t value) {
+    const int64_t kept = *place;
+    *place = value;
+    if (qm_table_scan(&a) != kTableScanBadSize) std::abort();
+    *place = kept;
+  };
+  for (int64_t* size : {&a.batch, &a.height, &a.width, &a.directions, &a.channels, &a.state, &a.row})
+    for (const int64_t value : {(int64_t)0, (int64_t)-1, INT64_MIN}) refused(size, value);
+  for (Operand* o : {&a.x, &a.delta, &a.B, &a.C}) refused(&o->kind, 3), refused(&o->kind, -1);
+  for (const int64_t wrong : {(int64_t)0, (int64_t)9, INT64_MIN}) refused(&a.delta.bits, wrong);
+  refused(&a.state, 257), refused(&a.row, row + 1), refused(&a.delta.kind, kValues);
+  path[0] = (int32_t)length;
+  if (way != kNamed && qm_table_scan(&a) != kTableScanBadOrder) std::abort();
+  for (int64_t* size : {&t.groups, &t.directions, &t.channels, &t.state, &t.row, &t.bits}) {
+    const int64_t kept = *size;
+    *size = 0;
+    if (qm_scan_tables(&t) != kTableScanBadSize) std::abort();
+    *size = kept;
   }
 }
 
@@ -226,6 +288,16 @@ int main() {
         }
       }
     }
+    for (const int64_t state : {1, 4, 7, 10, 16, 40}) {
+      for (const int64_t bits : {1, 4, 8}) {
+        for (const OperandKind kind : {kValues, kCodes, kOnEntering}) {
+          const Way way = bits == 1 ? kNamed : bits == 4 ? kListed : kListedApart;
+          table_scan(1, 1, 1, 2, 5, state, bits, kind, true, odd, way);
+          table_scan(2, 5, 17, 4, 21, state, bits, kind, state % 2 == 0, odd, way);
+        }
+      }
+    }
+    table_scan(1, 9, 9, 1, 3, 256, 2, kCodes, true, odd, kNamed);
     scan(1, 10, 20, 1, 3, 256, true, odd, odd ? kNamed : kListed);
     for (const int64_t dim : {1, 12, 128}) attention(1, 3, 16, 2, dim, odd, odd), attention(2, 1, 32, 1, dim, !odd, odd);
     for (const int64_t cols : {1, 15, 63, 500, 20000}) quantizers(3, cols, odd);

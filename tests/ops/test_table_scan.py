@@ -1,0 +1,230 @@
+"""The scan on codes against its float64 definition and against the ordinary scan, on every backend and instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instruction_sets import in_use, libraries, with_instruction_sets
+
+from qmambair_basicsr.ops.backend import ENV, choose
+from qmambair_basicsr.ops.integer import reference as integer
+from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS, named_order, ss2d_scan
+from qmambair_basicsr.ops.table_scan import (
+    BACKENDS,
+    OnGrid,
+    build_tables,
+    dequantize,
+    empty_tables,
+    table_row,
+    table_scan,
+)
+from qmambair_basicsr.ops.table_scan.code_scan import CodeScan
+
+NAMES = with_instruction_sets(list(BACKENDS))
+KINDS = ("codes", "entering", "values")
+TOLERANCE = 2e-6
+
+
+def operand(shape, kind, bits, generator, images=0, span=3.0, offset=0.0):
+    """A random map of values within about ``span``; with ``images`` every image has a grid of its own."""
+    values = torch.randn(shape, generator=generator)
+    if kind == "values":
+        return OnGrid(values)
+    zero = 2 ** (bits - 1)
+    grid = torch.tensor([span / zero, offset, -zero, zero - 1])
+    if images:
+        grid = grid.repeat(images, 1)
+        grid[:, 0] *= torch.linspace(1, 1.5, images)
+    if kind == "entering":
+        return OnGrid(values, grid, bits)
+    codes = torch.randint(0, 2 * zero, shape, generator=generator)
+    return OnGrid(codes.to(torch.uint8), grid, bits)
+
+
+def make(batch, height, width, count, channels, state, bits=4, kind="codes", apart=False, images=0, seed=0):
+    """Operands and constants of a scan: x, delta, B, C, and A, D, delta_bias."""
+    g = torch.Generator().manual_seed(seed)
+    pixels = (batch, height, width)
+    x = operand((*pixels, count, channels) if apart else (*pixels, channels), kind, bits, g, images, offset=0.1)
+    delta = operand((*pixels, count, channels), "codes" if kind == "values" else kind, bits, g, images, offset=-0.5)
+    b, c = (operand((*pixels, count, state), kind, bits, g, images) for _ in range(2))
+    rates = -torch.rand(count, channels, state, generator=g) * state - 0.1
+    skip, bias = (torch.randn(count, channels, generator=g) for _ in range(2))
+    return (x, delta, b, c), (rates, skip, bias - 2)
+
+
+def scanned(maps, constants, kind=torch.float32, **how):
+    x, delta, b, c = maps
+    rates, skip, bias = (t.to(kind) for t in constants)
+    tables = build_tables(delta.grid.to(kind), delta.bits, rates, bias)
+    return table_scan(x, delta, tables, b, c, skip, **how)
+
+
+def error(got, want):
+    return ((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-30)).item()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_equals_the_definition_in_float64(use_backend, nan_memory, name, kind, bits):
+    use_backend("table_scan", name)
+    for state, count, way in ((bits, 4, "merged"), (9 + bits, 1, "apart"), (16 * (bits % 3 + 1), 3, "order")):
+        maps, constants = make(2, 3, 7, count, 19, state, bits, kind, apart=way == "apart", images=2 * (bits % 2))
+        how = {"directions": DIRECTIONS[:count], "merge": way != "apart"}
+        if way == "order":
+            how = {"order": torch.stack([torch.randperm(21) for _ in range(count)]), "merge": bits % 2 == 0}
+        assert error(scanned(maps, constants, **how), scanned(maps, constants, torch.float64, **how)) < TOLERANCE
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 9)),
+    channels=st.integers(1, 40),
+    state=st.integers(1, 64),
+    bits=st.integers(1, 8),
+    kind=st.sampled_from(KINDS),
+    count=st.integers(1, 4),
+    apart=st.booleans(),
+    merge=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_shape(size, channels, state, bits, kind, count, apart, merge, seed):
+    maps, constants = make(*size, count, channels, state, bits, kind, apart, seed=seed)
+    how = {"directions": DIRECTIONS[:count], "merge": merge}
+    want = scanned(maps, constants, torch.float64, **how)
+    if not libraries():
+        assert error(scanned(maps, constants, **how), want) < TOLERANCE
+    for name in libraries():
+        with in_use(name):
+            assert error(scanned(maps, constants, **how), want) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("softplus", [True, False])
+def test_the_definition_is_the_ordinary_scan_on_the_grid(softplus):
+    (x, delta, b, c), (rates, skip, bias) = make(2, 4, 5, 4, 6, 3, bits=5)
+    if not softplus:
+        bias = torch.full_like(bias, 4.0)  # dt must not be negative
+    exact = [t.double() for t in (rates, skip, bias)]
+    tables = build_tables(delta.grid.double(), delta.bits, exact[0], exact[2], softplus)
+    values = [dequantize(t, torch.float64) for t in (x, delta, b, c)]
+    want = ss2d_scan(values[0], values[1], exact[0], *values[2:], exact[1], exact[2], softplus)
+    assert error(table_scan(x, delta, tables, b, c, exact[1]), want) < 1e-12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_enter_their_grids_as_in_an_integer_network(use_backend, name):
+    """With C = 0 and D = 1 the scan gives the values of x."""
+    use_backend("table_scan", name)
+    grid, bits = torch.tensor([0.3, 0.17, -3.0, 6.0]), 4
+    x = torch.randn(1, 16, 16, 20) * 2
+    x[..., 0] = (torch.arange(256).view(16, 16) / 2 - 60) * grid[0] - grid[1]  # borders of codes
+    step, shift, low, high = grid[0], grid[1], grid[0] * grid[2], grid[0] * grid[3]
+    codes = integer.quantize(x, step, shift, (low, high), torch.zeros((), dtype=torch.int8), 8)
+    nothing, ones = OnGrid(torch.zeros(1, 16, 16, 1, 1)), torch.ones(1, 20)
+    delta = OnGrid(torch.zeros(1, 16, 16, 1, 20, dtype=torch.uint8), torch.tensor([1.0, 0, -1, 0]), 1)
+    tables = empty_tables(1, 1, 20, 1, 1)
+    tables.decays.zero_(), tables.steps.zero_()
+    given = (OnGrid(x, grid, bits), OnGrid((codes.data + 8).to(torch.uint8), grid, bits))
+    want = integer.dequantize(codes)
+    for operand_ in given:
+        got = table_scan(operand_, delta, tables, nothing, nothing, ones, ("row",))
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slices_of_wider_rows_and_given_memory(use_backend, nan_memory, name):
+    use_backend("table_scan", name)
+    (x, delta, b, c), constants = make(2, 4, 3, 2, 9, 5)
+    want = scanned((x, delta, b, c), constants, directions=("col", "row_rev"))
+    wide = torch.cat((b.data, c.data, b.data), -1)
+    sliced = b._replace(data=wide[..., :5]), c._replace(data=wide[..., 5:10])
+    rows = x._replace(data=torch.cat((x.data, x.data), -1)[..., 9:])
+    out = torch.empty_like(want)
+    assert scanned((rows, delta, *sliced), constants, directions=("col", "row_rev"), out=out) is out
+    assert torch.equal(out, want)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("native")])
+def test_bits_do_not_depend_on_threads(use_backend, name):
+    use_backend("table_scan", name)
+    maps, constants = make(2, 6, 5, 4, 70, 10)
+    before = torch.get_num_threads()
+    try:
+        for merge in (True, False):
+            torch.set_num_threads(1)
+            one = scanned(maps, constants, merge=merge)
+            torch.set_num_threads(3)
+            assert torch.equal(scanned(maps, constants, merge=merge), one)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slow_decays_keep_their_digits(use_backend, name):
+    """dt A of 1e-6: exp of it, rounded to a number next to 1, would be wrong in the second digit."""
+    use_backend("table_scan", name)
+    (x, delta, b, c), (rates, skip, bias) = make(1, 1, 1500, 1, 3, 2)
+    b, c = (OnGrid(dequantize(t).abs()) for t in (b, c))
+    maps, constants = (OnGrid(dequantize(x).abs()), delta, b, c), (rates.sign(), skip, bias * 0 - 14)
+    how = {"directions": ("row",)}
+    assert error(scanned(maps, constants, **how), scanned(maps, constants, torch.float64, **how)) < 1e-5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_scan_of_a_layer(bits, frozen):
+    (x, delta, b, c), (rates, skip, bias) = make(1, 5, 6, 4, 11, 10, bits)
+    scan = CodeScan(rates, bias, skip, bits, frozen=frozen)
+    other = x._replace(data=x.data.flip(1)), delta._replace(data=delta.data.flip(2)), b, c
+    if not frozen:
+        other = other[0], other[1]._replace(grid=delta.grid * torch.tensor([1.3, 1, 1, 1])), *other[2:]
+    order = named_order(DIRECTIONS, 5, 6)
+    for maps in ((x, delta, b, c), other, (x, delta, b, c)):
+        want = scanned(maps, (rates, skip, bias), torch.float64)
+        out = torch.empty(1, 5, 6, 11)
+        assert scan(*maps, out=out) is out
+        assert error(out, want) < TOLERANCE
+        assert error(scan(*maps, order=order), want) < TOLERANCE
+        assert error(scan(*maps, merge=False).sum(3), want) < TOLERANCE
+
+
+def test_what_does_not_fit_is_named():
+    (x, delta, b, c), (rates, skip, bias) = make(1, 2, 3, 4, 5, 6)
+    tables = build_tables(delta.grid, 4, rates, bias)
+    for changed, message in (
+        ((x, delta._replace(data=delta.data[..., :4]), tables, b, c, skip), r"delta must have shape .*5\).*4\)"),
+        ((x, delta, tables, b, c._replace(data=c.data[..., :3]), skip), "C must have shape"),
+        ((x, delta, tables, b, c, skip[:2]), "D must have shape"),
+        ((x, delta._replace(bits=5), tables, b, c, skip), "tables.steps must have shape"),
+        ((x, delta, tables._replace(bits=3), b, c, skip), "do not fit"),
+        ((x._replace(grid=x.grid.repeat(3)), delta, tables, b, c, skip), "grid of shape"),
+        ((x._replace(bits=9), delta, tables, b, c, skip), "9 bits"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            table_scan(*changed)
+    for wrong in (delta._replace(grid=None), delta._replace(data=delta.data.to(torch.int16))):
+        with pytest.raises(TypeError, match="delta"):
+            table_scan(x, wrong, tables, b, c, skip)
+    for order, message in ((torch.zeros(4, 6, dtype=torch.int64), "permutation"), (torch.zeros(3, 6), "order must be")):
+        with pytest.raises(ValueError, match=message):
+            table_scan(x, delta, tables, b, c, skip, order=order)
+    with pytest.raises(ValueError, match="not both"):
+        table_scan(x, delta, tables, b, c, skip, DIRECTIONS, order=named_order(DIRECTIONS, 2, 3))
+    with pytest.raises(ValueError, match="out must be contiguous"):
+        table_scan(x, delta, tables, b, c, skip, out=torch.empty(1, 2, 3, 4))
+    with pytest.raises(ValueError, match="1 to 8 bits"):
+        build_tables(delta.grid, 9, rates, bias)
+    with pytest.raises(ValueError, match="delta_bias must have shape"):
+        build_tables(delta.grid, 4, rates, bias[:2])
+
+
+def test_rows_are_whole_vectors():
+    assert [table_row(n) for n in (1, 4, 5, 8, 9, 16, 17, 64, 256)] == [4, 4, 8, 8, 16, 16, 32, 64, 256]
+
+
+def test_float64_tables_run_the_definition(monkeypatch):
+    monkeypatch.delenv(ENV, raising=False)
+    assert choose("table_scan", BACKENDS, torch.empty(1, dtype=torch.float64)).__name__.endswith("reference")
