@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 
 import pytest
@@ -58,7 +59,7 @@ def calls(monkeypatch):
         return (y, last) if return_last_state else y
 
     interface = types.SimpleNamespace(selective_scan_fn=selective_scan_fn)
-    monkeypatch.setitem(__import__("sys").modules, "mamba_ssm.ops.selective_scan_interface", interface)
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", interface)
     monkeypatch.setattr(mamba_ssm, "DEVICES", ("cpu",))
     monkeypatch.setattr(mamba_ssm, "is_available", lambda: (True, "stand-in"))
     monkeypatch.setenv(backend.ENV, "mamba_ssm")
@@ -129,3 +130,36 @@ def test_sequences_keep_their_layout_and_last_state(calls):
 def test_absent_package_is_named(monkeypatch):
     monkeypatch.setattr(mamba_ssm.importlib.util, "find_spec", lambda name: None)
     assert mamba_ssm.is_available() == (False, "mamba_ssm is not installed")
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_package_without_its_kernel_is_named_and_passed_over(monkeypatch, tmp_path, says_so):
+    """mamba_ssm 2.3.2 installs without selective_scan_cuda: the interface loads, and the first call would raise."""
+    package = tmp_path / "mamba_ssm" / "ops"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    lines = (
+        "selective_scan_cuda = None\n" if says_so else ""
+    ) + "def selective_scan_fn(*_, **__):\n    raise RuntimeError\n"
+    (package / "selective_scan_interface.py").write_text(lines)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [n for n in sys.modules if n.partition(".")[0] == "mamba_ssm"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(mamba_ssm, "DEVICES", ("cpu",))
+    monkeypatch.setitem(backend._PREFERENCE, "cpu", ("mamba_ssm", "reference"))
+    monkeypatch.delenv(backend.ENV, raising=False)
+    mamba_ssm._scan.cache_clear()
+    backend._availability.cache_clear()
+    try:
+        usable, reason = mamba_ssm.is_available()
+        assert not usable
+        assert "selective_scan_cuda" in reason
+        chosen = backend.choose("ss2d_scan", ("mamba_ssm", "reference"), torch.zeros(1))
+        assert chosen.__name__.endswith("reference")
+    finally:
+        mamba_ssm._scan.cache_clear()
+        backend._availability.cache_clear()
+        for name in [n for n in sys.modules if n.partition(".")[0] == "mamba_ssm"]:
+            del sys.modules[name]

@@ -114,6 +114,18 @@ def test_parity(backend, shape, steps, use_backend, nan_memory):
             assert relative_error(got[name].cpu(), want[name].cpu()) < 1e-5, (name, softplus)
 
 
+def test_strong_decay_costs_the_gradient_of_a_no_digits(use_backend):
+    """A sum of (exp(dt A) - 1) and 1 would keep few digits of a decay near 0: 1.3e-5 on this case."""
+    use_backend("ss2d_scan", "triton")
+    inputs = make(2, 5, 3, 3, 3, 1, steps=(1e-6, 50.0), rate=1e4, softplus=False, seed=3)
+    options = {"directions": DIRECTIONS[:3], "delta_softplus": False}
+    torch.manual_seed(3)
+    got, weight = evaluate(inputs, device=DEVICE, **options)
+    want, _ = evaluate(inputs, weight, dtype=torch.float64, **options)
+    assert relative_error(got["A"].cpu(), want["A"].cpu()) < 2e-6
+    assert relative_error(got["delta"].cpu(), want["delta"].cpu()) < 1e-6
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_non_contiguous_inputs_and_no_skip_or_bias(backend, use_backend, nan_memory):
     use_backend("ss2d_scan", backend)

@@ -28,6 +28,14 @@ def _scan():
     return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
 
 
+def _kernel_missing() -> bool:
+    """Whether the interface loads without the kernel it calls: mamba_ssm 2.3.2 says so at the first call only."""
+    interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    if hasattr(interface, "selective_scan_cuda"):
+        return interface.selective_scan_cuda is None
+    return importlib.util.find_spec("selective_scan_cuda") is None
+
+
 def is_available() -> tuple[bool, str]:
     """Whether mamba_ssm is installed and loads, and why (not)."""
     if importlib.util.find_spec("mamba_ssm") is None:
@@ -36,8 +44,14 @@ def is_available() -> tuple[bool, str]:
         return False, "no CUDA device"
     try:
         _scan()
+        missing = _kernel_missing()
     except Exception as error:  # a build for another torch fails in many ways
         return False, f"mamba_ssm is installed but does not load: {type(error).__name__}: {error}"
+    if missing:
+        return (
+            False,
+            "mamba_ssm is installed without selective_scan_cuda, its CUDA kernel (build mamba_ssm from source)",
+        )
     return True, f"mamba_ssm on {torch.cuda.get_device_name()}"
 
 

@@ -229,13 +229,13 @@ def backward(
     dskip, dbias = (run.new(run.batch, run.count, run.chunks, run.channels) for _ in range(2))
     run.gradient_chunk(dy, fine, r, dx, ddelta, db, dc, da, dskip, dbias)
 
-    da = da.view(run.batch, run.count, *chunk_shape[1:]).sum((0, 2))  # (K, N, D)
+    da = da.view(run.batch, run.count, *chunk_shape[1:]).sum((0, 2), dtype=torch.float64)  # (K, N, D)
     return (
         _reduced(dx, x, shared),
         ddelta,
-        da.transpose(1, 2).contiguous().to(A.dtype),
+        da.transpose(1, 2).to(A.dtype).contiguous(),
         run.to_raster(db, B),
         run.to_raster(dc, C),
-        None if D is None else dskip.sum((0, 2)).to(D.dtype),
-        None if delta_bias is None else dbias.sum((0, 2)).to(delta_bias.dtype),
+        None if D is None else dskip.sum((0, 2), dtype=torch.float64).to(D.dtype),
+        None if delta_bias is None else dbias.sum((0, 2), dtype=torch.float64).to(delta_bias.dtype),
     )

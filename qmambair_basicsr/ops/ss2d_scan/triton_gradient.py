@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .triton_kernels import direction, expm1, pixel, plain, softplus
+from .triton_kernels import decay, direction, pixel, plain, softplus
 
 
 @triton.jit
@@ -207,15 +207,16 @@ def gradient_chunk(
             c = tl.load(c_ptr + n * padded + t)[:, None]
             h = tl.load(states + n * D + d, mask=in_d, other=0.0)[None, :]
             r = tl.load(r_ptr + n * D + d, mask=in_d, other=0.0)[None, :]
-            m = expm1(dt * a[None, :])
-            # decayed = exp(dt A) h_{t-1}: the state entering each token, through that token's decay
+            m, factor = decay(dt * a[None, :])
+            # decayed = exp(dt A) h_{t-1}: the state entering each token, through that token's decay. Where the decay is
+            # strong, (1 + m) h would keep few of its digits, and the gradient of A is a sum of just these
             add = dtx * b
-            start = h + m * h
+            start = factor * h
             _, h_all, _, decayed = tl.associative_scan(
                 (
                     m,
                     tl.where(is_first, start + add, add),
-                    tl.where(is_first, zero, 1.0 + m),
+                    tl.where(is_first, zero, factor),
                     tl.where(is_first, start, zero),
                 ),
                 0,
@@ -225,7 +226,7 @@ def gradient_chunk(
             m = _flip(m, BD)
             add = _flip(dy * c, BD)
             add = tl.where(is_first, add + r, add)
-            _, r_all, _, g = tl.associative_scan((m, add + m * add, zero + 1.0, add), 0, _entering)
+            _, r_all, _, g = tl.associative_scan((m, _flip(factor, BD) * add, zero + 1.0, add), 0, _entering)
             g = _flip(g, BD)
             tl.store(db_ptr + n * padded + t, tl.sum(g * dtx, 1))
             tl.store(dc_ptr + n * padded + t, tl.sum(h_all * dy, 1))

@@ -34,6 +34,13 @@ def expm1(z):
 
 
 @triton.jit
+def decay(z):
+    """2^z - 1 and 2^z for z <= 0, each to the last digits: the sum of one and 1 has lost those of the other."""
+    m = expm1(z)
+    return m, tl.where(tl.abs(z) < 0.14, 1.0 + m, tl.exp2(z))
+
+
+@triton.jit
 def direction(order_ptr, k, H, W, LISTED: tl.constexpr):
     """The argument of :func:`pixel` for direction k: its code, or the start of its list of pixels."""
     if LISTED:
