@@ -23,20 +23,27 @@ SEPARATOR = "-"
 
 
 @functools.cache
-def libraries() -> dict[str, ctypes.CDLL]:
-    """Library for each instruction set that this machine has, the widest first; empty where it is not built."""
+def libraries(names: tuple[str, ...] = NAMES, tells: str = "qm_isa") -> dict[str, ctypes.CDLL]:
+    """Library for each instruction set that this machine has, the widest first; empty where it is not built.
+
+    Args:
+        names: sets to ask for.
+        tells: the function that says which one was chosen.
+    """
     found: dict[str, ctypes.CDLL] = {}
     if not native_library.is_available()[0]:
         return found
     before = os.environ.get("QMAMBAIR_ISA")
     source = Path(native_library.__file__).with_name(native_library.LIBRARY)
     try:
-        for name in NAMES:
+        for name in names:
             os.environ["QMAMBAIR_ISA"] = name
             with tempfile.TemporaryDirectory() as folder:
                 copy = shutil.copy2(source, Path(folder) / f"{name}{source.suffix}")
                 library = native_library.opened(copy)
-                if library.qm_isa().decode() == name:
+                told = getattr(library, tells)
+                told.restype = ctypes.c_char_p
+                if told().decode() == name:
                     found[name] = library
     finally:
         os.environ.pop("QMAMBAIR_ISA", None)
@@ -52,9 +59,9 @@ def with_instruction_sets(backends: list[str]) -> list[str]:
 
 
 @contextmanager
-def in_use(name: str) -> Iterator[None]:
-    """The native kernels run for one of these instruction sets inside the block."""
-    library = libraries()[name]
+def in_use(name: str, library: ctypes.CDLL | None = None) -> Iterator[None]:
+    """The native kernels run for one of these instruction sets inside the block, that of ``libraries()`` by default."""
+    library = library or libraries()[name]
     native_library.function.cache_clear()
     try:
         with mock.patch.object(native_library, "load", lambda: (library, name)):

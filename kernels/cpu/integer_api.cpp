@@ -7,11 +7,36 @@
 
 #include "parallel.h"
 
+#if defined(QM_AVXVNNI)
+#include <cpuid.h>
+#endif
+
 namespace {
+
+#if defined(QM_AVXVNNI)
+// AVX-VNNI, for which older compilers have no name; the registers it needs are those of AVX2.
+bool has_avxvnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
 
 const IntegerKernels* choose() {
   const char* forced = std::getenv("QMAMBAIR_ISA");  // for tests: a narrower set than the CPU has
-  (void)forced;
+  const auto allows = [&](const char* name) { return !forced || !std::strcmp(forced, name); };
+#if defined(QM_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vnni");
+  if (avx512 && allows("avx512")) return &integer_avx512;
+#if defined(QM_AVXVNNI)
+  if (avx2 && has_avxvnni() && allows("avxvnni")) return &integer_avxvnni;
+#endif
+  if (avx2 && (!forced || std::strcmp(forced, "portable"))) return &integer_avx2;
+#endif
+  (void)allows;
   return &integer_portable;
 }
 

@@ -25,7 +25,16 @@ _COMMON = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=hid
 # of the integer operators: the factor and the terms behind a sum are rounded one after the other, as in PyTorch
 _EXACT = ("-ffp-contract=off",)
 _AVX512 = ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma")
-_X86_FLAGS = {"kernels_avx2": ("-mavx2", "-mfma"), "kernels_avx512": _AVX512, "kernels_avx512vl": _AVX512}
+_X86_FLAGS = {
+    "kernels_avx2": ("-mavx2", "-mfma"),
+    "kernels_avx512": _AVX512,
+    "kernels_avx512vl": _AVX512,
+    "integer_avx2": ("-mavx2", "-mfma"),
+    "integer_avxvnni": ("-mavx2", "-mfma", "-mavxvnni"),
+    "integer_avx512": (*_AVX512, "-mavx512bw", "-mavx512vnni"),
+}
+# units that are left out where the compiler does not know their flags, and what says that they are there
+_OPTIONAL = {"integer_avxvnni": "QM_AVXVNNI"}
 
 
 class BuildError(RuntimeError):
@@ -67,11 +76,26 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{' '.join(command[:1] + command[-3:])} failed: {lines[0] if lines else 'no message'}")
 
 
+def _accepts(compiler: str, flags: tuple[str, ...]) -> bool:
+    """Whether the compiler knows these flags (GCC before 11 has no AVX-VNNI)."""
+    with tempfile.TemporaryDirectory() as folder:
+        unit = Path(folder) / "empty.cpp"
+        unit.touch()
+        command = [compiler, *flags, "-c", str(unit), "-o", str(unit.with_suffix(".o"))]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+
 def _compile(compiler: str, folder: Path, out: Path, extra: tuple[str, ...], machine: str) -> None:
     """Compile and link all sources into the file ``out``."""
     x86 = machine.lower() in ("x86_64", "amd64")
     define = (f'-DQM_SOURCES="{sources_digest(folder)}"', *(("-DQM_X86",) if x86 else ()))
-    units = [p for p in sorted(folder.glob("*.cpp")) if x86 or p.stem not in _X86_FLAGS]
+    skipped = {} if x86 else set(_X86_FLAGS)
+    for stem, name in _OPTIONAL.items():
+        if x86 and _accepts(compiler, _X86_FLAGS[stem]):
+            define = (*define, f"-D{name}")
+        else:
+            skipped = {*skipped, stem}
+    units = [p for p in sorted(folder.glob("*.cpp")) if p.stem not in skipped]
     objects = [out.with_name(f"{p.stem}.o") for p in units]
 
     def compile_one(unit: Path, target: Path) -> None:

@@ -17,15 +17,15 @@ from qmambair_basicsr.ops.integer.kernels import CodeRows, IntegerLayer, Rows, p
 from tests.instruction_sets import in_use, libraries
 
 pytestmark = pytest.mark.skipif(not native_library.is_available()[0], reason="the CPU kernels are not built")
-SETS = list(libraries()) or ["none"]
+SETS = libraries(("avx512", "avxvnni", "avx2", "dotprod", "portable"), "qm_integer_isa")
 KINDS = ("float", "codes", "signed")
 
 
-@pytest.fixture(params=SETS, autouse=True)
+@pytest.fixture(params=SETS or ["none"], autouse=True)
 def instruction_set(request):
     """Every test runs on each instruction set."""
-    with in_use(request.param) if request.param in libraries() else contextlib.nullcontext():
-        yield request.param
+    with in_use(request.param, SETS[request.param]) if SETS else contextlib.nullcontext():
+        yield
 
 
 @dataclass
