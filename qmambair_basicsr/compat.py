@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import lazy_packages
 from .compat_files import copy_options_as_utf8, log_as_utf8, make_folders_of_the_run_only
+from .compat_networks import swinir_without_values
 
 # -- before basicsr is imported ------------------------------------------------------------------------------
 
@@ -330,6 +331,7 @@ AFTER = (
     copy_options_as_utf8,
     log_as_utf8,
     make_folders_of_the_run_only,
+    swinir_without_values,
 )
 
 

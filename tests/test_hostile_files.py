@@ -15,8 +15,7 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from basicsr.models.base_model import BaseModel
-from basicsr.utils.registry import ARCH_REGISTRY
-from tiny_networks import TINY_NETWORK
+from tiny_networks import OURS, tiny_network
 
 from qmambair_basicsr import checkpoints
 from qmambair_basicsr.calibration import calibrate
@@ -27,7 +26,6 @@ from qmambair_basicsr.layers.sites import quantizer_keys
 
 KEY = "relative_position_index_SA"
 WILD = [-1, -3, 961, 5000, 10**12, -(2**63), 2**63 - 1]
-OURS = sorted(name for name, cls in ARCH_REGISTRY if cls.__module__.startswith("qmambair_basicsr"))
 NETWORK = {"type": "QMambaIRv2Light", "depths": [1], "num_heads": [2], "embed_dim": 24, "window_size": 4}
 NETWORK |= {"d_state": 2, "mlp_ratio": 1.0, "inner_rank": 3, "num_tokens": 5, "eval_routing": "argmax"}
 
@@ -62,12 +60,7 @@ def mutated(good: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 @pytest.mark.parametrize("name", OURS)
 def test_every_buffer_that_is_saved_is_a_constant_or_a_quantizers(name):
     """A new one must be declared, so that files cannot set it."""
-    options = {
-        k: v for k, v in TINY_NETWORK.items() if k in ARCH_REGISTRY.get(name).__init__.__wrapped__.__annotations__
-    }
-    if name.startswith("Q"):
-        options["quant"] = described()["quant"]
-    net = build_network({"type": name, **copy.deepcopy(options)})
+    net = build_network(tiny_network(name, described()["quant"]))
     buffers = net.state_dict().keys() - dict(net.named_parameters()).keys() - quantizer_keys(net)
     constants = constants_of(net)
     assert buffers == constants.keys()

@@ -21,6 +21,7 @@ from .blocks import BlockSequence, conv_channels_last
 from .eamamba_blocks import BlockOptions, ChannelNorm, EAMambaBlock, MambaConfig
 from .mambairunet_arch import StateSpaceUNet
 from .option_rules import EAMAMBA, EAMAMBA_SR
+from .quantized import quantized_form
 from .ss2d import BEHIND_SCAN
 
 
@@ -95,6 +96,12 @@ def _(net: EAMamba) -> NetworkInfo:
         behind_scan=BEHIND_SCAN,
         blocks=("encoder_level?.*", "latent.*", "decoder_level?.*", "refinement.*"),
     )
+
+
+@ARCH_REGISTRY.register()
+@quantized_form(EAMamba)
+class QEAMamba(EAMamba):
+    """The graph of :class:`EAMamba`, then ``prepare``. Arguments and errors as :class:`~.qmambair_arch.QMambaIR`."""
 
 
 class EAMambaGroup(nn.Module):
@@ -194,6 +201,13 @@ def _(net: EAMambaSR) -> NetworkInfo:
         channels=net.inp_channels,
         scale=net.upscale,
         full_precision=("conv_first", "conv_after_body", "conv_before_upsample.*", "upsample.*", "conv_last"),
+        group_convs=("layers.*.conv",),
         behind_scan=BEHIND_SCAN,
         blocks=("layers.*.blocks.*",),
     )
+
+
+@ARCH_REGISTRY.register()
+@quantized_form(EAMambaSR)
+class QEAMambaSR(EAMambaSR):
+    """The graph of :class:`EAMambaSR`, then ``prepare``. Arguments and errors as :class:`~.qmambair_arch.QMambaIR`."""

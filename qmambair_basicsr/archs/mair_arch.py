@@ -17,6 +17,7 @@ from .mair_blocks import MaIRBlock
 from .mambair_arch import ResidualGroupNet, initialise_weights
 from .mambairunet_arch import StateSpaceUNet
 from .option_rules import MAIR, MAIR_UNET, check_mair, check_mair_unet
+from .quantized import quantized_form
 from .ss2d import BEHIND_SCAN
 
 _UNET_STATES = {"encoder_level1": 4, "encoder_level2": 8, "encoder_level3": 16, "latent": 32, "decoder_level3": 16}
@@ -115,9 +116,16 @@ def _(net: MaIR) -> NetworkInfo:
             "upsample.*",
             "conv_last",
         ),
+        group_convs=("layers.*.conv",),
         behind_scan=BEHIND_SCAN,
         blocks=("layers.*.residual_group.blocks.*",),
     )
+
+
+@ARCH_REGISTRY.register()
+@quantized_form(MaIR)
+class QMaIR(MaIR):
+    """The graph of :class:`MaIR`, then ``prepare``. Arguments and errors as :class:`~.qmambair_arch.QMambaIR`."""
 
 
 @ARCH_REGISTRY.register()
@@ -202,3 +210,9 @@ def _(net: MaIRUNet) -> NetworkInfo:
         behind_scan=BEHIND_SCAN,
         blocks=("encoder_level?.*", "latent.*", "decoder_level?.*", "refinement.*"),
     )
+
+
+@ARCH_REGISTRY.register()
+@quantized_form(MaIRUNet)
+class QMaIRUNet(MaIRUNet):
+    """The graph of :class:`MaIRUNet`, then ``prepare``. Arguments and errors as :class:`~.qmambair_arch.QMambaIR`."""

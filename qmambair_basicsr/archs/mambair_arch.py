@@ -218,6 +218,7 @@ def _(net: MambaIR) -> NetworkInfo:
             "upsample.*",
             "conv_last",
         ),
+        group_convs=("layers.*.conv",),
         behind_scan=BEHIND_SCAN,
         blocks=("layers.*.residual_group.blocks.*",),
     )

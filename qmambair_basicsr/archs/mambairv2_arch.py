@@ -253,6 +253,7 @@ def _(net: MambaIRv2) -> NetworkInfo:
             "conv_last",
         ),
         routing=("*.assm.route.*", "*.embedding[AB]"),
+        group_convs=("layers.*.conv",),
         behind_scan=BEHIND_SCAN,
         blocks=("layers.*.residual_group.layers.*",),
         random_routing=net.eval_routing != "argmax",

@@ -23,13 +23,20 @@ def quantized_form(
 
     The constructor takes the options of ``base`` and ``quant`` (the ``quant:`` block), builds ``base`` and calls
     ``prepare``. It raises ValueError on an unknown option and SpecError on what is wrong in ``quant``, before anything
-    is built.
+    is built. The class gets a static method ``before_prepare``, which takes the options of ``base`` and returns the
+    full-precision network as ``prepare`` sees it, with all of its sites.
 
     Args:
         base (type): Full-precision architecture, registered under its class name; its NetworkInfo is registered too.
         adapt (Callable | None): What a class of another package needs before it can be quantized, in place: its products
             of computed tensors as ``MatMul`` modules. Names of parameters must stay.
     """
+
+    def before_prepare(**options: Any) -> nn.Module:
+        net = base(**options)
+        if adapt is not None:
+            adapt(net)
+        return net
 
     def __init__(self, quant: Mapping[str, Any], **options: Any):
         spec = QuantSpec.from_dict(quant)
@@ -40,6 +47,7 @@ def quantized_form(
 
     def decorate(cls: Quantized) -> Quantized:
         cls.__init__ = strict_options(__init__, base=base.__init__)
+        cls.before_prepare = staticmethod(before_prepare)
         TWINS[cls.__name__] = base.__name__
         network_info.register(cls)(lambda net: replace(network_info.dispatch(base)(net), twin=base.__name__))
         return cls

@@ -123,11 +123,17 @@ class ScanParameters(SiteModule):
 
     def lower_products(self) -> tuple[str, ...]:
         names = "x_proj", "dt_projs"
-        weights = [self.quantizers[f"{name}_weight"] for name in names]
-        if not all(isinstance(weight, FrozenCodes) and weight.integer_form() for weight in weights):
-            return ()  # a projection in full precision, or with codes that are no integers times a scale
-        self.projections = IntegerProjections((len(self.directions), self.dt_rank, self.d_state), self)
+        if not self._multiplies_codes(names):
+            return ()
+        self.projections = IntegerProjections(
+            (len(self.directions), self.dt_rank, self.d_state), self, names, self.apart
+        )
         return names
+
+    def _multiplies_codes(self, parts: tuple[str, str]) -> bool:
+        """Whether the weights of two projections are frozen, quantized, and integers times a scale."""
+        weights = [self.quantizers[f"{part}_weight"] for part in parts]
+        return all(isinstance(weight, FrozenCodes) and weight.integer_form() for weight in weights)
 
     @staticmethod
     def _projection_sites(name: str, weight: torch.Tensor, channels: int, copies: int = 1) -> tuple[Site, Site]:
@@ -141,11 +147,13 @@ class ScanParameters(SiteModule):
             Site.of_act(channels, operand="act", slot=f"{slot}_input", copies=copies, **common),
         )
 
-    def _scan_site(self, name: str, channels: int, parameter: str | None = None, **more) -> Site:
+    def _scan_site(
+        self, name: str, channels: int, parameter: str | None = None, operation: str = "scan", **more
+    ) -> Site:
         if parameter is not None:
             more |= {"parameter": parameter, "shape": tuple(getattr(self, parameter).shape)}
         role = "act" if parameter is None else "param"
-        return Site("scan", role, channels, -1, part=name, operation="scan", slot=f"quantizers.{name}", **more)
+        return Site("scan", role, channels, -1, part=name, operation=operation, slot=f"quantizers.{name}", **more)
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the input-dependent scan parameters of every pixel and direction.
@@ -158,17 +166,23 @@ class ScanParameters(SiteModule):
         """
         if self.projections is not None:
             return self.projections(x)
-        k, r, n = len(self.directions), self.dt_rank, self.d_state
-        weight = self.site("x_proj_weight", self.x_proj_weight)  # (K, R + 2N, D)
-        given = self.site("x_proj_input", x)
-        if self.apart:
+        return self._projected(x, ("x_proj", "dt_projs"), (self.dt_rank, self.d_state), self.apart)
+
+    def _projected(
+        self, x: torch.Tensor, parts: tuple[str, str], sizes: tuple[int, int], apart: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """:meth:`project` by the two projections of these names, whose delta has rank R and whose states N: (R, N)."""
+        (first, second), (r, n) = parts, sizes
+        weight = self.site(f"{first}_weight", getattr(self, f"{first}_weight"))  # (K, R + 2N, D)
+        given = self.site(f"{first}_input", x)
+        if apart:
             projected = torch.einsum("bhwkd,krd->bhwkr", given, weight)
         else:
-            projected = F.linear(given, weight.flatten(0, 1)).unflatten(-1, (k, r + 2 * n))  # (B, H, W, K, R + 2N)
+            joined = F.linear(given, weight.flatten(0, 1))
+            projected = joined.unflatten(-1, (weight.shape[0], r + 2 * n))  # (B, H, W, K, R + 2N)
         dt, b, c = projected.split((r, n, n), dim=-1)
-        dt = self.site("dt_projs_input", dt)
-        dt_weight = self.site("dt_projs_weight", self.dt_projs_weight)
-        delta = torch.einsum("bhwkr,kdr->bhwkd", dt, dt_weight)
+        dt = self.site(f"{second}_input", dt)
+        delta = torch.einsum("bhwkr,kdr->bhwkd", dt, self.site(f"{second}_weight", getattr(self, f"{second}_weight")))
         return delta, b, c
 
     def scan(

@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops.ss2d_scan import ss2d_scan
+from ..quantizers.site import Site
 from .blocks import conv_channels_last
 from .eamamba_blocks import ChannelNorm, GatedMixer
+from .integer_projections import IntegerProjections
 from .ss2d import DECAY, ScanParameters
 
 STATE = 16
+_CHANNEL_PROJECTIONS = ("xc_proj", "dtc_projs")
 _CHANNEL_DIRECTIONS = ("row", "row_rev")  # the channels are the columns of a map of height 1
 
 
@@ -45,14 +48,17 @@ class OmniScan(ScanParameters):
 
     The parameters of the channels' scan lie beside those of the map's, as in the authors' checkpoints:
     ``xc_proj_weight`` (2, R + 2N, d), ``dtc_projs_weight`` (2, d, R), ``dtc_projs_bias`` (2, d), ``Ac_logs`` (2 d, N),
-    ``Dsc`` (2 d), with d values per channel. They are no quantization sites: the scan has as many steps as the map has
-    channels, whatever the size of the image.
+    ``Dsc`` (2 d), with d values per channel. Its sites are those of the map's scan: ``xc_proj`` and ``dtc_projs``, and
+    ``channel_u``, ``channel_delta``, ``channel_A`` and so on.
 
     Args:
         dim (int): Channels.
         channel (ChannelScan): The scan of the channels.
         bias_norm (bool): LayerNorms with bias.
     """
+
+    entry_points = (*ScanParameters.entry_points, "scan_channels")
+    stacked_inputs = (*ScanParameters.stacked_inputs, "dtc_projs")
 
     def __init__(self, dim: int, channel: ChannelScan, bias_norm: bool):
         rank = math.ceil(dim / 16)
@@ -64,6 +70,7 @@ class OmniScan(ScanParameters):
         self.dtc_projs_bias = nn.Parameter(torch.empty(count, width))
         self.Ac_logs = nn.Parameter(torch.empty(count * width, STATE))
         self.Dsc = nn.Parameter(torch.ones(count * width))
+        self.register_module("channel_projections", None)  # as ``projections``, for the channels
         self.reset_channel_scan()
         if channel.width is not None:
             self.conv_cin, self.conv_cout = nn.Conv2d(1, width, 1), nn.Conv2d(width, 1, 1)
@@ -72,6 +79,36 @@ class OmniScan(ScanParameters):
         self.conv2d = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.out_norm = ChannelNorm(dim, bias_norm)
         self.out_conv = nn.Conv2d(dim, dim, 1)
+
+    def quantization_sites(self) -> tuple[Site, ...]:
+        count, width = self.dtc_projs_bias.shape
+
+        def scan(name: str, channels: int, parameter: str | None = None, **more) -> Site:
+            return self._scan_site(f"channel_{name}", channels, parameter, operation="channel_scan", **more)
+
+        return (
+            *super().quantization_sites(),
+            *self._projection_sites("xc_proj", self.xc_proj_weight, width, copies=count),
+            *self._projection_sites("dtc_projs", self.dtc_projs_weight, self.channel_rank),
+            scan("u", width, copies=count),
+            scan("delta", width),
+            scan("A", STATE, "Ac_logs", derived=DECAY),
+            scan("B", STATE),
+            scan("C", STATE),
+            scan("D", count * width, "Dsc"),
+            scan("dt_bias", width, "dtc_projs_bias"),
+        )
+
+    def inner_sources(self) -> dict[str, tuple[str, slice]]:
+        return super().inner_sources() | {"dtc_projs": ("xc_proj", slice(0, self.channel_rank))}
+
+    def lower_products(self) -> tuple[str, ...]:
+        names = _CHANNEL_PROJECTIONS
+        if not self._multiplies_codes(names):
+            return super().lower_products()
+        sizes = len(_CHANNEL_DIRECTIONS), self.channel_rank, STATE
+        self.channel_projections = IntegerProjections(sizes, self, names, apart=False)
+        return (*super().lower_products(), *names)
 
     @torch.no_grad()
     def reset_channel_scan(self) -> None:
@@ -92,12 +129,22 @@ class OmniScan(ScanParameters):
         means = y.mean((1, 2))[:, None, None]  # (B, 1, 1, C)
         widened = means if self.channel.width is None else self.conv_cin(means)  # (B, d, 1, C)
         u = widened.permute(0, 2, 3, 1)  # (B, 1, C, d)
-        projected = torch.einsum("bhwd,krd->bhwkr", u, self.xc_proj_weight)
-        dt, b, c = projected.split((self.channel_rank, STATE, STATE), dim=-1)
-        delta = torch.einsum("bhwkr,kdr->bhwkd", dt, self.dtc_projs_weight)
+        if self.channel_projections is not None:
+            delta, b, c = self.channel_projections(u)
+        else:
+            delta, b, c = self._projected(u, _CHANNEL_PROJECTIONS, (self.channel_rank, STATE), apart=False)
         count, width = self.dtc_projs_bias.shape
-        a, skip = DECAY.value(self.Ac_logs).view(count, width, STATE), self.Dsc.view(count, width)
-        scanned = ss2d_scan(u, delta, a, b, c, skip, self.dtc_projs_bias, directions=_CHANNEL_DIRECTIONS)
+        a = self.site("channel_A", DECAY.value(self.Ac_logs), source=self.Ac_logs)
+        scanned = ss2d_scan(
+            self.site("channel_u", u),
+            self.site("channel_delta", delta),
+            a.view(count, width, STATE),
+            self.site("channel_B", b),
+            self.site("channel_C", c),
+            self.site("channel_D", self.Dsc).view(count, width),
+            self.site("channel_dt_bias", self.dtc_projs_bias),
+            directions=_CHANNEL_DIRECTIONS,
+        )
         scanned = scanned.permute(0, 3, 1, 2)  # (B, d, 1, C)
         return self.channel_norm(scanned if self.channel.width is None else self.conv_cout(scanned))
 

@@ -34,6 +34,8 @@ class NetworkInfo:
         full_precision: layers that are never quantized.
         routing: linears and embeddings that pick tokens, quantized by ``quant: routing`` only. A decision that rounding
             turns is visible, so they also keep FP32 in an FP16 export.
+        group_convs: convolutions behind a group of blocks, or the modules around them, which ``quant: conv`` may leave in
+            full precision; a ``*`` stands for one part of a name (:func:`match_modules`).
         behind_scan: layers whose input takes the scan's quantizer under ``act_policy: code`` (see ``policy.py``).
         blocks: the repeated residual blocks, for block-wise methods and feature losses; here a ``*`` stands for one part
             of a name (:func:`match_modules`).
@@ -46,6 +48,7 @@ class NetworkInfo:
     size_multiple: int = 1
     full_precision: tuple[str, ...] = ()
     routing: tuple[str, ...] = ()
+    group_convs: tuple[str, ...] = ()
     behind_scan: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
     random_routing: bool = False

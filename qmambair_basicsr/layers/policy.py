@@ -11,10 +11,28 @@ for "LSQ with offset" what it gives under ``act``, so the same policies place an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..quantizers.spec import QuantizerSpec, QuantSpec, SpecError
+
+
+def remark(quant: Mapping[str, Any]) -> str:
+    """What a table must add to the name of a network or method with these ``quant:`` settings; nothing in most cases."""
+    return ", conv FP" if quant.get("conv") == "fp" else ""
+
+
+def leave_group_convs(spec: QuantSpec, names: Sequence[str]) -> QuantSpec:
+    """Write ``conv: fp`` out as overrides; those of the option file come later and win.
+
+    Args:
+        spec (QuantSpec): Settings as the option file gives them.
+        names (Sequence[str]): The convolutions behind groups of blocks, or the modules around them.
+    """
+    full = {"weight": QuantizerSpec(), "act": QuantizerSpec()}
+    left = [(pattern, full) for name in names for pattern in (name, f"{name}.*")]
+    return replace(spec, overrides=(*left, *spec.overrides))
 
 
 def apply_policy(spec: QuantSpec, behind_scan: Sequence[str]) -> QuantSpec:

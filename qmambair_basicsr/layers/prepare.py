@@ -21,8 +21,8 @@ from ..quantizers import Quantizer, QuantSpec, build_quantizer
 from ..quantizers.site import KINDS, OPTIONAL_KINDS, Site
 from ..quantizers.spec import refuse
 from ..strict import nearest
-from .info import NetworkInfo, network_info
-from .policy import apply_policy
+from .info import NetworkInfo, match_modules, network_info
+from .policy import apply_policy, leave_group_convs
 from .quant_layers import QUANTIZED_LAYERS
 from .sites import sites_of
 
@@ -56,7 +56,9 @@ def prepare(net: nn.Module, spec: QuantSpec, info: NetworkInfo | None = None) ->
             f"prepare: no layer of {type(net).__name__} can be quantized; in full precision stay "
             f"{list(info.full_precision)}."
         )
-    refuse(_unmet(net, spec, [site for _, sites in found for site in sites]))
+    refuse(_unmet(net, spec, info, [site for _, sites in found for site in sites]))
+    if spec.conv == "fp":
+        spec = leave_group_convs(spec, match_modules(net, info.group_convs))
     resolved = apply_policy(spec, info.behind_scan)
     for module, sites in found:
         specs = [resolved.resolve(site) for site in sites]
@@ -104,7 +106,7 @@ def _sites(net: nn.Module, info: NetworkInfo) -> list[tuple[nn.Module, list[Site
     return found
 
 
-def _unmet(net: nn.Module, spec: QuantSpec, sites: Sequence[Site]) -> Iterator[str]:
+def _unmet(net: nn.Module, spec: QuantSpec, info: NetworkInfo, sites: Sequence[Site]) -> Iterator[str]:
     """Settings that ask for sites the network does not have."""
     names: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for site in sites:
@@ -113,6 +115,8 @@ def _unmet(net: nn.Module, spec: QuantSpec, sites: Sequence[Site]) -> Iterator[s
         if getattr(spec, kind).bits != 32 and not names[kind]:
             there = ", ".join(k for k in KINDS if names[k])
             yield f"quant.{kind}: {type(net).__name__} has no such sites; leave the key out (its sites: {there})."
+    if spec.conv == "fp" and not info.group_convs:
+        yield f"quant.conv: {type(net).__name__} has no convolutions behind groups of blocks; leave the key out."
     for pattern, kinds in spec.overrides:
         for kind in kinds:
             if any(site.kind == kind and site.matches(pattern) for site in sites):

@@ -15,6 +15,7 @@ from .registry import QUANTIZER_REGISTRY
 from .site import KINDS, Site
 
 ACT_POLICIES = ("code", "paper")
+GROUP_CONVOLUTIONS = ("quantized", "fp")
 
 
 class SpecError(ValueError):
@@ -169,11 +170,13 @@ class QuantSpec:
             dictionary, the dictionary and the one-hot policy.
         act_policy: ``code`` places DLS as the authors' release does, ``paper`` as the paper says
             (see ``layers/policy.py``).
+        conv: ``fp`` leaves the convolution behind each group of blocks in full precision, as 2DQuant, CondiQuant and SPR2Q
+            do in SwinIR.
         overrides: (pattern, {kind: QuantizerSpec}) pairs; the pattern (``fnmatch``) is tried on the dotted name of a
             site's part and on that of its owner, and of several that match the last one decides.
 
     Raises:
-        SpecError: unknown ``act_policy`` or kind of site.
+        SpecError: unknown ``act_policy``, ``conv`` or kind of site.
     """
 
     weight: QuantizerSpec = field(default_factory=_no_quantization)
@@ -182,6 +185,7 @@ class QuantSpec:
     attention: QuantizerSpec = field(default_factory=_no_quantization)
     routing: QuantizerSpec = field(default_factory=_no_quantization)
     act_policy: str = "code"
+    conv: str = "quantized"
     overrides: tuple[tuple[str, Mapping[str, QuantizerSpec]], ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
@@ -190,6 +194,8 @@ class QuantSpec:
     def _mistakes(self) -> Iterator[str]:
         if self.act_policy not in ACT_POLICIES:
             yield unknown("quant.act_policy", "value", self.act_policy, ACT_POLICIES)
+        if self.conv not in GROUP_CONVOLUTIONS:
+            yield unknown("quant.conv", "value", self.conv, GROUP_CONVOLUTIONS)
         for pattern, chosen in self.overrides:
             for kind in chosen:
                 if kind not in KINDS:
@@ -203,7 +209,7 @@ class QuantSpec:
             SpecError: on anything unknown or impossible, all mistakes at once, each with its path.
         """
         refuse(filter(None, [_no_mapping(config, "quant")]))
-        others = {"act_policy": "code", "overrides": {}}
+        others = {"act_policy": "code", "conv": "quantized", "overrides": {}}
         others |= {key: config[key] for key in others if key in config}
         mistakes: list[str] = []
         kinds = {key: value for key, value in config.items() if key not in others}
@@ -216,7 +222,7 @@ class QuantSpec:
                 where = f"quant.overrides[{pattern!r}]"
                 overrides.append((str(pattern), _read_kinds(entry, where, mistakes, KINDS)))
         try:
-            spec = cls(**chosen, act_policy=others["act_policy"], overrides=tuple(overrides))
+            spec = cls(**chosen, **{**others, "overrides": tuple(overrides)})
         except SpecError as error:
             mistakes.append(str(error))
         refuse(mistakes)
@@ -228,7 +234,7 @@ class QuantSpec:
         overrides = {
             pattern: {kind: spec.to_dict() for kind, spec in chosen.items()} for pattern, chosen in self.overrides
         }
-        return plain | {"act_policy": self.act_policy, "overrides": overrides}
+        return plain | {"act_policy": self.act_policy, "conv": self.conv, "overrides": overrides}
 
     def resolve(self, site: Site) -> QuantizerSpec:
         """The settings of a site: those of its kind, or those of the last override that means it."""

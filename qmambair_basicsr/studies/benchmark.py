@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import yaml
 from basicsr.archs import build_network
 from basicsr.utils.options import ordered_yaml
@@ -16,6 +17,8 @@ from basicsr.utils.options import ordered_yaml
 from .. import made_from
 from ..files import write_text
 from ..layers.info import full_precision_twin
+from ..layers.policy import remark
+from ..layers.sites import sites_of
 from ..metrics.perceptual import MetricError
 from ..metrics.strict_metric import check_metric, needs_truth
 from ..recipes.option_files import TEST_KEYS, OptionFileError, read_options
@@ -61,8 +64,18 @@ def describe(opt: dict) -> Entry:
         return Entry(network["type"], task, "FP", (32, 32))
     kinds = tuple((quant.get(site) or {}).get("type", "-") for site in ("weight", "act", "scan"))
     bits = tuple((quant.get(site) or {}).get("bits", 32) for site in ("weight", "act"))
-    method = _METHODS.get(kinds) or "+".join(dict.fromkeys(kinds))
+    methods = _METHODS
+    if "scan" not in quant and not _scans(network):
+        kinds, methods = kinds[:2], {known[:2]: name for known, name in _METHODS.items()}
+    method = (methods.get(kinds) or "+".join(dict.fromkeys(kinds))) + remark(quant)
     return Entry(full_precision_twin(network["type"]) or network["type"], task, method, bits)
+
+
+def _scans(network: dict) -> bool:
+    """Whether a network has a scan that could be quantized."""
+    with torch.device("meta"):
+        net = build_network(dict(network))
+    return any(site.kind == "scan" for module in net.modules() for site in sites_of(module))
 
 
 def with_metrics(opt: dict, extra: Sequence[str]) -> dict:

@@ -32,6 +32,7 @@ from torch import nn
 from ..artifacts.packed import SizeReport, save_packed
 from ..layers.info import network_info
 from ..layers.placement import quantizer_scalars
+from ..layers.policy import remark
 from ..layers.sites import parameter_sites, quantizers_of, sites_of
 from .complexity_record import FULL, Product, Recorder, watch
 
@@ -87,7 +88,7 @@ class Complexity:
     """Costs of a network for one input.
 
     Attributes:
-        network: Its registered type.
+        network: Its registered type, and what a table must say of its ``quant`` settings.
         input_shape: (1, C, H, W) as the network was run.
         output_shape: Of its result.
         rows: Every layer with parameters or products, in module order.
@@ -221,7 +222,7 @@ def measure(network: dict, height: int, width: int, *, packed: bool = True) -> C
     with torch.no_grad(), recorder:
         out = net(image)
     return Complexity(
-        network["type"],
+        network["type"] + remark(network.get("quant", {})),
         tuple(image.shape),
         tuple(out.shape),
         tuple(_rows(net, recorder.products)),

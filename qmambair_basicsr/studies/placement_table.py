@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..layers.placement import PlacementRow, collapse, placement, quantizer_scalars
+from ..layers.policy import remark
 from ..recipes.option_files import read_options
 
 COLUMNS = ("module", "count", "weight quantizer", "activation quantizer", "bits W/A", "quantized", "full precision")
@@ -79,4 +80,5 @@ def run(args: argparse.Namespace) -> str:
     with torch.device("meta"):  # shapes are all that is needed
         net = build_network(network)
     rows = placement(net)
-    return render(rows if args.full else collapse(rows), totals(rows, quantizer_scalars(net)), args.form)
+    summary = [("network", network["type"] + remark(network.get("quant", {}))), *totals(rows, quantizer_scalars(net))]
+    return render(rows if args.full else collapse(rows), summary, args.form)

@@ -7,6 +7,8 @@ import torch
 from basicsr.archs import build_network
 
 from qmambair_basicsr.archs.vmambair_blocks import ChannelScan, OmniScan
+from qmambair_basicsr.calibration import calibrate
+from qmambair_basicsr.layers.sites import network_sites
 from qmambair_basicsr.ops.ss2d_scan.naive import recurrence
 
 SCALE = {"MambaSISR6": 4, "MambaRealSR11": 4, "Mamber32": 1, "Mamber33": 1}
@@ -26,6 +28,45 @@ def test_sizes_residual_and_parameters(name):
     for parameter in last.parameters():
         torch.nn.init.zeros_(parameter)
     assert torch.equal(net(x), x.repeat_interleave(SCALE[name], 2).repeat_interleave(SCALE[name], 3))
+
+
+@pytest.mark.parametrize("name", SCALE)
+def test_variant_is_the_network_of_that_name(name):
+    named, chosen = (
+        build_network({"type": name, **SMALL}),
+        build_network({"type": "VmambaIR", "variant": name, **SMALL}),
+    )
+    chosen.load_state_dict(named.state_dict())
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(chosen(x), named(x))
+    with torch.device("meta"):
+        sizes = [
+            sum(p.numel() for p in build_network(o).parameters())
+            for o in ({"type": name}, {"type": "VmambaIR", "variant": name})
+        ]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("name", SCALE)
+def test_every_variant_is_quantized(name):
+    kinds = {kind: {"type": "LSQ", "bits": 4} for kind in ("weight", "act", "scan")}
+    net = build_network({"type": "QVmambaIR", "variant": name, **SMALL, "quant": kinds})
+    x = torch.rand(1, 3, 8, 8)
+    calibrate(net, [x])
+    assert net(x).shape[-1] == 8 * SCALE[name]
+    names = {p.site.name.removeprefix("latent.0.attn.") for p in network_sites(net) if p.site.owner == "latent.0.attn"}
+    assert {
+        "x_proj",
+        "dt_projs",
+        "u",
+        "A",
+        "xc_proj",
+        "dtc_projs",
+        "channel_u",
+        "channel_A",
+        "channel_dt_bias",
+    } <= names
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 12, 8), (1, 1, 8, 8), (3, 8, 8)])
@@ -74,6 +115,12 @@ def test_gates_multiply_or_add():
     [
         ("MambaSISR6", {"scale": 2}, "MambaSISR6: scale must be 4, got 2"),
         ("Mamber32", {"LayerNorm_type": "none"}, "LayerNorm_type must be 'WithBias' or 'BiasFree', got 'none'"),
+        ("VmambaIR", {"variant": "Mamber3"}, "unknown variant 'Mamber3' .did you mean 'Mamber33'"),
+        (
+            "VmambaIR",
+            {"variant": "MambaSISR6", "dual_pixel_task": True},
+            "dual_pixel_task is for restoration at the same",
+        ),
         ("Mamber33", {"layernorm_type": "WithBias"}, "unknown option 'layernorm_type'.*did you mean 'LayerNorm_type'"),
     ],
 )

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
-from basicsr.utils.registry import ARCH_REGISTRY
 from test_export_onnx import photo
+from tiny_networks import OURS, QUANTIZED, described
 
 from qmambair_basicsr.archs.windows import open_window_plan, window_plan
 from qmambair_basicsr.calibration import calibrate
-from qmambair_basicsr.layers.info import network_info
+from qmambair_basicsr.layers.info import full_precision_twin, network_info
 from qmambair_basicsr.ops.backend import exporting
 from qmambair_basicsr.ops.semantic_order import semantic_order
 
@@ -35,7 +35,14 @@ OPTIONS = {
     "MaIRUNet": {"dim": 4, "num_blocks": [0, 0, 0, 1], "num_refinement_blocks": 0, "ssm_ratio": 1.0, "scan_len": 4},
     "EAMamba": {"dim": 4, "num_blocks": [0, 0, 0, 1], "num_refinement_blocks": 0, "upscale": 1, "mamba_cfg": HEADS},
     "EAMambaSR": {"dim": 8, "num_blocks": [1], "upscale": 3, "mamba_cfg": {**HEADS, "scan_merge_method": "add"}},
-    **dict.fromkeys(("MambaSISR6", "MambaRealSR11", "Mamber32", "Mamber33"), DEEPEST),
+    **dict.fromkeys(("VmambaIR", "MambaSISR6", "MambaRealSR11", "Mamber32", "Mamber33"), DEEPEST),
+    "SwinIR": {
+        **{key: LIGHT[key] for key in LIGHT if key != "d_state"},
+        "embed_dim": 12,
+        "num_heads": [2],
+        "window_size": 8,
+    },
+    "EDSR": {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 2},
     "MambaIRv2": {**LIGHT, **V2, "depths": [2], "upsampler": ""} | {"upscale": 1},
     "MambaIRv2Light": {**LIGHT, **V2},
 }
@@ -46,21 +53,17 @@ QUANT = {
     "scan": {"type": "DLS", "bits": 4},
 }
 V2_QUANT = {**QUANT, "attention": {"type": "LSQOffset", "bits": 8}, "routing": {"type": "LSQ", "bits": 8}}
-OURS = sorted(name for name, cls in ARCH_REGISTRY if cls.__module__.startswith("qmambair_basicsr"))
 
 
 def network(name):
     """A tiny network of a registered type; quantized ones are calibrated, on inputs as they come."""
     torch.manual_seed(0)
-    base = name.removeprefix("Q")
-    options = copy.deepcopy(OPTIONS[base])
-    if name != base:
-        if "depths" in options:
-            options["depths"] = [1]  # shifted windows, in the second layer, are not quantized in another way
-        options["quant"] = copy.deepcopy(V2_QUANT if "v2" in name else QUANT)
-    net = build_network({"type": name, **options}).eval()
-    if name != base:
-        calibrate(net, [photo(options.get("in_chans", 3), 16, 24)])
+    options = copy.deepcopy(OPTIONS[full_precision_twin(name) or name])
+    if name in QUANTIZED and "depths" in options:
+        options["depths"] = [1]  # shifted windows, in the second layer, are not quantized in another way
+    net = build_network(described(name, options, V2_QUANT)).eval()
+    if name in QUANTIZED:
+        calibrate(net, [photo(network_info(net).channels, 16, 24)])
     return net
 
 
@@ -72,7 +75,7 @@ def assert_same(got, wanted, least=50):
 @pytest.mark.parametrize("name", OURS)
 def test_every_registered_network_exports(name, tmp_path):
     net = network(name)
-    channels = getattr(net, "in_chans", 3) if not hasattr(net, "conv_first") else net.conv_first.in_channels
+    channels = network_info(net).channels
     x = photo(channels, 16, 24)
     open_sides = name in OPEN_SIDES
     model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, dynamic=open_sides, scan_chunk=4))
@@ -84,8 +87,12 @@ def test_every_registered_network_exports(name, tmp_path):
                 x = photo(channels, *size)
                 assert_same(onnx_net(x).numpy(), net(x).numpy())
     assert int(onnx_net.facts["scale"]) == network_info(net).scale and onnx_net.facts["arch"] == name
-    assert all(check.equal is not False for check in compare_weights(model, net))
-    if name.startswith("Q"):
+    weights = compare_weights(model, net)
+    assert all(check.equal is not False for check in weights)
+    if name in QUANTIZED:
+        assert all("embedding" in check.name for check in weights if check.stored == "folded"), (
+            "only a dictionary is folded"
+        )
         checks = compare_activations(tmp_path / "net.onnx", net, x)
         assert all(check.own_input in (None, check.count) for check in checks)
         assert sum(check.whole_network for check in checks) >= 0.97 * sum(check.count for check in checks)

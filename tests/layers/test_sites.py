@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 import re
 from pathlib import Path
@@ -12,15 +11,14 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
-from tiny_networks import TINY_NETWORK
+from tiny_networks import OURS, QUANTIZED, kinds_of, tiny_network, tiny_options
 
 import qmambair_basicsr
 from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.convert import freeze_parameters
-from qmambair_basicsr.layers.info import blocks_of, full_precision_twin, network_info
-from qmambair_basicsr.layers.prepare import site_kinds
+from qmambair_basicsr.layers.info import blocks_of, full_precision_twin, match_modules, network_info
 from qmambair_basicsr.layers.sites import activation_sites, network_sites, parameter_sites, quantizers_of, sites_of
-from qmambair_basicsr.quantizers import Site
+from qmambair_basicsr.quantizers import Site, SpecError
 
 PACKAGE = Path(qmambair_basicsr.__file__).parent
 QUANT = {
@@ -30,22 +28,18 @@ QUANT = {
     "attention": {"type": "LSQ", "bits": 8},
     "routing": {"type": "LSQ", "bits": 8},
 }
-OURS = sorted(name for name, cls in ARCH_REGISTRY if cls.__module__.startswith("qmambair_basicsr"))
-QUANTIZED = [name for name in OURS if full_precision_twin(name)]
 every_network = pytest.mark.parametrize("name", QUANTIZED)
 
 
 def full_precision(name):
-    keys = inspect.signature(ARCH_REGISTRY.get(name)).parameters
-    return build_network({"type": name, **{key: value for key, value in TINY_NETWORK.items() if key in keys}})
+    """A small network, the one of a quantized type as ``prepare`` sees it."""
+    if name in QUANTIZED:
+        return ARCH_REGISTRY.get(name).before_prepare(**tiny_options(name))
+    return build_network({"type": name, **tiny_options(name)})
 
 
 def quantized(name):
-    base = full_precision_twin(name)
-    keys = inspect.signature(ARCH_REGISTRY.get(base)).parameters
-    chosen = {key: value for key, value in TINY_NETWORK.items() if key in keys}
-    kinds = site_kinds(full_precision(base))
-    return build_network({"type": name, **chosen, "quant": {kind: QUANT[kind] for kind in kinds}}), kinds
+    return build_network(tiny_network(name, QUANT)), kinds_of(name, tiny_options(name))
 
 
 @every_network
@@ -63,10 +57,47 @@ def test_sites_are_the_quantizers_of_the_network_in_its_order(name):
 
 @every_network
 def test_a_quantized_module_declares_the_sites_of_the_full_one(name):
-    net, full = quantized(name)[0], full_precision(full_precision_twin(name))
+    net, full = quantized(name)[0], full_precision(name)
     declared = [s for module in full.modules() for s in sites_of(module)]  # layers of torch declare nothing themselves
     found = [s for path, module in full.named_modules() if sites_of(module) for s in sites_of(net.get_submodule(path))]
-    assert declared and declared == found
+    assert declared == found
+    assert declared or set(kinds_of(name, tiny_options(name))) == {"weight", "act"}, (
+        "no scan and no product: all sites are torch's layers'"
+    )
+
+
+@every_network
+def test_the_network_that_is_prepared_is_the_full_one(name):
+    """Also where products of a class of another package became modules."""
+    full, ours = full_precision(full_precision_twin(name)).eval(), full_precision(name).eval()
+    ours.load_state_dict(full.state_dict())
+    image = torch.rand(2, network_info(full).channels, 16, 24)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        wanted = full(image)
+        torch.manual_seed(0)
+        torch.testing.assert_close(ours(image), wanted, rtol=1e-5, atol=1e-5)
+
+
+@every_network
+def test_convolutions_behind_groups_may_stay_in_full_precision(name):
+    described = tiny_network(name, QUANT)
+    groups = match_modules(build_network(described), network_info(build_network(described)).group_convs)
+    if not groups:
+        with pytest.raises(SpecError, match=rf"quant\.conv: {name} has no convolutions behind groups of blocks"):
+            build_network({**described, "quant": described["quant"] | {"conv": "fp"}})
+        return
+    pattern = f"{groups[0]}*"
+    kept, user = (
+        {**described["quant"], "conv": "fp", "overrides": more} for more in ({}, {pattern: {"act": QUANT["act"]}})
+    )
+
+    def widths(quant):
+        placed = network_sites(build_network({**described, "quant": quant}))
+        return {p.name: p.quantizer.bits for p in placed if p.name.startswith(f"{groups[0]}.")}
+
+    assert set(widths(described["quant"]).values()) == {4} and set(widths(kept).values()) == {32}
+    assert sorted(set(widths(user).values())) == [4, 32], "what the option file says comes last"
 
 
 @every_network

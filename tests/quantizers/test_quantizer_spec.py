@@ -13,6 +13,7 @@ CONFIG = {
     "act": {"type": "LSQOffset", "bits": 2},
     "scan": {"type": "DLS", "bits": 2, "stats": "sample", "init": {"group": "G3"}},
     "act_policy": "code",
+    "conv": "fp",
     "overrides": {"*.out_proj": {"act": {"type": "DLS", "bits": 2}}, "layers.0.*": {"act": {"type": "LSQ", "bits": 8}}},
 }
 
@@ -67,6 +68,7 @@ def test_sites_left_out_stay_full_precision():
         ({"weight": {"type": "RFA", "bits": 4, "min_gap": 0}}, ["quant.weight.min_gap", "0.001"]),
         ({"weight": {"type": "MinMax", "bits": 4, "symmetric": 1}}, ["quant.weight.symmetric", "False, True"]),
         ({"act_policy": "Code"}, ["quant.act_policy", "'Code'", "code, paper"]),
+        ({"conv": "FP"}, ["quant.conv", "'FP'", "quantized, fp"]),
         ({"overrides": {"a.*": {"wieght": {}}}}, ["quant.overrides['a.*']", "'wieght'", "'weight'"]),
         ({"overrides": {"a.*": {"act": {"type": "LSQ", "bits": 40}}}}, ["quant.overrides['a.*'].act.bits", "40"]),
         ({"overrides": ["a.*"]}, ["quant.overrides", "mapping"]),

@@ -359,6 +359,21 @@ def test_method_names(quant, expected):
     assert (entry.method, entry.bits, entry.model, entry.task) == (*expected, "MambaIR", "SRx2")
 
 
+@pytest.mark.parametrize(
+    ("act", "more", "method"),
+    [
+        ("LSQOffset", {}, "Q-MambaIR"),
+        ("LSQOffset", {"conv": "fp"}, "Q-MambaIR, conv FP"),
+        ("MinMax", {"attention": {"type": "MinMax", "bits": 4}}, "RFA+MinMax"),
+    ],
+)
+def test_methods_of_a_network_without_a_scan(act, more, method):
+    network = {"type": "QSwinIR", "depths": [1], "num_heads": [2], "embed_dim": 12, "window_size": 8}
+    network["quant"] = {"weight": {"type": "RFA", "bits": 4}, "act": {"type": act, "bits": 4}, **more}
+    entry = library.describe({"name": "test_X_SRx2_w4a4", "network_g": network})
+    assert (entry.model, entry.method, entry.bits) == ("SwinIR", method, (4, 4))
+
+
 def test_command_line(capsys):
     """--help works without data."""
     with pytest.raises(SystemExit):

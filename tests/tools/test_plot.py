@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,11 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
-from basicsr.utils.registry import ARCH_REGISTRY
 from PIL import Image
 
 pytest.importorskip("matplotlib")
 
-from tiny_networks import TINY_NETWORK
+from tiny_networks import QUANTIZED, tiny_network
 
 from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.data.image_files import read_image, write_image
@@ -36,17 +34,10 @@ QUANT = {
     "act": {"type": "LSQOffset", "bits": 4},
     "scan": {"type": "DLS", "bits": 4},
 }
-NET = TINY_NETWORK | {"quant": QUANT}
-QUANTIZED = sorted(
-    name
-    for name, cls in ARCH_REGISTRY
-    if cls.__module__.startswith("qmambair_basicsr") and "quant" in inspect.signature(cls).parameters
-)
 
 
-def network(arch="QMambaIR", **changes):
-    keys = inspect.signature(ARCH_REGISTRY.get(arch)).parameters
-    return {"type": arch, **{key: value for key, value in (NET | changes).items() if key in keys}}
+def network(arch="QMambaIR", quant=QUANT, **changes):
+    return tiny_network(arch, quant, **changes)
 
 
 def calibrated(arch="QMambaIR", **changes):
@@ -101,7 +92,7 @@ def check_files(out, names):
 def test_every_architecture_gives_samples_before_and_after(arch):
     net = calibrated(arch)
     image = torch.rand(1, network_info(net).channels, 16, 16)
-    sites = activation_samples(net, [image], None, 500, seed=0)
+    sites = activation_samples(net, [image], ["*"], 500, seed=0)
     assert len(sites) >= 8
     for site in sites:
         assert 0 < site.before.size == site.after.size <= 500

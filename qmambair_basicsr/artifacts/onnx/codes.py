@@ -17,9 +17,10 @@ as written. Two comparisons:
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ...layers.convert import FrozenCodes, frozen
-from ...layers.sites import parameter_sites, quantizers_of
+from ...layers.sites import PlacedSite, parameter_sites, quantizers_of
 from ...lowering import lower
 from ...lowering.capture import NO_CODE, captured_codes, codes_or_none, equal_codes
 from ...lowering.grids import DynamicGrid, StaticGrid
@@ -42,6 +43,7 @@ RUN_BYTES = 1 << 30
 """Memory that the tensors compared in one run of a graph may take, about."""
 _SCAN_INPUTS = {"dt_bias": "delta_bias"}
 """Part of a site -> name of the scan's input, where they differ."""
+_MOST_NODES = 64  # scans in one scope
 _BYTES_PER_CODE = 9  # an int8 code, and its input in float64 at most
 _WITHOUT_SUFFIX = re.compile(r"^(?P<scope>.*)/(?P<op>[A-Za-z]+)(_\d+)?$")
 
@@ -152,28 +154,51 @@ def compare_weights(model: onnx.ModelProto, net: nn.Module) -> list[WeightCheck]
                 equal &= _matches(codes, scale, wanted, groups)
             checks.append(WeightCheck(name, "codes", equal, count))
             continue
-        key = _scan_constant(placed.site, constants)
-        if key is None:
+        stored = _scan_constant(placed, constants)
+        if stored is None:
             checks.append(WeightCheck(name, "folded", None, count))
         else:
-            stored = numpy_helper.to_array(constants[key])
             value = expected.quantize(placed.tensor()).numpy()
-            checks.append(WeightCheck(name, "values", same_scale(stored.reshape(value.shape), value), count))
+            checks.append(WeightCheck(name, "values", same_scale(stored, value.reshape(-1)), count))
     return checks
 
 
-def _scan_constant(site: Site, constants: Container[str]) -> str | None:
-    """Name of the constant of a scan that a site's parameter is.
+def _scan_constant(placed: PlacedSite, constants: Mapping[str, TensorProto]) -> np.ndarray | None:
+    """Values of a parameter that a scan reads, in the file's order; None where the file has no constant for it.
 
-    A scan is called in a method, so its node is named after the module whose ``forward`` calls that: the owner of the
-    site or one around it.
+    A scan is called in a method, so its nodes are named after the module whose ``forward`` calls that: the owner of the
+    site or one around it. There is a node for each direction, or one for all; a module with several scans has the nodes of
+    one after those of the other.
     """
+    site, wanted = placed.site, _scan_input(placed.site)
+    alike = [s for s in placed.owner.quantization_sites() if s.parameter is not None and _scan_input(s) == wanted]
+    sizes = [math.prod(s.shape) for s in alike]
+    place = [s.part for s in alike].index(site.part)
     scope = site.owner
     while True:
-        key = f"{scope}/SS2DScan.{_SCAN_INPUTS.get(site.part, site.part)}"
-        if key in constants or not scope:
-            return key if key in constants else None
+        found = [constants[key] for key in _numbered(f"{scope}/SS2DScan", wanted) if key in constants]
+        if found or not scope:
+            break
         scope = scope.rpartition(".")[0]
+    values = [numpy_helper.to_array(tensor).reshape(-1) for tensor in found]
+    if sum(map(len, values)) != sum(sizes):
+        return None
+    start = sum(sizes[:place])
+    return np.concatenate(values)[start : start + sizes[place]]
+
+
+def _scan_input(site: Site) -> str | None:
+    """Name of the scan's input that a site is: parts of a scan with another operation than ``scan`` begin as that does."""
+    if site.kind != "scan":
+        return None
+    part = site.part.removeprefix(site.operation.removesuffix("scan"))
+    return _SCAN_INPUTS.get(part, part)
+
+
+def _numbered(node: str, tensor: str) -> Iterator[str]:
+    """Names of a tensor of the nodes ``node``, ``node_1``, ``node_2`` ... of a scope."""
+    yield f"{node}.{tensor}"
+    yield from (f"{node}_{i}.{tensor}" for i in range(1, _MOST_NODES))
 
 
 def _site_input(scope: str, tensor: str, producers: dict[str, onnx.NodeProto], constants: dict) -> str:
