@@ -60,6 +60,9 @@ VOCABULARY = {
     "--height": Flag("height of the network's input in pixels", positive, "N"),
     "--width": Flag("width of the network's input in pixels", positive, "N"),
     "--iterations": Flag("training iterations", positive, "N"),
+    "--backend": Flag("what computes", str, "NAME"),
+    "--device": Flag("where it is computed: cpu, cuda, cuda:1, mps", str, "NAME"),
+    "--threads": Flag("threads that compute", positive, "N"),
     "--seed": Flag("seed of random numbers", natural, "N"),
     "--force_yml": Flag("changes to the option file, as train and test take them", str, "KEY:KEY=VALUE"),
     # images
@@ -68,7 +71,7 @@ VOCABULARY = {
     "--calibration": Flag("folder of calibration images", Path, "FOLDER"),
     "--count": Flag("images to use, the first by name", positive, "N"),
     "--middle": Flag("use only the middle N x N pixels of every image", positive, "N"),
-    "--overlap": Flag("pixels that tiles share, for files of fixed size", natural, "N"),
+    "--overlap": Flag("pixels that neighbouring tiles share", natural, "N"),
     "--crop": Flag("pixels along the border left out of PSNR", natural, "N"),
     "--channel": Flag("channel of PSNR", str, None, ("y", "rgb")),
     "--sets": Flag("test sets, by name", str, "NAME"),
@@ -79,6 +82,7 @@ VOCABULARY = {
     # results
     "--out": Flag("folder to write to", Path, "FOLDER"),
     "--output": Flag("file to write", Path, "FILE"),
+    "--page": Flag("write an HTML page to look at"),
     "--overwrite": Flag("replace files that exist"),
     "--rerun": Flag("make everything again, whatever is finished"),
     "--read-only": Flag("run nothing; tables of what is finished"),
@@ -116,6 +120,7 @@ def add(
     required: bool = False,
     nargs: str | None = None,
     choices: Sequence | None = None,
+    short: str | None = None,
 ) -> None:
     """Add a flag of the vocabulary.
 
@@ -127,6 +132,7 @@ def add(
         required: whether it must be given.
         nargs: ``+`` or ``*`` for several values.
         choices: where the command takes only some of the values.
+        short: one-letter form that the command has besides.
     """
     flag = VOCABULARY[name]
     text = flag.meaning + (f"; {note}" if note else "")
@@ -137,7 +143,8 @@ def add(
         shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
         text += f" (default: {shown})"
     kinds = {"type": flag.type, "metavar": flag.metavar, "choices": choices or flag.choices}
-    parser.add_argument(name, help=text, default=default, required=required, nargs=nargs, **kinds)
+    names = [name] if short is None else [short, name]
+    parser.add_argument(*names, help=text, default=default, required=required, nargs=nargs, **kinds)
 
 
 def add_formats(parser: argparse.ArgumentParser, *names: str) -> None:

@@ -34,7 +34,14 @@ class RestoreError(ValueError):
 
 
 class _TooLarge(Exception):
-    """Memory ended at a tile of a network whose grids still follow each tile."""
+    """Memory ended at a whole image of a network whose grids follow it: tiles need constant ones first."""
+
+
+@dataclass
+class _Limit:
+    """Longest tile side that memory was enough for, in pixels; None as long as it never ended."""
+
+    side: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class Restorer:
         device: where the float backend computes.
         half: in half precision (GPUs).
         task: what the network is for.
+        demanded: another backend would be wrong; None: where it is not ``auto``.
 
     Attributes:
         scale: output pixels per input pixel along a side.
@@ -89,7 +97,15 @@ class Restorer:
         BackendError: see :func:`qmambair_basicsr.inference.open`.
     """
 
-    def __init__(self, net: nn.Module, backend: str, device: torch.device, half: bool, task: str | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        backend: str,
+        device: torch.device,
+        half: bool,
+        task: str | None = None,
+        demanded: bool | None = None,
+    ):
         info = network_info(net)
         self.net, self.device, self.half = net.eval().requires_grad_(False), device, half
         self.scale, self.channels, self._multiple = info.scale, info.channels, info.size_multiple
@@ -98,9 +114,9 @@ class Restorer:
         self.architecture = type(net).__name__
         self.follows = any(placed.quantizer.dynamic for placed in activation_sites(net))
         chosen = backends.runs_on(net, backend, device, half)
-        self._demanded = backend != "auto"
+        self._demanded = backend != "auto" if demanded is None else demanded
         self._network, self.backend = backends.build(net, chosen, device, half, self._demanded)
-        self._limit: int | None = None  # longest tile side that memory was enough for
+        self._limit = _Limit()
 
     def __repr__(self) -> str:
         bits = "/".join(map(str, self.bits))
@@ -126,7 +142,7 @@ class Restorer:
             size = tile
         else:
             raise ValueError(f"tile: {tile!r} is no size; use a number of pixels, auto or off")
-        size = size if self._limit is None else min(size, self._limit)
+        size = size if self._limit.side is None else min(size, self._limit.side)
         if height * width <= size * size:
             return Tiles(whole_spans(height), whole_spans(width))
         if not 0 <= overlap < size:
@@ -181,27 +197,49 @@ class Restorer:
         pixels = image if image.ndim == 3 else image[..., None]
         while True:
             tiles = self.tiles(*pixels.shape[:2], tile, overlap)
+            worker = self.with_grids_of(pixels) if tiles.count > 1 and self.follows else self
             try:
-                yield from self._strips(pixels, tiles, overlap, tta, progress or (lambda done, total: None))
+                yield from worker._strips(pixels, tiles, overlap, tta, progress or (lambda done, total: None))
                 return
-            except _TooLarge:  # nothing has been handed out yet: whole images are a single strip
+            except _TooLarge:  # nothing has been handed out yet: a whole image is a single strip
                 continue
+
+    def with_grids_of(self, image: np.ndarray) -> Restorer:
+        """The network with constant grids where they follow what it is given, so that tiles differ in content alone.
+
+        A constant is the mean over crops spread evenly over the image, as ``freeze_dls`` takes it over calibration images.
+
+        Args:
+            image: (H, W) or (H, W, C).
+        """
+        pixels = image if image.ndim == 3 else image[..., None]
+        height, width = pixels.shape[:2]
+        crops = min(_CROP, height), min(_CROP, width)
+        rows = _spread(height, crops[0], math.isqrt(_CROPS))
+        columns = _spread(width, crops[1], math.isqrt(_CROPS))
+        net = copy.deepcopy(self.net)
+        batches = (
+            _tensor(pixels, Span(top, top + crops[0], 0, 0), Span(left, left + crops[1], 0, 0), self.channels)
+            for top in rows
+            for left in columns
+        )
+        freeze_dls(net, batches, lambda n, x: run_padded(n, x, self._multiple))
+        made = Restorer(net, self.backend, self.device, self.half, self.task, demanded=self._demanded)
+        made._limit = self._limit
+        return made
 
     def _strips(
         self, pixels: np.ndarray, tiles: Tiles, overlap: int, tta: bool, progress: Callable[[int, int], None]
     ) -> Iterator[np.ndarray]:
         width, channels = pixels.shape[1:]
-        fixed = tiles.count > 1 and self.follows
-        network = self._fixed_for(pixels) if fixed else self._network
-        if tta:
-            network = eight_flips(network)
+        network = eight_flips(self._network) if tta else self._network
         done = 0
         for row in tiles.rows.spans:
             strip = np.empty(
                 ((row.keep_stop - row.keep_start) * self.scale, width * self.scale, channels), pixels.dtype
             )
             for column in tiles.columns.spans:
-                y = self._within_memory(network, _tensor(pixels, row, column, self.channels), overlap, fixed)
+                y = self._within_memory(network, _tensor(pixels, row, column, self.channels), overlap)
                 kept = _kept(y, row, column, self.scale)
                 if not bool(torch.isfinite(kept).all()):
                     raise RestoreError(f"{self.architecture} gives NaN or infinity for this image")
@@ -230,27 +268,26 @@ class Restorer:
         freeze_dls(net, batches, lambda n, x: run_padded(n, x, self._multiple))
         return backends.build(net, self.backend, self.device, self.half, self._demanded)[0]
 
-    def _within_memory(self, network: Network, x: Tensor, overlap: int, fixed: bool) -> Tensor:
+    def _within_memory(self, network: Network, x: Tensor, overlap: int) -> Tensor:
         """Run one tile, in smaller ones where memory ends."""
         while True:
-            longest = max(x.shape[-2:])
+            longest, limit = max(x.shape[-2:]), self._limit.side
             try:
-                if self._limit is None or longest <= self._limit:
+                if limit is None or longest <= limit:
                     return run_padded(network, x, self._multiple)[0]
-                plan = partial(balanced_spans, size=self._limit, overlap=min(overlap, self._limit // 2))
+                plan = partial(balanced_spans, size=limit, overlap=min(overlap, limit // 2))
                 return run_tiled(network, x, plan, self._multiple)
             except (RuntimeError, MemoryError) as err:
                 if not memory.ended(err):
                     raise
-                used = longest if self._limit is None else min(longest, self._limit)
+                used = longest if limit is None else min(longest, limit)
                 if used < 2 * SMALLEST_TILE:
-                    raise RestoreError(
-                        f"memory ends even with tiles of {used} pixels; free some, or use the CPU"
-                    ) from err
-                self._limit = used // 2
-                logger.warning("memory ended at tiles of %d pixels: smaller ones of %d are used", used, self._limit)
+                    raise RestoreError(f"memory ends even with tiles of {used} pixels; free some, or use the CPU") from err
+                if limit is None:  # said once
+                    logger.warning("memory ended at a tile of %d pixels: smaller ones are used", used)
+                self._limit.side = used // 2
                 memory.free(self.device)
-            if self.follows and not fixed:
+            if self.follows:
                 raise _TooLarge
 
 
