@@ -29,6 +29,13 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def quality(text: str) -> int:
+    """1 to 100, as JPEG counts."""
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no quality from 1 to 100")
+    return int(text)
+
+
 def key_or_none(text: str) -> str | None:
     """A key; ``~`` and ``null``, as YAML writes it, stand for none."""
     return None if text in ("~", "null", "None", "") else text
@@ -60,6 +67,7 @@ VOCABULARY = {
     "--height": Flag("height of the network's input in pixels", positive, "N"),
     "--width": Flag("width of the network's input in pixels", positive, "N"),
     "--iterations": Flag("training iterations", positive, "N"),
+    "--model": Flag("network that runs", str, "FILE"),
     "--backend": Flag("what computes", str, "NAME"),
     "--device": Flag("where it is computed: cpu, cuda, cuda:1, mps", str, "NAME"),
     "--threads": Flag("threads that compute", positive, "N"),
@@ -77,6 +85,7 @@ VOCABULARY = {
     "--sets": Flag("test sets, by name", str, "NAME"),
     "--root": Flag("folder of the image sets", Path, "FOLDER"),
     "--scales": Flag("factors of super-resolution", positive, "N"),
+    "--quality": Flag("quality on JPEG's scale, 1 to 100", quality, "N"),
     "--size": Flag("side of the pieces, in pixels", int, "N"),
     "--step": Flag("distance between the pieces, in pixels", int, "N"),
     # results
@@ -121,6 +130,7 @@ def add(
     nargs: str | None = None,
     choices: Sequence | None = None,
     short: str | None = None,
+    repeated: bool = False,
 ) -> None:
     """Add a flag of the vocabulary.
 
@@ -133,6 +143,7 @@ def add(
         nargs: ``+`` or ``*`` for several values.
         choices: where the command takes only some of the values.
         short: one-letter form that the command has besides.
+        repeated: the flag may be given several times; the value is a list.
     """
     flag = VOCABULARY[name]
     text = flag.meaning + (f"; {note}" if note else "")
@@ -144,6 +155,9 @@ def add(
         text += f" (default: {shown})"
     kinds = {"type": flag.type, "metavar": flag.metavar, "choices": choices or flag.choices}
     names = [name] if short is None else [short, name]
+    if repeated:
+        parser.add_argument(*names, action="append", help=text, default=default, required=required, **kinds)
+        return
     parser.add_argument(*names, help=text, default=default, required=required, nargs=nargs, **kinds)
 
 

@@ -31,25 +31,23 @@ def factor(text: str) -> float:
     return value
 
 
-def quality(text: str) -> int:
-    """1 to 100."""
-    if not text.isdecimal() or not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no quality from 1 to 100")
-    return int(text)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
     parser = for_command("tools.inference")
     parser.add_argument(
-        "-i", dest="inputs", nargs="+", required=True, metavar="PHOTOS", help="pictures, folders, or patterns such as '*.jpg'"
+        "-i",
+        dest="inputs",
+        nargs="+",
+        required=True,
+        metavar="PHOTOS",
+        help="pictures, folders, or patterns such as '*.jpg'",
     )
     add(parser, "--out", "results", short="-o", required=True)
     parser.add_argument("--recursive", action="store_true", help="with the sub-folders of folders, which are kept")
     model = parser.add_argument_group("network")
     choice = model.add_mutually_exclusive_group()
     choice.add_argument("--task", choices=TASKS, help="which of the shipped networks (default: sr)")
-    choice.add_argument("--model", metavar="NAME|FILE", help="a shipped network by name, or a file of weights")
+    add(choice, "--model", "a file of weights, or the name of a shipped one", repeated=True)
     model.add_argument("--scale", type=int, choices=(2, 3, 4), help="of the shipped network for sr (default: 2)")
     model.add_argument(
         "--outscale", type=factor, metavar="FACTOR", help="resize the results to this multiple (default: the network's)"
@@ -58,14 +56,22 @@ def build_parser() -> argparse.ArgumentParser:
     add(model, "--device", default="auto")
     model.add_argument("--half", action="store_true", help="compute in half precision (GPUs)")
     add(model, "--threads", "default: all")
-    model.add_argument("--tta", action="store_true", help="mean of eight mirrored and turned forms: eight times the time")
     model.add_argument(
-        "--tile", type=tile, default="auto", metavar="SIZE|auto|off", help="longest side of a tile in pixels (default: auto)"
+        "--tta", action="store_true", help="mean of eight mirrored and turned forms: eight times the time"
+    )
+    model.add_argument(
+        "--tile",
+        type=tile,
+        default="auto",
+        metavar="SIZE|auto|off",
+        help="longest side of a tile in pixels (default: auto)",
     )
     add(model, "--overlap", default=32)
     files = parser.add_argument_group("files")
-    files.add_argument("--ext", metavar="EXT", help="ending of the results: png, jpg, tif ... (default: that of the picture)")
-    files.add_argument("--quality", type=quality, default=95, help="of JPEG, WebP, AVIF and HEIF (default: 95)")
+    files.add_argument(
+        "--ext", metavar="EXT", help="ending of the results: png, jpg, tif ... (default: that of the picture)"
+    )
+    add(files, "--quality", "of JPEG, WebP, AVIF and HEIF", default=95)
     files.add_argument("--suffix", default="", help="put behind the names of the results")
     existing = files.add_mutually_exclusive_group()
     existing.add_argument(
@@ -74,9 +80,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(existing, "--overwrite")
     work = parser.add_argument_group("besides")
     work.add_argument("--dry-run", action="store_true", help="say what would be done and write nothing")
-    work.add_argument("--self-check", action="store_true", help="measure what backend, bits and tiles change, on each picture")
+    work.add_argument(
+        "--self-check", action="store_true", help="measure what backend, bits and tiles change, on each picture"
+    )
     add(work, "--page")
     add(work, "--truth", "for PSNR")
     work.add_argument("--debug", action="store_true", help="show where an error was raised")
     return parser
-

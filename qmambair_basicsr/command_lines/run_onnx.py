@@ -12,7 +12,7 @@ from . import for_command
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
     parser = for_command("tools.run_onnx")
-    parser.add_argument("--model", action="append", required=True, help="ONNX file; more are timed beside the first")
+    add(parser, "--model", "ONNX files; more are timed beside the first", required=True, repeated=True)
     add(parser, "--images", required=True)
     add(parser, "--truth", "for PSNR")
     add(parser, "--count", "all without it")

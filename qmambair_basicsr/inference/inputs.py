@@ -12,7 +12,7 @@ from pathlib import Path
 from ..data.image_files import IMAGE_SUFFIXES
 from .picture_files import ENDINGS, can_write, format_of
 
-__all__ = ["Job", "READABLE", "find_jobs"]
+__all__ = ["READABLE", "Job", "find_jobs"]
 
 READABLE = frozenset(IMAGE_SUFFIXES) | frozenset(ENDINGS) | {".gif", ".jp2", ".tga", ".mpo"}
 """Endings that are looked for in folders; a file that is named is tried whatever its ending."""
@@ -64,7 +64,9 @@ def find_jobs(
         for file, place in _files(given, recursive, out):
             found.setdefault(Path(os.path.abspath(file)), place)
         if len(found) == before and not any(True for _ in _files(given, recursive, out)):
-            kind = "no picture in it" if Path(given).is_dir() else "no such file or folder, and no pattern that fits one"
+            kind = (
+                "no picture in it" if Path(given).is_dir() else "no such file or folder, and no pattern that fits one"
+            )
             deeper = "; --recursive looks into its sub-folders" if Path(given).is_dir() and not recursive else ""
             raise FileNotFoundError(f"{given}: {kind}{deeper}")
     targets = {file: place.with_name(place.stem + suffix + _ending_of(file, ending)) for file, place in found.items()}
@@ -81,7 +83,9 @@ def find_jobs(
                 "or restore them into different folders"
             )
         if (out / target).absolute() in found or (out / target).resolve() == file.resolve():
-            raise ValueError(f"{out / target} is a picture to restore and would be replaced; use another folder or --suffix")
+            raise ValueError(
+                f"{out / target} is a picture to restore and would be replaced; use another folder or --suffix"
+            )
     return [Job(file, out / target) for file, target in targets.items()]
 
 

@@ -47,12 +47,14 @@ class About:
         icc: profile of its colours; None without.
         dpi: pixels per inch, (x, y); None where the file does not say.
         progressive: of a JPEG.
+        notes: what could not be read, in words.
     """
 
     exif: Image.Exif | None = None
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
     progressive: bool = False
+    notes: tuple[str, ...] = ()
 
     def exif_bytes(self, width: int, height: int) -> bytes | None:
         """EXIF of a result of this size, without the ``Exif`` mark in front; None without, or where it cannot be written."""
@@ -66,7 +68,7 @@ class About:
         try:
             return exif.tobytes().removeprefix(b"Exif\x00\x00")
         except Exception as err:  # a camera's entries that Pillow cannot put together again end in errors of any kind
-            logger.warning("EXIF left out: %s", err)
+            logger.warning("its EXIF cannot be written (%s) and is left out", err)
             return None
 
 
@@ -226,6 +228,9 @@ def _mode(image: Image.Image) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; without decoding the pixels where they are not yet."""
+    if image.format == "PNG" and image.tile and "exif" not in image.info:  # Pillow would look for it behind the pixels
+        return 1
     try:
         turned = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # EXIF that cannot be read says nothing
@@ -265,10 +270,10 @@ def read_picture(path: str | os.PathLike) -> Picture:
     path = Path(path)
     with _opened(path) as image:
         size = _size(image)
-        about = _about(image)
+        image.load()  # also where OpenCV reads the samples: it returns what there is of a truncated file, Pillow raises
         turned = _orientation(image)
+        about = _about(image, turned)
         if size.sixteen and not image.mode.startswith("I"):
-            image.load()  # OpenCV returns what there is of a truncated file; Pillow raises
             pixels = _read_sixteen(path, size.mode)
         elif size.sixteen:
             samples = np.asarray(image)
@@ -309,20 +314,21 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels if turned is None else turned(pixels))
 
 
-def _about(image: Image.Image) -> About:
+def _about(image: Image.Image, turned: int) -> About:
     info = image.info
     dpi = info.get("dpi")
     try:
-        dpi = (float(dpi[0]), float(dpi[1])) if dpi and min(dpi) > 0 else None
+        dpi = (float(dpi[0]), float(dpi[1])) if dpi and min(dpi) > 1 else None  # 1 stands for no unit
     except (TypeError, ValueError, ZeroDivisionError):
         dpi = None
-    if dpi is not None and _orientation(image) >= 5:
+    if dpi is not None and turned >= 5:
         dpi = dpi[::-1]
-    return About(_exif(image), info.get("icc_profile"), dpi, bool(info.get("progressive")))
+    exif, notes = _exif(image)
+    return About(exif, info.get("icc_profile"), dpi, bool(info.get("progressive")), notes)
 
 
-def _exif(image: Image.Image) -> Image.Exif | None:
-    """EXIF of an upright picture, without what described the file or its thumbnail."""
+def _exif(image: Image.Image) -> tuple[Image.Exif | None, tuple[str, ...]]:
+    """EXIF of an upright picture, without what described the file or its thumbnail; and what went wrong."""
     try:
         exif = image.getexif()
         for inner in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
@@ -331,10 +337,9 @@ def _exif(image: Image.Image) -> Image.Exif | None:
             if tag in _THUMBNAIL or (image.format == "TIFF" and tag not in _DESCRIBING):
                 del exif[tag]
     except Exception as err:  # damaged EXIF ends in errors of any kind
-        logger.warning("EXIF left out: %s", err)
-        return None
+        return None, (f"its EXIF cannot be read ({err}) and is left out",)
     if not len(exif):
-        return None
+        return None, ()
     if ExifTags.Base.Orientation in exif:
         exif[ExifTags.Base.Orientation] = 1
-    return exif
+    return exif, ()

@@ -11,7 +11,9 @@ from ..data.matlab_resize import taps
 __all__ = ["resized_strips"]
 
 
-def resized_strips(strips: Iterable[np.ndarray], size: tuple[int, int], wanted: tuple[int, int]) -> Iterator[np.ndarray]:
+def resized_strips(
+    strips: Iterable[np.ndarray], size: tuple[int, int], wanted: tuple[int, int]
+) -> Iterator[np.ndarray]:
     """The rows of a resized picture.
 
     Args:

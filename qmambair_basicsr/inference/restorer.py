@@ -18,11 +18,11 @@ from ..layers.info import network_info
 from ..layers.sites import activation_sites, network_sites
 from . import backends, memory
 from .backends import Network
-from .tiling import AxisPlan, Span, balanced_spans, run_padded, run_tiled, whole_spans
+from .tiling import AxisPlan, Span, balanced_spans, feathers, run_padded, run_tiled, whole_spans
 
 __all__ = ["OVERLAP", "RestoreError", "Restorer", "Tiles", "bits_of"]
 
-OVERLAP = 32  # pixels that neighbouring tiles share; the seam runs through their middle
+OVERLAP = 32  # pixels that neighbouring tiles share; in the middle half of them one fades into the other
 SMALLEST_TILE = 48  # pixels: below that most of a tile is overlap
 _CROPS, _CROP = 16, 96  # crops of an image that a following grid is taken from, and their side
 
@@ -233,40 +233,24 @@ class Restorer:
     ) -> Iterator[np.ndarray]:
         width, channels = pixels.shape[1:]
         network = eight_flips(self._network) if tta else self._network
-        done = 0
-        for row in tiles.rows.spans:
-            strip = np.empty(
-                ((row.keep_stop - row.keep_start) * self.scale, width * self.scale, channels), pixels.dtype
-            )
-            for column in tiles.columns.spans:
+        rows, columns = feathers(tiles.rows, self.scale), feathers(tiles.columns, self.scale)
+        held, base, done = np.zeros((0, width * self.scale, channels), np.float32), 0, 0  # held[0] is row `base`
+        for number, (row, down) in enumerate(zip(tiles.rows.spans, rows, strict=True)):
+            more = np.zeros((down.stop - base - len(held), *held.shape[1:]), np.float32)
+            held = np.concatenate((held, more)) if len(held) else more
+            for column, across in zip(tiles.columns.spans, columns, strict=True):
                 y = self._within_memory(network, _tensor(pixels, row, column, self.channels), overlap)
-                kept = _kept(y, row, column, self.scale)
-                if not bool(torch.isfinite(kept).all()):
+                part = _values(y, channels)[down.within(row, self.scale), across.within(column, self.scale)]
+                if not np.isfinite(part).all():
                     raise RestoreError(f"{self.architecture} gives NaN or infinity for this image")
-                columns = slice(column.keep_start * self.scale, column.keep_stop * self.scale)
-                strip[:, columns] = _pixels(kept, pixels.dtype, channels)
+                if tiles.count > 1:
+                    part = part * down.weights[:, None, None] * across.weights[:, None]
+                held[down.start - base : down.stop - base, across.start : across.stop] += part
                 done += 1
                 progress(done, tiles.count)
-            yield strip
-
-    def _fixed_for(self, pixels: np.ndarray) -> Network:
-        """The network with one grid for all tiles of an image, where grids follow what the network is given.
-
-        The grid is the mean over crops spread evenly over the image, as ``freeze_dls`` takes it over calibration images:
-        tiles then differ in nothing but their content.
-        """
-        height, width = pixels.shape[:2]
-        crops = min(_CROP, height), min(_CROP, width)
-        rows = _spread(height, crops[0], math.isqrt(_CROPS))
-        columns = _spread(width, crops[1], math.isqrt(_CROPS))
-        net = copy.deepcopy(self.net)
-        batches = (
-            _tensor(pixels, Span(top, top + crops[0], 0, 0), Span(left, left + crops[1], 0, 0), self.channels)
-            for top in rows
-            for left in columns
-        )
-        freeze_dls(net, batches, lambda n, x: run_padded(n, x, self._multiple))
-        return backends.build(net, self.backend, self.device, self.half, self._demanded)[0]
+            ready = rows[number + 1].start if number + 1 < len(rows) else down.stop
+            yield _pixels(held[: ready - base], pixels.dtype)
+            held, base = held[ready - base :], ready
 
     def _within_memory(self, network: Network, x: Tensor, overlap: int) -> Tensor:
         """Run one tile, in smaller ones where memory ends."""
@@ -282,7 +266,9 @@ class Restorer:
                     raise
                 used = longest if limit is None else min(longest, limit)
                 if used < 2 * SMALLEST_TILE:
-                    raise RestoreError(f"memory ends even with tiles of {used} pixels; free some, or use the CPU") from err
+                    raise RestoreError(
+                        f"memory ends even with tiles of {used} pixels; free some, or use the CPU"
+                    ) from err
                 if limit is None:  # said once
                     logger.warning("memory ended at a tile of %d pixels: smaller ones are used", used)
                 self._limit.side = used // 2
@@ -333,17 +319,15 @@ def _tensor(pixels: np.ndarray, row: Span, column: Span, channels: int) -> Tenso
     return x.expand(channels, -1, -1).unsqueeze(0).contiguous()
 
 
-def _kept(y: Tensor, row: Span, column: Span, scale: int) -> Tensor:
-    rows = slice((row.keep_start - row.start) * scale, (row.keep_stop - row.start) * scale)
-    columns = slice((column.keep_start - column.start) * scale, (column.keep_stop - column.start) * scale)
-    return y[..., rows, columns]
-
-
-def _pixels(y: Tensor, kind: np.dtype, channels: int) -> np.ndarray:
-    """(N, C, h, w) of the network -> (h, w, channels) of the image's type; inverse of :func:`_tensor`."""
-    y = y.flatten(0, 1) if y.shape[0] > 1 else y[0]  # (C, h, w)
+def _values(y: Tensor, channels: int) -> np.ndarray:
+    """(N, C, h, w) of the network -> (h, w, channels); inverse of :func:`_tensor`."""
+    y = y.flatten(0, 1)  # (N * C, h, w): one of the two is 1
     y = y.mean(0, keepdim=True) if y.shape[0] > channels else y
-    values = y.permute(1, 2, 0).numpy()
+    return y.permute(1, 2, 0).numpy()
+
+
+def _pixels(values: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """Values in [0, 1] as the image's type."""
     if np.dtype(kind).kind != "u":
         return values.astype(kind)
     whole = np.iinfo(kind).max

@@ -38,7 +38,9 @@ def restored_size(height: int, width: int, restorer: Restorer, how: How) -> tupl
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def restored_strips(restorer: Restorer, picture: Picture, how: How, progress: Progress | None = None) -> Iterator[np.ndarray]:
+def restored_strips(
+    restorer: Restorer, picture: Picture, how: How, progress: Progress | None = None
+) -> Iterator[np.ndarray]:
     """The restored picture from top to bottom.
 
     Args:
