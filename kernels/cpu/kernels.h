@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.h"
+#include "glue.h"
 #include "quant.h"
 #include "scan.h"
 #include "table_scan.h"
@@ -12,6 +13,7 @@ struct Kernels {
   TableScanKernels table_scan;
   QuantKernels quant;
   AttentionKernels attention;
+  GlueKernels glue;
 };
 
 extern const Kernels kernels_portable;

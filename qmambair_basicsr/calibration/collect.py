@@ -49,7 +49,7 @@ def collect(
             names = sorted({site.site.name for site in placed.values()})
             raise ValueError(unknown("collect", "site pattern", pattern, names))
         chosen |= {site.site.label: make(site) for site in matching}
-    with evaluation(net), full_precision(net, not quantized):
+    with evaluation(net), _full_precision(net, not quantized):
         hooks = []
         for label, observer in chosen.items():
             site = placed[label]
@@ -84,7 +84,7 @@ def _watch(observer: Observer, label: str) -> Callable[[nn.Module, tuple], None]
 
 
 @contextmanager
-def full_precision(net: nn.Module, active: bool) -> Iterator[None]:
+def _full_precision(net: nn.Module, active: bool) -> Iterator[None]:
     """All quantizers pass their input on."""
     quantizers = list(quantizers_of(net).values()) if active else []
     for quantizer in quantizers:

@@ -51,14 +51,17 @@ class StaticGrid(nn.Module):
         return 0.0 if self.shift is None else self.shift
 
     def forward(self, x: Tensor) -> Codes:
+        return integer.quantize(*self.operands(x))
+
+    def operands(self, x: Tensor) -> tuple:
+        """What ``integer.quantize`` is called with."""
         x = cast(x, self.step.dtype)
         if self.entering is not None:
             x = x + _along(self.entering, self.entering_dim, x)
         step, shift, low, high = (
             t if t is None else _along(t, self.dim, x) for t in (self.step, self.shift, self.low, self.high)
         )
-        limits = None if low is None else (low, high)
-        return integer.quantize(x, step, shift, limits, self.zero_point, self.bound)
+        return x, step, shift, None if low is None else (low, high), self.zero_point, self.bound
 
 
 def _along(t: Tensor, dim: int | None, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..native_library import address, function, library, threads
+from ..prepared import Prepared
 
 ACTIVATIONS = ("none", "silu", "gelu")
 MOST_TAPS = 15
@@ -252,6 +253,25 @@ class IntegerLayer:
         Raises:
             ValueError: a tensor of another kind or size, or sizes that the kernels refuse.
         """
+        if out is None and not codes:
+            out = torch.empty(self._rows(shape or (1, 1, x.data.shape[0])), self.weight.out)
+        self.prepared(x, shape, out=out, codes=codes, residual=residual)()
+        return out
+
+    def _rows(self, shape: tuple[int, int, int]) -> int:
+        height, width = shape[1:] if self.is_linear else self.size(*shape[1:])
+        return shape[0] * height * width
+
+    def prepared(
+        self,
+        x: Rows,
+        shape: tuple[int, int, int] | None = None,
+        *,
+        out: Tensor | None = None,
+        codes: Sequence[CodeRows] = (),
+        residual: Tensor | None = None,
+    ) -> Prepared:
+        """The layer with its arguments, for tensors that are written anew before each call; see :meth:`__call__`."""
         args = _Args.from_buffer_copy(self._args)  # a layer may run in several threads
         finish = args.finish
         batch, height, width = shape or (1, 1, x.data.shape[0])
@@ -259,8 +279,6 @@ class IntegerLayer:
         args.out_height, args.out_width = (height, width) if self.is_linear else self.size(height, width)
         rows = batch * args.out_height * args.out_width
         set_rows(args.x, x, self.weight.inputs, batch * height * width, self.weight.zero)
-        if out is None and not codes:
-            out = torch.empty(rows, self.weight.out)
         finish.out, finish.out_stride = _matrix("out", out, torch.float32, rows, self.weight.out)
         finish.residual, finish.residual_stride = _matrix("residual", residual, torch.float32, rows, self.weight.out)
         for i in range(_CODE_OUTPUTS):
@@ -271,8 +289,7 @@ class IntegerLayer:
             finish.codes[i], finish.codes_stride[i] = _matrix("codes", data, torch.uint8, rows, self.weight.out)
             finish.codes_grid[i], finish.codes_zero[i] = _grid(grid, 1), zero
         args.threads = threads()
-        function(self._name, "p")(ctypes.addressof(args))
-        return out
+        return Prepared(self._name, args, (self, x, out, codes, residual))
 
 
 def product(

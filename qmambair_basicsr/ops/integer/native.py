@@ -91,7 +91,7 @@ def conv2d(x: Codes | Tensor, weight: Codes, bias: Tensor | None, geometry: tupl
     batch, channels, height, width = x.data.shape
     rows = x.data.permute(0, 2, 3, 1)
     last = rows.is_contiguous()
-    y = layer(Rows(rows.reshape(-1, channels), grid, x.bound), (batch, height, width))
+    y = layer(Rows(rows.contiguous().view(-1, channels), grid, x.bound), (batch, height, width))
     size = (height, width) if layer.is_linear else layer.size(height, width)
     y = y.view(batch, *size, -1).permute(0, 3, 1, 2)
     return y if last else y.contiguous()

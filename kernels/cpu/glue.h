@@ -1,0 +1,86 @@
+// What lies between two integer operators: residual sums, LayerNorm, activations, gates, quantizers and the statistics of
+// DLS, in one pass over rows. The Python side (qmambair_basicsr/ops/glue/native.py) mirrors these structs field by field;
+// change both, and qm_abi() in api.cpp.
+#pragma once
+
+#include <cstdint>
+
+enum GlueActivation : int64_t { kGlueNone = 0, kGlueSilu = 1, kGlueGelu = 2, kGlueSigmoid = 3 };
+enum GlueCombination : int64_t { kGlueMultiply = 1, kGlueAdd = 2, kGlueMultiplySilu = 3 };
+
+// The learned rule of DLS: statistics -> grid, see ops/dls/README.md.
+struct GlueRule {
+  float w[4], v[4];
+  float lowest, highest, cap_share;
+};
+
+// One pass over `rows` rows of `columns` values, steps in this order; a null pointer leaves a step out.
+struct GlueArgs {
+  int64_t rows, columns, threads;
+  const float* x;
+  int64_t x_stride;
+  const float* x_scale;  // (columns): x * x_scale
+  const float* added;    // + added * added_scale
+  int64_t added_stride;
+  const float* added_scale;  // (columns) or null for 1
+  float* sum;                // the result so far
+  int64_t sum_stride;
+  const float* norm_weight;  // LayerNorm over the columns
+  const float* norm_bias;
+  double epsilon;
+  int64_t activation;  // a GlueActivation
+  const float* other;  // a GlueCombination with another map
+  int64_t other_stride;
+  int64_t combination;
+  float* out;
+  int64_t out_stride;
+  uint8_t* codes;  // code + zero on grid (4): step, shift, lowest and highest code
+  int64_t codes_stride;
+  const float* grid;
+  int64_t zero;
+  uint8_t* codes2;  // the same values on a second grid
+  int64_t codes2_stride;
+  const float* grid2;
+  int64_t zero2;
+  float* statistics;     // (4): mean, unbiased standard deviation, minimum, maximum of all values
+  const GlueRule* rule;  // with statistics: grid that follows from them ...
+  float* new_grid;       // ... (4)
+};
+
+// delta = dt_projs(dt) of all directions, recomputed in each pass instead of stored.
+struct DeltaArgs {
+  int64_t rows, directions, channels, rank, threads;
+  const uint8_t* dt;  // (rows, directions * rank), code + dt_zero
+  int64_t dt_stride, dt_zero;
+  const float* dt_grid;  // (4)
+  const int8_t* weight;  // (K, D, R) codes
+  const float* scale;    // (K, D)
+  const float* factor;   // (K, D) times the sum of the row's codes, subtracted; or null
+  const float* ones;     // (K) scale of that sum, with factor
+  const float* sums;     // (K, D) times the shift of dt_grid, subtracted; or null
+  const float* bias;     // (K, D) or null
+  float* out;            // (rows, K, D), or null
+  uint8_t* codes;        // (rows, K, D) on grid, or null
+  const float* grid;
+  int64_t zero;
+  float* statistics;  // as above
+  const GlueRule* rule;
+  float* new_grid;
+};
+
+// Sums in double, in which they are exact for all that matters: the order of the rows shows in no bit of the statistics.
+struct ExactMoments {
+  double count, sum, squares;
+  float low, high;
+};
+
+struct GlueKernels {
+  // rows [first, last)
+  void (*rows)(const GlueArgs& args, int64_t first, int64_t last, ExactMoments* moments);
+  void (*delta)(const DeltaArgs& args, int64_t first, int64_t last, ExactMoments* moments);
+};
+
+constexpr int64_t kGlueBuffer = 4096;  // values of one block of rows, at least one row
+constexpr int64_t kMaxRank = 64;
+
+enum GlueStatus : int64_t { kGlueDone = 0, kGlueRefused = 1 };

@@ -1,0 +1,82 @@
+// C interface of the passes between integer operators. Rows are cut into blocks of a fixed size; sums of the blocks are
+// added in their order, so the bits do not depend on the number of threads.
+
+#include <vector>
+
+#include "dls_grid.h"
+#include "parallel.h"
+
+namespace {
+
+constexpr int64_t kBlockValues = 32768;
+
+// Statistics of all blocks, and the grid that follows from them where there is a rule for it.
+void conclude(const std::vector<ExactMoments>& parts, float* statistics, const GlueRule* rule, float* new_grid) {
+  ExactMoments m = parts[0];
+  for (size_t i = 1; i < parts.size(); i++) {
+    const ExactMoments& p = parts[i];
+    m.count += p.count, m.sum += p.sum, m.squares += p.squares;
+    m.low = p.low < m.low ? p.low : m.low;
+    m.high = p.high > m.high ? p.high : m.high;
+  }
+  const double mean = m.sum / m.count, rest = m.squares - m.sum * mean;
+  const float spread = m.high - m.low;
+  const float std = m.count < 2 ? 0.f : (float)std::sqrt((rest > 0 ? rest : 0) / (m.count - 1));
+  const float row[4] = {(float)mean, std > spread ? spread : std, m.low, m.high};
+  std::copy(row, row + 4, statistics);
+  if (!rule) return;
+  const Grid grid = dls_grid(row, rule->w, rule->v, rule->lowest, rule->highest, rule->cap_share);
+  std::memcpy(new_grid, &grid, sizeof grid);
+}
+
+// task(first, last, moments or null) for blocks of rows.
+template <typename Args, typename Task>
+void by_blocks(const Args& a, int64_t width, const Task& task) {
+  const int64_t block = width < kBlockValues / 16 ? kBlockValues / width / 16 * 16 : 16;
+  const int64_t blocks = (a.rows + block - 1) / block;
+  std::vector<ExactMoments> parts(a.statistics ? blocks : 0);
+  parallel(blocks, a.threads, [&](int64_t i) {
+    const int64_t first = i * block, last = first + block < a.rows ? first + block : a.rows;
+    task(first, last, a.statistics ? &parts[i] : nullptr);
+  });
+  if (a.statistics) conclude(parts, a.statistics, a.rule, a.new_grid);
+}
+
+bool fits(const void* map, int64_t stride, int64_t columns) { return !map || stride >= columns; }
+
+bool quantizes(const void* codes, const float* grid, int64_t zero) { return !codes || (grid && zero >= 0 && zero <= 128); }
+
+bool rule_fits(const float* statistics, const GlueRule* rule, const float* new_grid) {
+  return !rule || (statistics && new_grid && rule->lowest <= rule->highest);
+}
+
+}  // namespace
+
+// A pass over rows; a GlueStatus.
+QM_API int64_t qm_glue_rows(const GlueArgs* args) {
+  const GlueArgs& a = *args;
+  const bool sized = a.rows > 0 && a.columns > 0 && a.columns <= kGlueBuffer && a.x && a.x_stride >= a.columns &&
+                     fits(a.added, a.added_stride, a.columns) && fits(a.sum, a.sum_stride, a.columns) &&
+                     fits(a.other, a.other_stride, a.columns) && fits(a.out, a.out_stride, a.columns) &&
+                     fits(a.codes, a.codes_stride, a.columns) && fits(a.codes2, a.codes2_stride, a.columns);
+  const bool known = a.activation >= kGlueNone && a.activation <= kGlueSigmoid &&
+                     (!a.other || (a.combination >= kGlueMultiply && a.combination <= kGlueMultiplySilu));
+  if (!sized || !known || !quantizes(a.codes, a.grid, a.zero) || !quantizes(a.codes2, a.grid2, a.zero2) ||
+      !rule_fits(a.statistics, a.rule, a.new_grid))
+    return kGlueRefused;
+  by_blocks(a, a.columns, [&](int64_t first, int64_t last, ExactMoments* m) { kernels().glue.rows(a, first, last, m); });
+  return kGlueDone;
+}
+
+// The steps of a scan from their codes; a GlueStatus.
+QM_API int64_t qm_glue_delta(const DeltaArgs* args) {
+  const DeltaArgs& a = *args;
+  const bool sized = a.rows > 0 && a.directions > 0 && a.channels > 0 && a.rank > 0 && a.rank <= kMaxRank &&
+                     a.dt_stride >= a.directions * a.rank && a.dt_zero >= 0 && a.dt_zero <= 128;
+  if (!sized || !a.dt || !a.dt_grid || !a.weight || !a.scale || (a.factor && !a.ones) ||
+      !quantizes(a.codes, a.grid, a.zero) || !rule_fits(a.statistics, a.rule, a.new_grid))
+    return kGlueRefused;
+  by_blocks(a, a.directions * a.channels,
+            [&](int64_t first, int64_t last, ExactMoments* m) { kernels().glue.delta(a, first, last, m); });
+  return kGlueDone;
+}
