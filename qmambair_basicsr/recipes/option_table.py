@@ -229,16 +229,16 @@ QAT = {
     ),
 }
 
-_TINY_QAT = replace(QAT["tiny"], total_iter=3_000, milestones=())
+_TINY_QAT = replace(QAT["tiny"], total_iter=1_500, milestones=())
 QAT |= {
     ("MambaIR", "tinySRx3"): replace(_TINY_QAT, gt_size=96),
     ("MambaIR", "tinySRx4"): replace(_TINY_QAT, gt_size=128),
 } | {
-    ("MambaIR", task): replace(_TINY_QAT, gt_size=48, batch=2, calibration=16, val=val, val_freq=every)
-    for task, val, every in (
-        ("tinyDN", "BSDS400T91 val s25", 1_000),
-        ("tinyCAR", "BSDS400T91 val q10", 1_000),
-        ("tinyReal", "", 10_000),
+    ("MambaIR", task): replace(_TINY_QAT, total_iter=n, gt_size=48, batch=2, calibration=16, val=val, val_freq=every)
+    for task, n, val, every in (
+        ("tinyDN", 2_500, "BSDS400T91 val s25", 1_000),
+        ("tinyCAR", 2_000, "BSDS400T91 val q10", 1_000),
+        ("tinyReal", 1_800, "", 10_000),
     )
 }
 
