@@ -110,7 +110,7 @@ _DN_HALF_STEPS = tuple(step // 2 for step in _DN_STEPS)
 _QAT_STEPS = (10_000, 15_000, 17_500, 18_750)
 # the other shipped networks start from tinySRx2, or from tinyDN
 _TINY_NEXT = Recipe(
-    3_000,
+    1_200,
     1e-3,
     (),
     gt_size=96,
@@ -162,7 +162,7 @@ FP |= {
     ("MambaIR", "tinyDN"): replace(
         _TINY_SAME, total_iter=8_000, val_freq=2_000, val="BSDS400T91 val s25", skip=("upsample.*", "*.cab.*")
     ),
-    ("MambaIR", "tinyCAR"): replace(_TINY_SAME, total_iter=4_000, start="tinyDN", val="BSDS400T91 val q10"),
+    ("MambaIR", "tinyCAR"): replace(_TINY_SAME, total_iter=2_000, start="tinyDN", val="BSDS400T91 val q10"),
     # tested on photographs only: once, behind the last iteration
     ("MambaIR", "tinyReal"): replace(_TINY_SAME, start="tinyDN", val_freq=10_000),
 }
