@@ -51,6 +51,11 @@ class EAMamba(StateSpaceUNet):
 
     option_rules = EAMAMBA
 
+    @staticmethod
+    def output_factor(options: Mapping) -> tuple[int, str]:
+        """Output over input, for the check of option files: ``upscale`` has no effect."""
+        return 1, "type"
+
     @strict_options
     def __init__(
         self,

@@ -9,6 +9,8 @@ scaled already, keys, the attention map and values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from basicsr.archs.swinir_arch import SwinIR, SwinTransformerBlock, WindowAttention
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -89,3 +91,9 @@ def _(net: SwinIR) -> NetworkInfo:
 @quantized_form(SwinIR, with_products)
 class QSwinIR(SwinIR):
     """The graph of BasicSR's SwinIR, then ``prepare``. Arguments and errors as :class:`~.qmambair_arch.QMambaIR`."""
+
+    @staticmethod
+    def patch_multiple(options: Mapping) -> int:
+        """What the sides of a training patch must be multiples of, for the check of option files."""
+        window = options.get("window_size", 7)
+        return window if isinstance(window, int) else 1

@@ -9,7 +9,7 @@ tested against vectors of three of them. The four differ in how they scan the ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -232,6 +232,12 @@ class VmambaIR(VmambaIRUNet):
     """
 
     option_rules = VMAMBAIR | {"variant": Choice(tuple(VARIANTS))}
+
+    @staticmethod
+    def output_factor(options: Mapping) -> tuple[int, str] | None:
+        """Output over input and the option that says so, for the check of option files."""
+        chosen = VARIANTS.get(options.get("variant", "Mamber33"))
+        return chosen and (_SCALE if chosen.enlarges else 1, "variant")
 
     @strict_options
     def __init__(

@@ -9,16 +9,19 @@ from pathlib import Path
 
 from ..files import write_text
 from . import option_names
+from .option_networks import WITH_ATTENTION
+from .option_table import CONV_FP
 
 
 def listing() -> str:
     """Every name in the usual widths by the published method, and what else a name can say."""
     names = [row.name for row in option_names.rows()]
-    ways = ", ".join(filter(None, option_names.all_methods()))
+    ways = ", ".join(filter(None, option_names.all_methods("MambaIR")))
     return "\n".join(
         [
             *names,
             "# _wNaM for other widths: N bits of weights and M of activations, from 1 to 8 where the quantizers have them",
+            f"# _{CONV_FP} or _{CONV_FP}_METHOD: the placement of 2DQuant, CondiQuant and SPR2Q in {', '.join(WITH_ATTENTION)}",
             f"# _METHOD behind the widths for another method than Q-MambaIR: {ways}",
             "",
         ]

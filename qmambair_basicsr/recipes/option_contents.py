@@ -7,19 +7,15 @@ from pathlib import Path
 import yaml
 
 from .option_data import DATA
-from .option_table import DISTILL, NETS, TASKS, WEIGHTS, Task, recipe_of
+from .option_networks import NETS, TASK_KEYS, USUAL_TASK_KEYS, WEIGHTS, WITHOUT_SCAN, net_key
+from .option_table import CONV_FP, DISTILL, TASKS, Task, recipe_of
 from .recipe import Recipe
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 PLUGIN = "plugin: !!python/name:qmambair_basicsr.__version__"
 
-# Model class that trains and tests a full-precision network
-MODELS = {
-    "MambaIR": "MambaIRModel",
-    "MambaIRUNet": "MambaIRModel",
-    "MambaIRv2": "MambaIRv2Model",
-    "MambaIRv2Light": "MambaIRv2LightModel",
-}
+# Model class that trains and tests a full-precision network, where it is not MambaIRModel
+MODELS = {"MambaIRv2": "MambaIRv2Model", "MambaIRv2Light": "MambaIRv2LightModel"}
 
 # Remarks printed above a key, by its path from the top of the file.
 REMARKS = {
@@ -28,6 +24,7 @@ REMARKS = {
     "datasets": "README, section Data, says how each folder is made",
     "network_g.img_size": "no effect; kept because official option files carry it",
     "network_g.quant": "which quantizer, how many bits; overrides change single modules by name pattern",
+    "network_g.quant.conv": "fp = convolutions behind groups of blocks keep full precision, as 2DQuant and SPR2Q report",
     "network_g.quant.act_policy": "code = as released (DLS on out_proj and scan inputs); paper = DLS everywhere",
     "quant_train": "see qmambair_basicsr/models/README.md",
     "quant_train.calibration": "batches that initialise every quantizer before the optimizer exists",
@@ -59,8 +56,8 @@ def methods() -> dict[str, tuple[str, str, str]]:
 
 
 def quantizers(method: str) -> tuple[str, str, str]:
-    """Quantizers of weights, activations and the scan; ``distill`` in front does not change them."""
-    return methods()[method.removeprefix(DISTILL).removeprefix("_")]
+    """Quantizers of weights, activations and the scan; ``distill`` and ``convfp`` in front do not change them."""
+    return methods()["_".join(part for part in method.split("_") if part not in (DISTILL, CONV_FP))]
 
 
 def stem(phase: str, family: str, task: str, bits: Bits, method: str = "") -> str:
@@ -74,16 +71,27 @@ def stem(phase: str, family: str, task: str, bits: Bits, method: str = "") -> st
 def network_options(family: str, task: Task, bits: Bits, method: str = "") -> dict:
     """The ``network_g`` block of a file; arguments as :func:`train_options`."""
     net = {"type": family if bits == 32 else f"Q{family}"}
-    if "inp_channels" not in NETS[family, task.size]:
-        net |= {"upscale": task.scale, "in_chans": task.in_chans}
-    net |= NETS[family, task.size]
-    if bits != 32:
-        weight, act = widths(bits)
-        sites = zip(("weight", "act", "scan"), quantizers(method), (weight, act, act), strict=True)
-        net["quant"] = {site: {"type": kind, "bits": n} for site, kind, n in sites} | {"act_policy": "code"}
-        if method.endswith("static"):
-            net["quant"]["weight"]["granularity"] = "channel"
-    return net
+    scale, channels = TASK_KEYS.get(family, USUAL_TASK_KEYS)
+    net |= {key: value for key, value in ((scale, task.scale), (channels, task.in_chans)) if key}
+    net |= NETS[family, net_key(family, task.name, task.size, task.recipe)]
+    return net if bits == 32 else net | {"quant": _quant(family, bits, method)}
+
+
+def _quant(family: str, bits: Bits, method: str) -> dict:
+    weight, act = widths(bits)
+    sites = dict(zip(("weight", "act", "scan"), zip(quantizers(method), (weight, act, act), strict=True), strict=True))
+    if family in WITHOUT_SCAN:
+        del sites["scan"]
+    if CONV_FP in method.split("_"):
+        sites["attention"] = sites["act"]
+    quant = {site: {"type": kind, "bits": n} for site, (kind, n) in sites.items()}
+    if family not in WITHOUT_SCAN:
+        quant["act_policy"] = "code"
+    if CONV_FP in method.split("_"):
+        quant["conv"] = "fp"
+    if method.endswith("static"):
+        quant["weight"]["granularity"] = "channel"
+    return quant
 
 
 def _metrics(task: Task) -> dict:
@@ -94,7 +102,7 @@ def _metrics(task: Task) -> dict:
 def _head(phase: str, family: str, task: Task, bits: Bits, method: str) -> dict:
     return {
         "name": stem(phase, family, task.name, bits, method),
-        "model_type": MODELS[family] if bits == 32 else "QATModel",
+        "model_type": MODELS.get(family, "MambaIRModel") if bits == 32 else "QATModel",
         "scale": task.scale,
         "num_gpu": "auto",
         "manual_seed": 10,

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..strict import nearest
 from .option_contents import Bits, methods, network_options, render, stem, test_options, train_options
-from .option_table import DISTILL, PAIRS, PUBLISHED, TASKS
+from .option_networks import WITH_ATTENTION
+from .option_table import CONV_FP, DISTILL, PAIRS, PUBLISHED, TASKS
 
 PHASES = ("train", "test")
 WIDTHS = (8, 4, 2)  # that :func:`names` lists; others from 1 to 8 can be made where the quantizers have them
@@ -63,17 +64,20 @@ def published() -> list[Row]:
     return [Row(*row) for row in PUBLISHED]
 
 
-def all_methods() -> list[str]:
-    """Every method, with a teacher and without."""
+def all_methods(family: str) -> list[str]:
+    """Every method of a network, with a teacher and without; of SwinIR also with convolutions in full precision."""
     own = list(methods())
-    return own + [f"{DISTILL}_{method}" if method else DISTILL for method in own]
+    for part in (CONV_FP, DISTILL) if family in WITH_ATTENTION else (DISTILL,):
+        own += [f"{part}_{method}" if method else part for method in own]
+    return own
 
 
-def rows(ways: tuple[str, ...] = ("",)) -> Iterator[Row]:
-    """Files of every network and task: full precision, and every width of ``WIDTHS`` by the given methods."""
+def rows(every: bool = False) -> Iterator[Row]:
+    """Files of every network and task: full precision, and every width of ``WIDTHS`` by the published method, or by all."""
     for family, task in PAIRS:
         for phase in PHASES:
             yield Row(phase, family, task, 32)
+            ways = all_methods(family) if every else ("",)
             yield from (Row(phase, family, task, bits, method) for bits in WIDTHS for method in ways)
 
 
@@ -90,7 +94,7 @@ def parse(name: str) -> Row:
     found = _row(name)
     if isinstance(found, Row):
         return found
-    known = [row.name for row in rows(tuple(all_methods()))]
+    known = [row.name for row in rows(every=True)]
     near = nearest(name, known, cutoff=0.0)
     raise OptionNameError(f"no option file {name!r} can be made: {found}; the nearest is {near[0]}")
 
@@ -109,8 +113,8 @@ def _row(name: str) -> Row | str:
         return f"task {task!r} is none of {family}'s: {', '.join(t for f, t in PAIRS if f == family)}"
     if not weight:
         return Row(phase, family, task, 32)
-    if method not in all_methods() or (name.endswith("_") or method.endswith("_")):
-        return f"method {method!r} is none of {', '.join(filter(None, all_methods()))}"
+    if method not in all_methods(family) or (name.endswith("_") or method.endswith("_")):
+        return f"method {method!r} is none of {', '.join(filter(None, all_methods(family)))}"
     bits = int(weight), int(act)
     row = Row(phase, family, task, bits[0] if bits[0] == bits[1] else bits, method)
     return _refused(row) or row

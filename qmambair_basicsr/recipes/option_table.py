@@ -4,7 +4,7 @@ A file is an architecture, a task, bit-widths and a method. Its contents are put
 
 ========== ============================================================================================
 ``DATA``    training and test sets (``option_data``)
-``NETS``    constructor keys of an architecture at one size (official released configurations)
+``NETS``    constructor keys of an architecture at one size (``option_networks``)
 ``FP``      recipe that trains a full-precision network from scratch
 ``QAT``     recipe that fine-tunes a quantized network from full-precision weights
 ``TASKS``   what ties them together: scale, data, metric protocol, where the weights are
@@ -23,83 +23,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .option_data import CAR_SETS, COLOUR_QUALITIES, DN_SETS, QUALITIES, SIGMAS, SR_SETS
+from .option_networks import NETS, net_key
 from .recipe import Recipe
-
-# -- networks ------------------------------------------------------------------------------------------------
-
-_CLASSIC = {
-    "img_size": 64,
-    "img_range": 1.0,
-    "d_state": 16,
-    "depths": [6, 6, 6, 6, 6, 6],
-    "embed_dim": 180,
-    "mlp_ratio": 2,
-    "upsampler": "pixelshuffle",
-    "resi_connection": "1conv",
-}
-_LIGHT = {
-    **_CLASSIC,
-    "d_state": 10,
-    "depths": [6, 6, 6, 6],
-    "embed_dim": 60,
-    "mlp_ratio": 1.2,
-    "upsampler": "pixelshuffledirect",
-}
-# denoising and JPEG artifacts: no upsampling, the residual is learned
-_SAME_SIZE = {**_CLASSIC, "img_size": 128, "mlp_ratio": 1.2, "upsampler": ""}
-_UNET = {
-    "inp_channels": 3,
-    "out_channels": 3,
-    "dim": 48,
-    "num_blocks": [4, 6, 6, 8],
-    "num_refinement_blocks": 4,
-    "mlp_ratio": 1.5,
-    "d_state": 16,
-    "bias": False,
-}
-# small enough to train on two CPU cores: 93,570 parameters at x2, 0.4 MB
-_TINY = {**_LIGHT, "d_state": 4, "depths": [2, 2, 2], "embed_dim": 32}
-_TINY_SAME_SIZE = {**_TINY, "upsampler": ""}
-
-_V2 = {
-    "img_size": 64,
-    "img_range": 1.0,
-    "embed_dim": 174,
-    "d_state": 16,
-    "depths": [6, 6, 6, 6, 6, 6],
-    "num_heads": [6, 6, 6, 6, 6, 6],
-    "window_size": 16,
-    "inner_rank": 64,
-    "num_tokens": 128,
-    "convffn_kernel_size": 5,
-    "mlp_ratio": 2.0,
-    "upsampler": "pixelshuffle",
-    "resi_connection": "1conv",
-}
-_V2_LIGHT = {
-    **_V2,
-    "embed_dim": 48,
-    "d_state": 8,
-    "depths": [5, 5, 5, 5],
-    "num_heads": [4, 4, 4, 4],
-    "inner_rank": 32,
-    "num_tokens": 64,
-    "mlp_ratio": 1.0,
-    "upsampler": "pixelshuffledirect",
-}
-
-# (architecture family, size) -> constructor keys without type and quant, and without upscale and in_chans, which the
-# task gives (the U-Net has neither)
-NETS = {
-    ("MambaIR", "classic"): _CLASSIC,
-    ("MambaIR", "light"): _LIGHT,
-    ("MambaIR", "same size"): _SAME_SIZE,
-    ("MambaIR", "tiny"): _TINY,
-    ("MambaIR", "tiny same size"): _TINY_SAME_SIZE,
-    ("MambaIRUNet", "unet"): _UNET,
-    ("MambaIRv2", "classic"): _V2,
-    ("MambaIRv2Light", "light"): _V2_LIGHT,
-}
 
 # -- recipes -------------------------------------------------------------------------------------------------
 
@@ -155,6 +80,19 @@ FP = {
     ("MambaIRv2Light", "lightSRx4"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=192, batch=16, train="DIV2K"),
     "tiny": Recipe(10_000, 1e-3, (), gt_size=64, batch=4, ema=0.999, val_freq=2000, save_freq=1000, workers=1),
 }
+# SwinIR's recipes are those that MambaIR and MaIR took over; at x3 a patch has whole windows
+for _family in ("SwinIR", "MaIR"):
+    FP |= {(_family, task): FP["MambaIR", task] for task in ("SRx3", "SRx4", "lightSRx3", "lightSRx4", "ColorDN15")}
+FP["SwinIR", "CARq40"] = FP["MambaIR", "CARq40"]
+_EDSR = Recipe(300_000, 1e-4, (200_000,), gt_size=96, batch=16, ema=0.999, train="DIV2K")  # BasicSR's option files
+FP |= {("EDSR", f"{size}SRx{s}"): replace(_EDSR, gt_size=48 * s) for size in ("", "light") for s in (2, 3, 4)}
+# the authors also grow the patch from 128 to 384 pixels, which the stock loop does not do; each noise by itself
+_UNET = replace(FP["real"], ema=0.999, loss="L1Loss")
+FP |= {("EAMamba", key): _UNET for key in ("dn", "real")}
+FP["EAMambaSR", "light"] = replace(FP["light"], optim="AdamW")
+FP["EAMambaSR", "lightSRx4"] = replace(FP["EAMambaSR", "light"], gt_size=256)
+FP["VmambaIR", "dn"] = _UNET
+FP["VmambaIR", "SRx4"] = replace(FP["classic"], gt_size=256, optim="AdamW")
 FP["demo"] = FP["tiny"]
 FP |= {
     ("MambaIR", "tinySRx3"): _TINY_NEXT,
@@ -242,6 +180,8 @@ QAT |= {
     )
 }
 
+QAT["SwinIR", "car"] = replace(QAT["car"], gt_size=126)  # whole windows of 7 pixels
+
 # -- tasks ---------------------------------------------------------------------------------------------------
 
 
@@ -307,18 +247,16 @@ TASKS = {
     )
 }
 
-# (architecture family, task) -> file of the released full-precision weights; others are called <family>_<task>.pth
-WEIGHTS = {
-    ("MambaIRv2", "SRx2"): "mambairv2_classicSR_Base_x2.pth",
-    ("MambaIRv2", "SRx4"): "mambairv2_classicSR_Base_x4.pth",
-    ("MambaIRv2Light", "lightSRx2"): "mambairv2_lightSR_x2.pth",
-    ("MambaIRv2Light", "lightSRx4"): "mambairv2_lightSR_x4.pth",
-}
-
 # (architecture family, task) of every network and task whose constructor keys are known
-PAIRS = tuple((family, task.name) for family, size in NETS for task in TASKS.values() if task.size == size)
+PAIRS = tuple(
+    (family, task.name)
+    for family in dict.fromkeys(family for family, _ in NETS)
+    for task in TASKS.values()
+    if (family, net_key(family, task.name, task.size, task.recipe)) in NETS
+)
 
 DISTILL = "distill"  # the method, or the first part of one, that has a full-precision teacher
+CONV_FP = "convfp"  # the same of a placement: SwinIR's convolutions in full precision, its attention quantized
 
 # Files in ``options/``, as (phase, family, task, bits, method): x2 of the super-resolution networks, the light x4 that the
 # authors released, the shipped network and the demo, each in full precision and at 4 and 2 bits, and what README reports
@@ -353,6 +291,11 @@ def recipe_of(family: str, task: Task, bits: int, method: str = "") -> Recipe:
     """
     table = FP if bits == 32 else QAT
     if method.split("_")[0] != DISTILL:
-        return table.get((family, task.name)) or table[task.recipe]
+        return _usual(table, family, task)
     own = table.get((family, task.name, bits))
-    return own or replace(table[task.recipe], distill=1.0, feature=0.02)
+    return own or replace(_usual(table, family, task), distill=1.0, feature=0.02)
+
+
+def _usual(table: dict, family: str, task: Task) -> Recipe:
+    """Of a family and task, of a family and recipe, or of the recipe alone."""
+    return table.get((family, task.name)) or table.get((family, task.recipe)) or table[task.recipe]

@@ -48,6 +48,8 @@ def factor(network: Any, section: Mapping) -> tuple[int, str] | None:
     """
     ours = network.__module__.startswith(__package__.split(".")[0] + ".")
     parameters = inspect.signature(network).parameters
+    if hasattr(network, "output_factor"):
+        return network.output_factor(section)
     key = next((name for name in ("upscale", "scale") if name in parameters), None)
     if key is None:
         return (1, "type") if ours else None
@@ -57,6 +59,14 @@ def factor(network: Any, section: Mapping) -> tuple[int, str] | None:
         return 1, "upsampler"
     value = section.get(key, parameters[key].default)
     return (value, key) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _declared(network: Any, name: str) -> Any:
+    """An attribute of a network's class or, of a class of another package, of its quantized form's."""
+    from ..layers.info import TWINS  # needs torch, which most of this package does not
+
+    forms = (find("arch", quantized) for quantized, full in TWINS.items() if full == getattr(network, "__name__", None))
+    return next((getattr(c, name) for c in (network, *forms) if hasattr(c, name)), None)
 
 
 def channels(network: Any, section: Mapping) -> tuple[int, str] | None:
@@ -100,7 +110,8 @@ def patches(opt: Mapping) -> Iterator[Problem]:
         yield Problem("datasets.train.gt_size", f"must be a multiple of the scale {scale}; got {size}")
         return
     network = find("arch", get(opt, "network_g.type"))
-    multiple = getattr(network, "patch_multiple", 1)
+    multiple = _declared(network, "patch_multiple") or 1
+    multiple = multiple(get(opt, "network_g", Mapping)) if callable(multiple) else multiple
     if isinstance(multiple, int) and multiple > 1 and (size // scale) % multiple:
         yield Problem(
             "datasets.train.gt_size",

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..archs.blocks import ChannelAttention
 from ..layers.info import blocks_of
-from ..recipes.option_table import NETS
+from ..recipes.option_networks import NETS
 
 SIDE = 320
 BITS = (32, 4, 2)

@@ -21,10 +21,12 @@ from torch.utils.data import DataLoader
 from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.data.image_files import write_image
 from qmambair_basicsr.data.matlab_resize import bicubic_downscale
+from qmambair_basicsr.layers.info import full_precision_twin, network_info
 from qmambair_basicsr.preflight import checked
 from qmambair_basicsr.recipes.option_data import DATA
 from qmambair_basicsr.recipes.option_names import Row, all_methods, published
-from qmambair_basicsr.recipes.option_table import DISTILL, PAIRS, TASKS
+from qmambair_basicsr.recipes.option_networks import net_key
+from qmambair_basicsr.recipes.option_table import CONV_FP, DISTILL, PAIRS, TASKS
 
 SIDE = 48  # of the images
 SMALL = {
@@ -33,15 +35,39 @@ SMALL = {
     "MambaIRv2": {"depths": [1], "num_heads": [2], "embed_dim": 24, "inner_rank": 4, "num_tokens": 8, "d_state": 1},
 }
 SMALL["MambaIRv2Light"] = SMALL["MambaIRv2"]
+EVERY_TASK = tuple(SMALL)  # of others one task of every size
+_LEVELS = {"num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1}
+_HEADS = {"mamba_cfg:scan_count": 2, "mamba_cfg:d_state": 1}
+SMALL |= {
+    "MaIR": {"depths": [1], "embed_dim": 8, "d_state": 1},
+    "MaIRUNet": {"dim": 4, **_LEVELS},
+    "EAMamba": {"dim": 4, **_LEVELS, **_HEADS},
+    "EAMambaSR": {"dim": 4, "num_blocks": [1], **_HEADS},
+    "VmambaIR": {"dim": 4, **_LEVELS},
+    "SwinIR": {"depths": [1], "num_heads": [2], "embed_dim": 8},
+    "EDSR": {"num_feat": 8, "num_block": 1},
+}
+
+
+def _kind(family, task):
+    key = net_key(family, task, TASKS[task].size, TASKS[task].recipe)
+    return family, task if family in EVERY_TASK else key
+
+
 MADE = [
     *published(),
     *(
         Row(phase, family, task, bits)
-        for family, task in PAIRS
+        for family, task in {_kind(*pair): pair for pair in reversed(PAIRS)}.values()
         if (family, task) not in {(row.family, row.task) for row in published()}
         for phase, bits in (("train", 32), ("train", (4, 8)), ("test", 8))
     ),
-    *(Row("train", "MambaIR", "lightSRx2", 4, method) for method in all_methods() if method and DISTILL not in method),
+    *(
+        Row("train", "MambaIR", "lightSRx2", 4, method)
+        for method in all_methods("MambaIR")
+        if method and DISTILL not in method
+    ),
+    Row("train", "SwinIR", "lightSRx2", 2, f"{DISTILL}_{CONV_FP}"),
     *(Row("train", family, task, 2, DISTILL) for family, task in (("MambaIR", "ColorDN15"), ("MambaIRUNet", "RealDN"))),
 ]
 
@@ -64,13 +90,22 @@ def folder(tmp_path_factory):
     return root
 
 
+def _patch(row, opt):
+    """Side of a patch at the network's input: whole windows, three halvings."""
+    if opt["network_g"].get("window_size") == 7:
+        return 14
+    if TASKS[row.task].scale == 1:
+        return 16
+    return 12 if row.family in EVERY_TASK else 8
+
+
 def _forced(row, opt):
     network = {f"network_g:{key}": value for key, value in SMALL[row.family].items()}
     settings = {"num_gpu": 0, **network}
     task = TASKS[row.task]
     if row.phase == "train":
         settings |= {
-            "datasets:train:gt_size": 12 * task.scale if task.scale > 1 else 16,
+            "datasets:train:gt_size": _patch(row, opt) * task.scale,
             "datasets:train:batch_size_per_gpu": 1,
             "logger:use_tb_logger": False,
         }
@@ -88,13 +123,13 @@ def _provide_weights(opt, phase, bits):
         return
     section = dict(opt["network_g"])
     if phase == "train" and bits != 32:
-        section = {k: v for k, v in section.items() if k != "quant"} | {"type": section["type"].removeprefix("Q")}
+        section = {k: v for k, v in section.items() if k != "quant"} | {"type": full_precision_twin(section["type"])}
     if opt["path"].get("strict_load_g") is False:
         section["upscale"] = 2  # weights of the x2 network for x3 and x4
     net = build_network(section)
     if phase == "test" and bits != 32:
-        channels = section.get("in_chans", 3)
-        calibrate(net, [torch.rand(1, channels, 16, 16)])
+        side = 14 if section.get("window_size") == 7 else 16
+        calibrate(net, [torch.rand(1, network_info(net).channels, side, side)])
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save({"params": net.state_dict()}, path)
 

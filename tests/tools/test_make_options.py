@@ -85,7 +85,7 @@ def test_list_names_everything_that_can_be_made(capsys):
 
 def test_a_name_means_one_file():
     """Everything that --list promises, without building it."""
-    for row in option_names.rows(tuple(option_names.all_methods())):
+    for row in option_names.rows(every=True):
         assert option_names.parse(row.name) == row
         opt = row.options()
         assert opt["name"] == row.name and opt["network_g"]["type"].removeprefix("Q") == row.family
@@ -98,6 +98,8 @@ def test_a_name_means_one_file():
         ("train_QMambaIR_SRx5_w2a2", "task 'SRx5' is none of MambaIR's", "train_QMambaIR_SRx"),
         ("train_QMambaIR_RealDN_w2a2", "task 'RealDN' is none of MambaIR's", "train_QMambaIRUNet_RealDN_w2a2"),
         ("test_QMambaIR_SRx2_w2a2_lsqq", "method 'lsqq' is none of", "test_QMambaIR_SRx2_w2a2_lsq"),
+        ("test_QEDSR_SRx2_w4a4_convfp", "method 'convfp' is none of", "test_QSwinIR_SRx2_w4a4_convfp"),
+        ("test_QVmambaIR_SRx2_w4a4", "task 'SRx2' is none of VmambaIR's", "test_QVmambaIR_SRx4_w4a4"),
         ("test_QMambaIR_SRx2_w1a2", "bits must be one of 2, 3", "test_QMambaIR_SRx2_w2a2"),
         ("test_QMambaIR_SRx2_w32a4", "32 bits is full precision", "test_QMambaIR_SRx2_w4a4"),
         ("test_QMambaIR_SRx2", "network 'QMambaIR' is none of MambaIR", "test_MambaIR_SRx2"),
@@ -139,6 +141,36 @@ def test_widths_may_differ():
         site: (network["quant"][site]["type"], network["quant"][site]["bits"]) for site in ("weight", "act", "scan")
     }
     assert kinds == {"weight": ("PAMS", 2), "act": ("PAMS", 8), "scan": ("PAMS", 8)}
+
+
+def quant_of(name):
+    return option_names.parse(name).options()["network_g"]["quant"]
+
+
+def test_networks_without_a_scan_and_swinirs_other_placement():
+    act = {"type": "LSQOffset", "bits": 2}
+    assert quant_of("train_QEDSR_SRx4_w2a2") == {"weight": {"type": "RFA", "bits": 2}, "act": act}
+    assert quant_of("train_QSwinIR_lightSRx2_w2a2") == quant_of("train_QEDSR_SRx4_w2a2")
+    others = {"attention": act, "conv": "fp"}
+    assert quant_of("train_QSwinIR_lightSRx2_w2a2_convfp") == quant_of("train_QSwinIR_lightSRx2_w2a2") | others
+    assert quant_of("test_QSwinIR_SRx4_w4a4_distill_convfp_lsq")["attention"] == {"type": "LSQ", "bits": 4}
+
+
+@pytest.mark.parametrize("name", sorted({f"train_{family}_{task}" for family, task in PAIRS}))
+def test_patches_fit_the_network(name):
+    """Windows and halvings: nothing pads a training patch."""
+    quantized = f"{name.replace('train_', 'train_Q', 1)}_w4a4"
+    for opt in (option_names.parse(n).options() for n in (name, quantized)):
+        net = opt["network_g"]
+        side = opt["datasets"]["train"]["gt_size"] / opt["scale"]
+        multiple = (
+            net["window_size"]
+            if "SwinIR" in net["type"]
+            else 8
+            if "dim" in net and "num_refinement_blocks" in net
+            else 1
+        )
+        assert side % multiple == 0, (opt["name"], side, multiple)
 
 
 def test_published_main_job_has_the_released_recipe():
