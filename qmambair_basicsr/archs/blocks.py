@@ -12,6 +12,16 @@ from torch.utils.checkpoint import checkpoint
 
 from .ss2d import SS2D
 
+BLOCK_SOURCES = (
+    ("self_attention.in_proj", "ln_1"),
+    ("self_attention.conv2d", "self_attention.in_proj", 0, 2),
+    ("self_attention.out_proj", "self_attention.out_norm"),  # the gate multiplies behind the norm
+    ("conv_blk.cab.0", "ln_2"),
+    ("conv_blk.cab.1", "conv_blk.cab.0"),  # light: pointwise, depthwise, GELU, pointwise, depthwise
+    ("conv_blk.cab.4", "conv_blk.cab.3"),
+)
+"""What computes the inputs of a block's products, see ``NetworkInfo.sources``."""
+
 
 def conv_channels_last(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Apply a convolution, or a chain of them, to a channels-last map: (B, H, W, C) -> (B, H, W, C')."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
-from .blocks import ResidualStateSpaceBlock, ResidualStateSpaceGroup, conv_channels_last, residual_conv
+from .blocks import BLOCK_SOURCES, ResidualStateSpaceBlock, ResidualStateSpaceGroup, conv_channels_last, residual_conv
 from .option_rules import MAMBAIR, check_mambair
 from .ss2d import BEHIND_SCAN
 
@@ -220,5 +220,6 @@ def _(net: MambaIR) -> NetworkInfo:
         ),
         group_convs=("layers.*.conv",),
         behind_scan=BEHIND_SCAN,
+        sources=BLOCK_SOURCES,
         blocks=("layers.*.residual_group.blocks.*",),
     )

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
-from .blocks import BlockSequence, ResidualStateSpaceBlock, conv_channels_last
+from .blocks import BLOCK_SOURCES, BlockSequence, ResidualStateSpaceBlock, conv_channels_last
 from .option_rules import UNET, check_unet
 from .quantized import quantized_form
 from .ss2d import BEHIND_SCAN
@@ -215,6 +215,7 @@ def _(net: MambaIRUNet) -> NetworkInfo:
         size_multiple=_MULTIPLE,
         full_precision=("patch_embed.proj", "*.cab.*.attention.*", "skip_conv", "output"),
         behind_scan=BEHIND_SCAN,
+        sources=BLOCK_SOURCES,
         blocks=("encoder_level?.*", "latent.*", "decoder_level?.*", "refinement.*"),
     )
 

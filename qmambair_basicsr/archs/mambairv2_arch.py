@@ -255,6 +255,15 @@ def _(net: MambaIRv2) -> NetworkInfo:
         routing=("*.assm.route.*", "*.embedding[AB]"),
         group_convs=("layers.*.conv",),
         behind_scan=BEHIND_SCAN,
+        sources=(
+            ("wqkv", "norm1"),
+            ("win_mhsa.proj", "wqkv", 2, 3),  # attention mixes tokens, not channels
+            ("assm.out_proj", "assm.out_norm"),
+            ("convffn1.fc1", "norm2"),
+            ("convffn2.fc1", "norm4"),
+            *((f"{ffn}.sg.conv", f"{ffn}.sg.norm") for ffn in ("convffn1", "convffn2")),  # light
+            *((f"{ffn}.fc2", f"{ffn}.sg.conv") for ffn in ("convffn1", "convffn2")),
+        ),
         blocks=("layers.*.residual_group.layers.*",),
         random_routing=net.eval_routing != "argmax",
     )

@@ -6,7 +6,7 @@ Features travel channels-last, (B, H, W, C); attribute names follow the state_di
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,10 @@ class Routes:
     shifted: WindowPlan
     relative_index: Tensor
     noise: RoutingNoise
+
+    def snapshot(self) -> Routes:
+        """The same plans, and the noise from here on."""
+        return replace(self, noise=self.noise.snapshot())
 
 
 class WindowAttention(nn.Module):

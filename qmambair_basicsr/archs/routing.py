@@ -8,6 +8,7 @@ is used, see :class:`RoutingNoise`; the pick itself is deterministic, and withou
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -67,6 +68,14 @@ class RoutingNoise:
         if not self.silent and (shared is not None or not training):
             self.generator = torch.Generator(device=device)
             self.generator.manual_seed(eval_seed if shared is None else shared)
+
+    def snapshot(self) -> RoutingNoise:
+        """The same noise from here on, to run a layer apart from its network as often as one likes."""
+        other = copy.copy(self)
+        if self.generator is not None:
+            other.generator = torch.Generator(device=self.generator.device)
+            other.generator.set_state(self.generator.get_state())
+        return other
 
     def add_to(self, logits: Tensor) -> Tensor:
         """Add standard Gumbel noise, ``-log(-log(U))`` with U uniform in [0, 1), to logits (B, L, T)."""

@@ -22,6 +22,7 @@ from ..layers.sites import SiteModule
 from ..ops.ss2d_scan import ss2d_scan
 from ..quantizers.site import Derived, Site
 from .integer_projections import IntegerProjections
+from .scan_states import scan_with_states
 
 FOUR_DIRECTIONS = ("row", "col", "row_rev", "col_rev")
 """Scan order of the official weights: direction k reads slice k of every scan parameter."""
@@ -49,8 +50,8 @@ class ScanParameters(SiteModule):
     (K, D, R), ``dt_projs_bias`` (K, D), ``A_logs`` (K * D, N), ``Ds`` (K * D).
 
     Sites: the projections' weights and inputs, one each for all directions; the scan's inputs u, delta (before bias and
-    softplus), A, B, C, D and dt_bias. The scan's state and output stay in full precision (placement of Q-MambaIR's
-    release).
+    softplus), A, B, C, D and dt_bias. The scan's output stays in full precision (placement of Q-MambaIR's release), and
+    its state as well unless ``quant: state`` is given (SPR2Q).
 
     Args:
         d_inner (int): D, channels of the scanned feature map.
@@ -116,7 +117,13 @@ class ScanParameters(SiteModule):
             self._scan_site("C", n),
             self._scan_site("D", k * d, "Ds"),
             self._scan_site("dt_bias", d, "dt_projs_bias"),
+            *((Site("state", "act", n, -1, part="h", operation="scan", slot="quantizers.h"),) if self._has_h() else ()),
         )
+
+    def _has_h(self) -> bool:
+        """Whether the states are a site: before ``prepare`` always, then where they are quantized."""
+        kept = self.quantizers
+        return kept is None or "h" in getattr(kept, "sites", kept)
 
     def inner_sources(self) -> dict[str, tuple[str, slice]]:
         return {"dt_projs": ("x_proj", slice(0, self.dt_rank))}
@@ -209,7 +216,7 @@ class ScanParameters(SiteModule):
         """
         k, d, n = len(self.directions), self.d_inner, self.d_state
         a = DECAY.value(self.A_logs)
-        return ss2d_scan(
+        tensors = (
             self.site("u", x),
             self.site("delta", delta),
             self.site("A", a, source=self.A_logs).view(k, d, n),
@@ -217,11 +224,11 @@ class ScanParameters(SiteModule):
             self.site("C", c),
             self.site("D", self.Ds).view(k, d),
             self.site("dt_bias", self.dt_projs_bias),
-            delta_softplus=True,
-            directions=self.directions if order is None else None,
-            order=order,
-            merge=merge,
         )
+        path = {"directions": self.directions if order is None else None, "order": order}
+        if self.quantizers is not None and self._has_h():
+            return scan_with_states(*tensors, lambda h: self.site("h", h), merge, **path)
+        return ss2d_scan(*tensors, delta_softplus=True, merge=merge, **path)
 
 
 class SS2D(ScanParameters):

@@ -15,8 +15,10 @@ from .observers import (
     Observer,
     PercentileObserver,
 )
+from .sampling import ChannelMeans, RunningPercentile, Sample, SampleObserver
 
 __all__ = [
+    "ChannelMeans",
     "Gram",
     "GramObserver",
     "Histogram",
@@ -26,6 +28,9 @@ __all__ = [
     "MomentsObserver",
     "Observer",
     "PercentileObserver",
+    "RunningPercentile",
+    "Sample",
+    "SampleObserver",
     "calibrate",
     "collect",
 ]

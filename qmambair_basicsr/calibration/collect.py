@@ -19,7 +19,7 @@ from .observers import Observer
 def collect(
     net: nn.Module,
     batches: Iterable[Any],
-    observers: Mapping[str, Callable[[PlacedSite], Observer]],
+    observers: Mapping[str, Callable[[PlacedSite], Observer | None]],
     *,
     quantized: bool = False,
     forward: Callable[[nn.Module, Any], Any] | None = None,
@@ -30,7 +30,8 @@ def collect(
         net (nn.Module): Network made by ``prepare``; sites with 32 bits can be observed too.
         batches (Iterable): What to run, at least one batch.
         observers (Mapping): Pattern of site names (as in ``quant.overrides``) -> function that makes the observer of a
-            site, such as ``{"*.in_proj": lambda placed: GramObserver()}``. The last pattern that matches decides.
+            site, such as ``{"*.in_proj": lambda placed: GramObserver()}``; None leaves the site alone. The last pattern
+            that matches decides.
         quantized (bool): Quantize while observing (the network must be calibrated); by default it computes in full
             precision.
         forward (Callable | None): ``forward(net, batch)``; default ``net(batch)``.
@@ -42,13 +43,14 @@ def collect(
         ValueError: No batch, a site that no batch reached, a pattern that no site matches, or NaN at a site.
     """
     placed = {site.site.label: site for site in network_sites(net)}
-    chosen: dict[str, Observer] = {}
+    chosen: dict[str, Observer | None] = {}
     for pattern, make in observers.items():
         matching = [site for site in placed.values() if site.site.matches(pattern)]
         if not matching:
             names = sorted({site.site.name for site in placed.values()})
             raise ValueError(unknown("collect", "site pattern", pattern, names))
         chosen |= {site.site.label: make(site) for site in matching}
+    chosen = {label: observer for label, observer in chosen.items() if observer is not None}
     with evaluation(net), _full_precision(net, not quantized):
         hooks = []
         for label, observer in chosen.items():

@@ -37,6 +37,10 @@ class NetworkInfo:
         group_convs: convolutions behind a group of blocks, or the modules around them, which ``quant: conv`` may leave in
             full precision; a ``*`` stands for one part of a name (:func:`match_modules`).
         behind_scan: layers whose input takes the scan's quantizer under ``act_policy: code`` (see ``policy.py``).
+        sources: inside each block, products whose input one module computes for them alone, channel by channel, so that a
+            factor on the input can be folded into that module: (name of the product, name of the module), or
+            (product, module, i, n) where the i-th of n equal parts of the module's rows do. Names are relative to the block;
+            those that a configuration does not have are passed over.
         blocks: the repeated residual blocks, for block-wise methods and feature losses; here a ``*`` stands for one part
             of a name (:func:`match_modules`).
         random_routing: whether evaluation draws noise, so that a graph of it would need a random generator.
@@ -51,6 +55,7 @@ class NetworkInfo:
     group_convs: tuple[str, ...] = ()
     behind_scan: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
+    sources: tuple[tuple[str, str] | tuple[str, str, int, int], ...] = ()
     random_routing: bool = False
     twin: str | None = None
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..strict import unknown
 from .convert import FrozenCodes
+from .info import blocks_of, network_info
 from .sites import SiteModule
 from .transforms import Chain, Place, Transform, TransformError, places
 
@@ -73,6 +74,27 @@ def inner_sources(net: nn.Module) -> dict[str, Source]:
             for part, (source, rows) in module.inner_sources().items():
                 prefix = f"{name}." if name else ""
                 found[f"{prefix}{part}"] = Source(f"{prefix}{source}", rows)
+    return found
+
+
+def input_sources(net: nn.Module) -> dict[str, Source]:
+    """Name of a place whose input one module computes for it alone, up to factors -> that module, for :func:`merge`.
+
+    :func:`inner_sources`, and what the network's :class:`NetworkInfo` says. Between module and place there may be
+    products with other tensors (a gate, attention), which a factor for each channel passes and a rotation does not.
+    """
+    known, modules = places(net), dict(net.named_modules())
+    found = inner_sources(net)
+    for block in blocks_of(net):
+        for place, source, *part in network_info(net).sources:
+            place, source = f"{block}.{place}", f"{block}.{source}"
+            if place not in known or source not in modules:
+                continue
+            rows = None
+            if part:
+                size = len(modules[source].weight) // part[1]
+                rows = slice(part[0] * size, (part[0] + 1) * size)
+            found[place] = Source(source, rows)
     return found
 
 

@@ -1,9 +1,10 @@
 """Turning a full-precision network into a quantized one, in place. Nothing else in the package swaps modules.
 
 Sites are what modules declare (``sites.py``), and the weight and the input of every convolution and linear. What stays
-in full precision is named by the network (:class:`NetworkInfo`); norms, biases, scales, activation functions and the
-scan's state have no site at all. Two kinds are swapped only where the settings quantize them: ``attention`` (operands of
-``MatMul`` modules) and ``routing`` (the layers that pick tokens, and the product of policy and dictionary).
+in full precision is named by the network (:class:`NetworkInfo`); norms, biases, scales and activation functions have no
+site at all. Three kinds are swapped only where the settings quantize them: ``attention`` (operands of ``MatMul``
+modules), ``routing`` (the layers that pick tokens, and the product of policy and dictionary) and ``state`` (the states of a
+scan).
 
 Names that overrides are matched against: a layer's dotted module name; for a module ``S`` with several sites their
 parts, such as ``S.x_proj`` (weight, act) or ``S.delta`` (scan) of a selective scan and ``S.q`` of a product, or ``S``
@@ -64,7 +65,11 @@ def prepare(net: nn.Module, spec: QuantSpec, info: NetworkInfo | None = None) ->
         specs = [resolved.resolve(site) for site in sites]
         if all(s.bits == 32 and site.kind in OPTIONAL_KINDS for s, site in zip(specs, sites, strict=True)):
             continue
-        quantizers = {site.slot: build_quantizer(s, site) for s, site in zip(specs, sites, strict=True)}
+        quantizers = {
+            site.slot: build_quantizer(s, site)
+            for s, site in zip(specs, sites, strict=True)
+            if s.bits != 32 or site.kind != "state"  # states are computed only where they are quantized
+        }
         if type(module) in QUANTIZED_LAYERS:
             quantized = QUANTIZED_LAYERS[type(module)].from_float(module, **quantizers)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..layers.convert import require_quantized
@@ -25,10 +26,12 @@ class PTQMethod:
         options: values for some of the declared options.
 
     Attributes:
+        trains: whether it has iterations (:class:`~.training.TrainedMethod`).
         options: name -> :class:`Option`; declared by the subclass, checked by :func:`build_method`.
         settings: name -> value, defaults filled in.
     """
 
+    trains: ClassVar[bool] = False
     options: ClassVar[Mapping[str, Option]] = {}
 
     def __init__(self, **options: Any) -> None:
@@ -87,33 +90,53 @@ def build_method(config: Mapping[str, Any], where: str = "ptq") -> PTQMethod:
     return PTQ_METHODS[kind](**options)
 
 
-def quantize(net: nn.Module, method: PTQMethod, batches: Sequence[Tensor]) -> nn.Module:
+def quantize(net: nn.Module, method: PTQMethod, batches: Sequence[Tensor], iterations: int | None = None) -> nn.Module:
     """Apply a method, and see that it left an ordinary quantized network.
 
     Args:
         net: as for :meth:`PTQMethod.apply`; changed in place.
         method: from :func:`build_method`.
         batches: at least one.
+        iterations: of a method that trains; None for its default.
 
     Returns:
         The same object, in evaluation: its ``state_dict`` loads into a network built from the same ``quant:`` block.
 
     Raises:
-        ValueError: no batch, a network without quantizers, or state that such a network does not have.
+        ValueError: no batch, iterations for a method that has none, a network without quantizers, or state that such a
+            network does not have.
         UncalibratedError: a quantizer that the method left out.
     """
+    if iterations is not None and not method.trains:
+        raise ValueError(f"{type(method).__name__} does not train; leave iterations out")
     if not len(batches):
         raise ValueError(f"{type(method).__name__}: there was no batch; give at least one")
     before = {key: tensor.shape for key, tensor in net.eval().state_dict().items()}
-    method.apply(net, batches)
+    if iterations is None:
+        method.apply(net, batches)
+    else:
+        method.apply(net, batches, iterations)
+    require_ordinary(net, type(method).__name__, before)
+    return net
+
+
+def require_ordinary(net: nn.Module, method: str, before: Mapping[str, torch.Size]) -> None:
+    """See that a method left an ordinary quantized network.
+
+    Args:
+        net: what it left.
+        method: its name, for messages.
+        before: shapes in the network's ``state_dict`` before.
+
+    Raises:
+        ValueError: state or transforms that such a network does not have.
+        UncalibratedError: a quantizer that the method left out.
+    """
     left = transforms_of(net)
     if left:
-        raise ValueError(
-            f"{type(method).__name__} left a transform at {next(iter(left))}; merge it (layers/merging.py)"
-        )
+        raise ValueError(f"{method} left a transform at {next(iter(left))}; merge it (layers/merging.py)")
     require_quantized(net)
     after = {key: tensor.shape for key, tensor in net.eval().state_dict().items()}
     if after != before:
         changed = sorted(set(before.items()) ^ set(after.items()))
-        raise ValueError(f"{type(method).__name__} changed what a checkpoint holds, first {changed[0][0]}")
-    return net
+        raise ValueError(f"{method} changed what a checkpoint holds, first {changed[0][0]}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from .any_order import AnyOrder
 from .base import Quantizer, UncalibratedError
 from .dls import DLS
 from .dorefa import DoReFa
@@ -58,6 +59,7 @@ __all__ = [
     "QUANTIZER_REGISTRY",
     "RFA",
     "AffineCodes",
+    "AnyOrder",
     "BinaryOrders",
     "Derived",
     "DoReFa",

@@ -79,6 +79,24 @@ class MinMax(AffineQuantizer):
             lower = -upper
         return {"lower": lower, "upper": upper}
 
+    @torch.no_grad()
+    def set_bounds(self, lower: Tensor, upper: Tensor) -> None:
+        """Set both bounds, (groups,) or one value for all; symmetric quantizers take the larger magnitude.
+
+        Raises:
+            ValueError: NaN or infinity.
+        """
+        if not bool(torch.isfinite(lower).all() and torch.isfinite(upper).all()):
+            raise ValueError(f"{self._label()}: bounds must be finite")
+        if self.symmetric:
+            upper = torch.maximum(upper.abs(), lower.abs())
+            lower = -upper
+        self.lower.copy_(lower.reshape(-1).expand(self.groups))
+        self.upper.copy_(upper.reshape(-1).expand(self.groups))
+        self.observed.fill_(1)
+        self.initialized.fill_(True)
+        self._ready = True
+
     def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         lower, upper = self.lower, self.upper
         floor = 1e-6 * torch.maximum(lower.detach().abs(), upper.detach().abs()) + 1e-12

@@ -13,10 +13,10 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-KINDS = ("weight", "act", "scan", "attention", "routing")
+KINDS = ("weight", "act", "scan", "attention", "routing", "state")
 """Keys of the ``quant:`` block, one for each kind of site."""
 
-OPTIONAL_KINDS = ("attention", "routing")
+OPTIONAL_KINDS = ("attention", "routing", "state")
 """Kinds whose modules stay as they are where the settings do not quantize them (fused kernels need them so)."""
 
 ROLES = ("weight", "act", "param")

@@ -168,6 +168,8 @@ class QuantSpec:
         attention: queries, keys, values and the attention map of window attention (MambaIRv2).
         routing: token routing of MambaIRv2: weights and inputs of its linears, both factors of the prompt
             dictionary, the dictionary and the one-hot policy.
+        state: states of the selective scan, as the read-out sees them (SPR2Q); the recurrence itself stays in full
+            precision, and all states are computed in memory.
         act_policy: ``code`` places DLS as the authors' release does, ``paper`` as the paper says
             (see ``layers/policy.py``).
         conv: ``fp`` leaves the convolution behind each group of blocks in full precision, as 2DQuant, CondiQuant and SPR2Q
@@ -184,6 +186,7 @@ class QuantSpec:
     scan: QuantizerSpec = field(default_factory=_no_quantization)
     attention: QuantizerSpec = field(default_factory=_no_quantization)
     routing: QuantizerSpec = field(default_factory=_no_quantization)
+    state: QuantizerSpec = field(default_factory=_no_quantization)
     act_policy: str = "code"
     conv: str = "quantized"
     overrides: tuple[tuple[str, Mapping[str, QuantizerSpec]], ...] = field(default=(), hash=False)

@@ -62,6 +62,46 @@ class _Positive(torch.autograd.Function):
         return step_gradient(grad, x, ctx.floor, 1), None
 
 
+class _OnBounds(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y: Tensor, x: Tensor, lower: Tensor, upper: Tensor, dim: int | None) -> Tensor:
+        ctx.save_for_backward(x, lower, upper)
+        ctx.dim = dim
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, lower, upper = ctx.saved_tensors
+        shape = [1] * x.ndim
+        if ctx.dim is not None:
+            shape[ctx.dim] = -1
+        below, above = x == lower.view(shape), x == upper.view(shape)
+        on = below | above
+        if not bool(on.any()):
+            return grad, None, None, None, None
+        direct = torch.where(on, grad, 0.0)
+
+        def shared(mask: Tensor) -> Tensor:
+            chosen = torch.where(mask, grad, 0.0)
+            return (chosen.sum() if ctx.dim is None else chosen.movedim(ctx.dim, 0).flatten(1).sum(1)).view(lower.shape)
+
+        return grad - direct, direct, shared(below), shared(above), None
+
+
+def on_bounds(y: Tensor, x: Tensor, lower: Tensor, upper: Tensor, dim: int | None = None) -> Tensor:
+    """``y``, the quantized ``x``; where x lies exactly on a bound its gradient reaches both x and the bound.
+
+    2DQuant's and SPR2Q's releases clip with ``<=`` and ``>=``, so such elements count as inside and as clipped.
+
+    Args:
+        y: from a quantizer of x between the bounds; gets no gradient at those elements.
+        x: what was quantized.
+        lower, upper: (1,), or (C,) along ``dim``.
+        dim: see there.
+    """
+    return _OnBounds.apply(y, x, lower, upper, dim)
+
+
 def snap(curve: Tensor, value: Tensor) -> Tensor:
     """``value``, exactly, with the gradient of ``curve``."""
     return _Snap.apply(curve, value)

@@ -51,7 +51,11 @@ def methods() -> dict[str, tuple[str, str, str]]:
     """
     from ..quantizers import QUANTIZER_REGISTRY  # needs torch, which most of this module does not
 
-    kinds = {kind.lower(): (kind,) * 3 for kind in QUANTIZER_REGISTRY if kind != "Identity"}
+    kinds = {
+        kind.lower(): (kind,) * 3
+        for kind in QUANTIZER_REGISTRY
+        if kind != "Identity" and "act" in QUANTIZER_REGISTRY[kind].roles
+    }
     return {"": ("RFA", "LSQOffset", "DLS"), "static": ("LSQ", "LSQOffset", "LSQOffset")} | kinds
 
 

@@ -79,7 +79,13 @@ def test_list_names_everything_that_can_be_made(capsys):
     assert {f"{phase}_Q{family}_{task}_w4a4" for family, task in PAIRS for phase in ("train", "test")} <= set(names)
     methods = lines[-1].partition(": ")[2].split(", ")
     assert set(methods) == {
-        f"{a}{b}" for a in ("", "distill_") for b in ("static", *map(str.lower, QUANTIZER_REGISTRY)) if b != "identity"
+        f"{a}{b}"
+        for a in ("", "distill_")
+        for b in (
+            "static",
+            *(kind.lower() for kind, quantizer in QUANTIZER_REGISTRY.items() if "act" in quantizer.roles),
+        )
+        if b != "identity"
     } | {"distill"}
 
 

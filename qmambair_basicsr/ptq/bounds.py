@@ -1,0 +1,108 @@
+"""MinMax quantizers while their bounds are trained, with the gradients of 2DQuant's and SPR2Q's releases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.sites import PlacedSite, network_sites
+from ..ops.lsq import lsq
+from ..quantizers.minmax import MinMax
+from ..quantizers.ste import on_bounds
+
+SPLIT = ("wqkv", "qkv")
+"""Linears that compute queries, keys and values together; the releases quantize them as three."""
+
+
+def parts_of(placed: PlacedSite) -> int:
+    """Matrices that the releases would quantize by themselves, whose rows are stacked at a site; 1 for most."""
+    quantizer = placed.quantizer
+    joined = placed.site.operand == "weight" and placed.site.name.rpartition(".")[2] in SPLIT
+    return 3 if joined and quantizer.groups > 1 and quantizer.groups % 3 == 0 else 1
+
+
+class TrainedBounds(MinMax):
+    """Stands in for a MinMax quantizer while its bounds are trained.
+
+    Differences: an element exactly on a bound sends its gradient to the bound as well; a lower bound above the upper one
+    gives the constant ``upper``; channels may share bounds.
+
+    Args:
+        base: what it stands in for.
+        parts: rows of a weight in so many equal parts with one pair of bounds each; 1: as ``base``.
+    """
+
+    def __init__(self, base: MinMax, parts: int = 1) -> None:
+        granularity = "tensor" if base.dim is None else "channel"
+        super().__init__(base.bits, base.site, granularity=granularity, symmetric=base.symmetric, learnable=True)
+        self.learnable = base.lower.requires_grad
+        self.shared = self.groups // parts if parts > 1 else 1
+        if parts > 1:
+            self.lower = nn.Parameter(-torch.ones(parts))
+            self.upper = nn.Parameter(torch.ones(parts))
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Bounds in use, (groups,) each, attached to the graph."""
+        lower = torch.where(self.lower < self.upper, self.lower, self.upper)
+        if self.shared == 1:
+            return lower, self.upper
+        return lower.repeat_interleave(self.shared), self.upper.repeat_interleave(self.shared)
+
+    @torch.no_grad()
+    def set_bounds(self, lower: Tensor, upper: Tensor) -> None:
+        groups, self.groups = self.groups, self.lower.numel()  # what is set are the shared ones
+        super().set_bounds(lower, upper)
+        self.groups = groups
+
+    def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._between(*self.bounds())
+
+    def _between(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor | None]:
+        floor = 1e-6 * torch.maximum(lower.detach().abs(), upper.detach().abs()) + 1e-12
+        scale = torch.maximum(upper - lower, floor) / (self.qmax - self.qmin)
+        return scale, None if self.symmetric else self.qmin * scale - lower
+
+    def quantize(self, x: Tensor) -> Tensor:
+        lower, upper = self.bounds()
+        scale, offset = self._between(lower, upper)
+        y = lsq(x, scale, offset, qmin=self.qmin, qmax=self.qmax, dim=self.dim)
+        return on_bounds(y, x, lower, upper, self.dim) if torch.is_grad_enabled() else y
+
+    def ordinary(self) -> MinMax:
+        """The MinMax quantizer with these bounds."""
+        granularity = "tensor" if self.dim is None else "channel"
+        made = MinMax(
+            self.bits, self.site, granularity=granularity, symmetric=self.symmetric, learnable=self.learnable
+        ).to(self.lower.device, self.lower.dtype)
+        lower, upper = (bound.detach() for bound in self.bounds())
+        if self.symmetric:  # only the distance of the two counts
+            upper = (upper - lower) / 2
+            lower = -upper
+        made.set_bounds(lower, upper)
+        return made
+
+
+def train_bounds(sites: Sequence[PlacedSite]) -> None:
+    """Put :class:`TrainedBounds` in place of MinMax quantizers."""
+    for placed in sites:
+        bounds = TrainedBounds(placed.quantizer, parts_of(placed))
+        placed.replace(bounds.to(placed.quantizer.lower.device, placed.quantizer.lower.dtype))
+
+
+def bound_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """Bounds that are trained, in the order of their sites."""
+    return [
+        bound
+        for placed in network_sites(net)
+        if isinstance(placed.quantizer, TrainedBounds)
+        for bound in (placed.quantizer.lower, placed.quantizer.upper)
+    ]
+
+
+def settle_bounds(net: nn.Module) -> None:
+    """Put ordinary MinMax quantizers back, in place."""
+    for placed in network_sites(net):
+        if isinstance(placed.quantizer, TrainedBounds):
+            placed.replace(placed.quantizer.ordinary())

@@ -1,0 +1,166 @@
+"""2DQuant: bounds from a search, then trained against the full-precision network.
+
+Liu et al., "2DQuant: Low-bit Post-Training Quantization for Image Super-Resolution", NeurIPS 2024; checked against
+Kai-Liu001/2DQuant.
+
+===========  ===========================================================  =========================
+paper        meaning                                                      here
+===========  ===========================================================  =========================
+DOBI         bounds of least error among shrunken ranges                  ``search.dobi``
+DQC          training of all bounds, and of nothing else                  :meth:`TwoDQuant.losses`
+l, u         bounds of a tensor                                           ``bounds.TrainedBounds``
+===========  ===========================================================  =========================
+
+Calibration is in full precision (uncalibrated quantizers of the release return their input), so bounds do not depend on
+quantization in front of them. Loss of the paper: L1 to the full-precision output plus 5 times the distance of features,
+each divided by its Frobenius norm. ``loss: released``, the default, is what the release computes: the norms of a batch
+broadcast to (B, B, L, C), and means are divided by the number of elements once more, after which the feature term has no
+weight (1e-3 of the pixel term and less). ``loss: formula`` is the paper's; the sum over elements needs a smaller
+``feature_weight``.
+
+MambaIR's scan inputs, projections and convolutions are sites like any other (our decision: the paper has no Mamba). Queries,
+keys and values are one layer here: their weights have bounds of their own where the weight's quantizer is per channel;
+their common input has one pair of bounds, where the release trains three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.info import blocks_of
+from ..losses.distillation_loss import FeatureAlignmentLoss
+from ..quantizers.spec import Option
+from .bounds import bound_parameters, settle_bounds, train_bounds
+from .method import register_method
+from .ranges import SAMPLES, quantized_sites, set_ranges
+from .search import dobi
+from .training import SEED, OptimizedMethod
+
+COMMON = {
+    "loss": Option("released", "the release's loss or the paper's", choices=("released", "formula")),
+    "feature_weight": Option(5.0, "lambda of the feature term", low=0, high=1e6),
+    "features": Option("groups", "whose outputs are features", choices=("blocks", "groups")),
+    "lr": Option(1e-2, "learning rate", low=0, high=1),
+    "schedule": Option("constant", "of the learning rate", choices=("constant", "cosine")),
+    "samples": Option(SAMPLES, "values of a tensor that the search looks at; 0: all", low=0, high=1e9),
+    "seed": SEED,
+}
+
+
+def released_pixel_loss(result: Tensor, target: Tensor) -> Tensor:
+    """L1, averaged and divided by the number of elements of one sample."""
+    return (result - target).abs().mean() / target.numel() * len(target)
+
+
+def released_feature_loss(feature: Tensor, target: Tensor, weight: float = 5.0) -> Tensor:
+    """The releases' feature term of one layer, (B, L, C) each, as they compute it.
+
+    Norms (B, 1, 1, 1) against features (B, L, C) broadcast to (B, B, L, C): every sample is divided by every sample's norm.
+    """
+    parts = []
+    for x in (feature, target.detach()):
+        norm = torch.linalg.vector_norm(x.detach(), dim=(1, 2))
+        parts.append(x / norm[:, None, None, None])
+    difference = parts[0] - parts[1]
+    return weight * difference.square().mean() / difference.numel()
+
+
+@contextmanager
+def outputs_of(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Inside, what modules returned last, by name."""
+    kept: dict[str, Tensor] = {}
+    hooks = [
+        net.get_submodule(name).register_forward_hook(lambda _, given, result, name=name: kept.update({name: result}))
+        for name in names
+    ]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def feature_modules(net: nn.Module, which: str) -> list[str]:
+    """Names of the modules whose outputs are compared: the blocks, or what runs a row of them."""
+    names = list(blocks_of(net))
+    if which == "blocks":
+        return names
+    groups = []
+    for name in names:
+        group = name.rpartition(".")[0]
+        if type(net.get_submodule(group)).forward is nn.Module.forward:  # a plain list, which nobody calls
+            group = group.rpartition(".")[0]
+        groups.append(group or name)
+    return list(dict.fromkeys(groups))
+
+
+@register_method
+class TwoDQuant(OptimizedMethod):
+    """DOBI and DQC; see the module docstring."""
+
+    options: ClassVar = COMMON
+    betas: ClassVar = (0.9, 0.99)
+    default_iterations = 4000
+
+    def attach(self) -> None:
+        train_bounds(quantized_sites(self.net, type(self).__name__))
+        self.compared = feature_modules(self.net, self.settings["features"])
+
+    def calibrate(self, batches: Sequence[Tensor]) -> None:
+        sites = quantized_sites(self.net, type(self).__name__)
+
+        def choose(placed, sample):
+            quantizer = placed.quantizer
+            parts = quantizer.lower.numel()
+            rows = sample.rows.reshape(parts, -1)
+            ends = (sample.low.reshape(parts, -1).amin(1), sample.high.reshape(parts, -1).amax(1))
+            return dobi(rows, quantizer.bits, ends=ends)
+
+        set_ranges(self.net, batches, sites, choose, int(self.settings["samples"]))
+
+    def build_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.Adam(self.trained(), self.settings["lr"], self.betas)]
+
+    def trained(self) -> list[nn.Parameter]:
+        """What is trained."""
+        bounds = bound_parameters(self.net)
+        for bound in bounds:
+            bound.requires_grad_(True)
+        return bounds
+
+    def schedule(self, iteration: int) -> None:
+        share = 1.0
+        if self.settings["schedule"] == "cosine":
+            share = (1 + math.cos(math.pi * iteration / self.total)) / 2
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.settings["lr"] * share
+
+    def losses(self, iteration: int, images: Tensor) -> dict[str, Tensor]:
+        targets, lists = [], []
+        with torch.no_grad(), outputs_of(self.full, self.compared) as kept:
+            for image in images.split(1):  # some networks run the images of a batch apart, when testing
+                targets.append(self.full(image))
+                lists.append([kept[name] for name in self.compared])
+        target, wanted = torch.cat(targets), [torch.cat(layer) for layer in zip(*lists, strict=True)]
+        with outputs_of(self.net, self.compared) as kept:
+            result = self.net(images)
+        features = [kept[name] for name in self.compared]
+        weight = self.settings["feature_weight"]
+        if self.settings["loss"] == "formula":
+            loss = FeatureAlignmentLoss(loss_weight=weight)
+            return {"l_pix": (result - target).abs().mean(), "l_feature": loss(features, wanted)}
+        terms = [
+            released_feature_loss(a.flatten(1, -2), b.flatten(1, -2), weight)
+            for a, b in zip(features, wanted, strict=True)
+        ]
+        return {"l_pix": released_pixel_loss(result, target), "l_feature": sum(terms)}
+
+    def finish(self, net: nn.Module) -> None:
+        settle_bounds(net)
