@@ -8,6 +8,7 @@ namespace QM_ISA {
 namespace {
 
 constexpr int64_t kMostTaps = 15;  // of a kernel, each way
+constexpr int kPixels = 4;         // neighbouring pixels that a depthwise convolution does at once
 
 // The padded rows of one image.
 struct Ring {
@@ -24,7 +25,8 @@ struct Ring {
     return depthwise ? padded(a.in, 32) : a.groups * group_depth(a, false);
   }
   static int64_t row_pixels(const IntegerArgs& a) {
-    const int64_t right = (a.out_width - 1) * a.stride[1] + (a.kernel[1] - 1) * a.dilation[1] + 1;
+    // whole groups of kPixels are read
+    const int64_t last = padded(a.out_width, kPixels) - 1, right = last * a.stride[1] + (a.kernel[1] - 1) * a.dilation[1] + 1;
     return right > a.width + a.padding[1] ? right : a.width + a.padding[1];
   }
   // rows from the first under a kernel to the last: no two of them share a slot
@@ -53,6 +55,10 @@ struct Ring {
     if (held[slot] == y) return to;
     held[slot] = y;
     const int64_t per_group = a.in / a.groups;
+    if (a.x.stride == a.in && pixel == a.in) {
+      take_row(a.x, grid, (image * a.height + y) * a.width * a.in, a.width * a.in, to + a.padding[1] * pixel);
+      return to;
+    }
     for (int64_t x = 0; x < a.width; x++) {
       const int64_t from = ((image * a.height + y) * a.width + x) * a.x.stride;
       uint8_t* const at = to + (a.padding[1] + x) * pixel;
@@ -130,54 +136,66 @@ struct Borders {
   const float* of(int64_t x) const { return a.finish.sums ? terms + set_of[x] * span : nullptr; }
 };
 
-// Sums of n channels of one pixel over all taps; every tap is an address of the channels' codes.
+// Sums of the channels of kPixels pixels over all taps. Every tap is an address of the codes of the first pixel, the next
+// are `apart` bytes away; n channels, a multiple of 32.
 template <typename Lane>
-QM_INLINE void depthwise_sums(const uint8_t* const* taps, int64_t count, const int16_t* weights, const int32_t* start,
-                              int64_t n, int32_t* sums, int32_t* ones) {
-  constexpr int L = 64 / sizeof(Lane) / (16 / W);  // lanes of a vector
+QM_INLINE void depthwise_sums(const uint8_t* const* taps, int64_t count, int64_t apart, const int16_t* weights,
+                              const int32_t* start, int64_t n, int32_t* sums, int32_t* ones) {
+  constexpr int L = 4 * W / sizeof(Lane);  // lanes of a vector
   typedef Lane Vector __attribute__((vector_size(L * sizeof(Lane))));
   typedef int16_t Packed __attribute__((vector_size(L * 2)));
   typedef uint8_t Bytes __attribute__((vector_size(L)));
   typedef int32_t Wide __attribute__((vector_size(L * 4)));
   for (int64_t c = 0; c < n; c += L) {
-    Vector sum = {}, one = {};
+    Vector sum[kPixels] = {}, one[kPixels] = {};
     for (int64_t t = 0; t < count; t++) {
-      Bytes code;
-      Packed weight;
-      std::memcpy(&code, taps[t] + c, L);
-      std::memcpy(&weight, weights + t * n + c, 2 * L);
-      const Vector u = __builtin_convertvector(code, Vector);
-      sum += u * __builtin_convertvector(weight, Vector);
-      if (ones) one += u;
+      Packed packed;
+      std::memcpy(&packed, weights + t * n + c, sizeof packed);
+      const Vector weight = __builtin_convertvector(packed, Vector);
+#pragma GCC unroll 4
+      for (int p = 0; p < kPixels; p++) {
+        Bytes code;
+        std::memcpy(&code, taps[t] + p * apart + c, L);
+        const Vector u = __builtin_convertvector(code, Vector);
+        sum[p] += u * weight;
+        if (ones) one[p] += u;
+      }
     }
     Wide from;
     std::memcpy(&from, start + c, sizeof from);
-    from += __builtin_convertvector(sum, Wide);
-    std::memcpy(sums + c, &from, sizeof from);
-    if (ones) {
-      const Wide all = __builtin_convertvector(one, Wide);
-      std::memcpy(ones + c, &all, sizeof all);
+    for (int p = 0; p < kPixels; p++) {
+      const Wide all = from + __builtin_convertvector(sum[p], Wide), counted = __builtin_convertvector(one[p], Wide);
+      std::memcpy(sums + p * n + c, &all, sizeof all);
+      if (ones) std::memcpy(ones + p * n + c, &counted, sizeof counted);
     }
   }
 }
 
 // One row of the output of a depthwise convolution.
-void depthwise_row(const IntegerArgs& a, const Weights& w, const Ring& ring, const uint8_t* const* lines, int64_t row,
-                   const Borders& borders, const float* ones_scale, int32_t* sums, int32_t* counts, float* ones) {
-  const int64_t taps = a.kernel[0] * a.kernel[1];
+void depthwise_row(const IntegerArgs& a, const Ending& ending, const Weights& w, const Ring& ring,
+                   const uint8_t* const* lines, int64_t row, const Borders& borders, const float* ones_scale,
+                   int32_t* sums, int32_t* counts, float* ones) {
+  const int64_t taps = a.kernel[0] * a.kernel[1], lanes = w.lanes;
   const int16_t* const weights = (const int16_t*)w.data;
-  for (int64_t x = 0; x < a.out_width; x++) {
+  for (int64_t x = 0; x < a.out_width; x += kPixels) {
+    const int64_t n = a.out_width - x < kPixels ? a.out_width - x : kPixels;
     const uint8_t* at[kMostTaps * kMostTaps];
     for (int64_t i = 0; i < a.kernel[0]; i++)
       for (int64_t j = 0; j < a.kernel[1]; j++)
         at[i * a.kernel[1] + j] = lines[i] + (x * a.stride[1] + j * a.dilation[1]) * ring.pixel;
     int32_t* const count = w.head.ones ? counts : nullptr;
-    if (w.head.pair <= INT16_MAX) depthwise_sums<int16_t>(at, taps, weights, w.start, w.lanes, sums, count);
-    else depthwise_sums<int32_t>(at, taps, weights, w.start, w.lanes, sums, count);
+    const int64_t apart = a.stride[1] * ring.pixel;
+    if (w.head.pair <= INT16_MAX) depthwise_sums<int16_t>(at, taps, apart, weights, w.start, lanes, sums, count);
+    else depthwise_sums<int32_t>(at, taps, apart, weights, w.start, lanes, sums, count);
     if (count)
-      for (int64_t c = 0; c < w.lanes; c++) ones[c] = (float)(count[c] - w.head.zero * taps) * ones_scale[c];
-    const Terms t = {w.scale, w.head.ones ? w.factor : nullptr, a.finish.bias ? w.bias : nullptr, borders.of(x)};
-    finish_row<true>(a.finish, t, sums, ones, row + x, 0, a.out);
+      for (int64_t p = 0; p < n; p++)
+        for (int64_t c = 0; c < lanes; c++)
+          ones[p * lanes + c] = (float)(count[p * lanes + c] - w.head.zero * (int32_t)taps) * ones_scale[c];
+    const float* border[kPixels];
+    for (int64_t p = 0; p < n; p++) border[p] = borders.of(x + p);
+    const Terms t = {w.scale, count ? w.factor : nullptr, a.finish.bias ? w.bias : nullptr, nullptr,
+                     a.finish.sums ? border : nullptr};
+    ending.template operator()<true>(t, sums, ones, lanes, n, row + x, 0, a.out);
   }
 }
 
@@ -185,20 +203,22 @@ bool convolve(const IntegerArgs& a, int64_t image, int64_t first, int64_t last) 
   const PackedHead& head = *(const PackedHead*)a.blob;
   const bool depthwise = head.depthwise;
   const int64_t index = a.x.grids > 1 ? image : 0;
-  const int64_t tile = depthwise ? head.lanes : kMostRows * kMostPanels * kPanel;
-  const int64_t floats = depthwise ? head.lanes + 2 * W : kChunk;
+  const int64_t tile = depthwise ? kPixels * head.lanes : kMostRows * kMostPanels * kPanel;
+  const int64_t floats = depthwise ? kPixels * head.lanes + 2 * W : kChunk;
   Scratch memory(Weights::scratch(a) + Ring::scratch(a, depthwise) + Borders::scratch(a) +
                  2 * Scratch::size<int32_t>(tile) + 2 * Scratch::size<float>(floats));
   if (!memory.memory) return false;
   const Weights w(a, memory, index);
   Ring ring(a, memory, image, index, depthwise);
   Borders borders(a, w, memory);
+  const Ending ending(a.finish);
   int32_t *const sums = memory.take<int32_t>(tile), *const counts = memory.take<int32_t>(tile);
   float *const ones = memory.take<float>(floats), *const ones_scale = memory.take<float>(floats);
   if (depthwise && head.ones) {
     std::memset(ones_scale, 0, floats * sizeof(float));
     for (int64_t c = 0; c < head.groups; c++) ones_scale[c] = w.step * a.finish.scale[2 * c + 1];
   }
+  const Terms terms = {w.scale, head.ones ? w.factor : nullptr, a.finish.bias ? w.bias : nullptr, nullptr, nullptr};
   const bool joined = a.groups == 1 && a.dilation[1] == 1;  // a row of the kernel is one stretch of bytes
   const int64_t steps = head.steps * (joined ? a.kernel[1] : 1);
   for (int64_t y = first; y < last; y++) {
@@ -208,7 +228,7 @@ bool convolve(const IntegerArgs& a, int64_t image, int64_t first, int64_t last) 
     borders.enter(y);
     const int64_t row = (image * a.out_height + y) * a.out_width;
     if (depthwise) {
-      depthwise_row(a, w, ring, lines, row, borders, ones_scale, sums, counts, ones);
+      depthwise_row(a, ending, w, ring, lines, row, borders, ones_scale, sums, counts, ones);
       continue;
     }
     for (int64_t g = 0; g < a.groups; g++)
@@ -219,8 +239,11 @@ bool convolve(const IntegerArgs& a, int64_t image, int64_t first, int64_t last) 
         for (int64_t i = 0; i < a.kernel[0]; i++)
           for (int64_t j = 0; j < (joined ? 1 : a.kernel[1]); j++)
             segments[count++] = lines[i] + (x * a.stride[1] + j * a.dilation[1]) * ring.pixel + g * ring.depth;
-        finish_rows(a, w, g, segments, count, steps, a.stride[1] * ring.pixel, n, row + x, true, sums, ones,
-                    [&](int64_t r) { return borders.of(x + r); });
+        const float* border[kChunk];
+        for (int64_t r = 0; r < n; r++) border[r] = borders.of(x + r);
+        Terms here = terms;
+        if (a.finish.sums) here.last = border;
+        finish_rows(ending, w, g, segments, count, steps, a.stride[1] * ring.pixel, n, row + x, here, sums, ones);
       }
   }
   return true;

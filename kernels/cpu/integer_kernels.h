@@ -12,6 +12,12 @@ namespace {
 constexpr int64_t kChunk = 48;  // rows whose codes stay in the first cache; a multiple of tile_rows()
 constexpr int kMostRows = 16;   // of tile_rows()
 
+// Panels of the tile that ends at panel `end`, the tiles before it being as even as can be.
+constexpr int panels_at_once(int64_t end) {
+  const int64_t tiles = (end + kMostPanels - 1) / kMostPanels;
+  return (int)((end + tiles - 1) / tiles);
+}
+
 QM_INLINE int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Memory of one task, cut into arrays at multiples of 64 bytes.
@@ -95,32 +101,32 @@ struct Weights {
 };
 
 // All output channels of one group for n rows (of at most kChunk) whose codes lie at `segments`, `apart` bytes from row to
-// row; the results go to output rows row, row + 1, ... `second(r)` is the last term of row r.
-template <typename Second>
-void finish_rows(const IntegerArgs& a, const Weights& w, int64_t g, const uint8_t* const* segments, int64_t count,
-                 int64_t steps, int64_t apart, int64_t n, int64_t row, bool bias_first, int32_t* sums, float* ones,
-                 const Second& second) {
+// row; the results go to output rows row, row + 1, ... The terms are those of channel 0, whatever the group.
+void finish_rows(const Ending& ending, const Weights& w, int64_t g, const uint8_t* const* segments, int64_t count,
+                 int64_t steps, int64_t apart, int64_t n, int64_t row, const Terms& terms, int32_t* sums, float* ones) {
   const int64_t panels = w.lanes / kPanel;
   // from the last panel to the first: the channel of ones is the last, and every other one needs it
   for (int64_t end = panels; end > 0;) {
-    const int v = end % kMostPanels ? (int)(end % kMostPanels) : kMostPanels, rows = tile_rows(v);
+    const int v = panels_at_once(end), rows = tile_rows(v);
     end -= v;
     const int64_t first = end * kPanel, last = first + v * kPanel < w.out ? first + v * kPanel : w.out;
+    const int64_t lane = g * w.lanes + first, pitch = v * kPanel;
     for (int64_t r = 0; r < n; r += rows) {
       int64_t at[kMostRows];
       for (int i = 0; i < rows; i++) at[i] = (r + i < n ? r + i : n - 1) * apart;
-      tile_sums({segments, count, steps, at, w.data + (g * panels + end) * w.panel, w.panel, w.start + g * w.lanes + first,
-                 sums, w.head.pair, w.head.zero},
+      tile_sums({segments, count, steps, at, w.data + (g * panels + end) * w.panel, w.panel, w.start + lane, sums,
+                 w.head.pair, w.head.zero},
                 v);
-      for (int64_t i = 0; i < rows && r + i < n; i++) {
-        const int32_t* s = sums + i * v * kPanel;
-        if (w.head.ones && end + v == panels) ones[r + i] = w.ones(a.finish, g, s[w.out - first]);
-        const float *bias = a.finish.bias ? w.bias + g * w.lanes + first : nullptr, *other = second(r + i);
-        if (other) other += g * w.lanes + first;
-        const Terms t = {w.scale + g * w.lanes + first, w.head.ones ? w.factor + g * w.lanes + first : nullptr,
-                         bias_first ? bias : other, bias_first ? other : bias};
-        finish_row<false>(a.finish, t, s, ones + r + i, row + r + i, g * w.out + first, last - first);
-      }
+      const int64_t here = n - r < rows ? n - r : rows;
+      if (w.head.ones && end + v == panels)
+        for (int64_t i = 0; i < here; i++) ones[r + i] = w.ones(ending.f, g, sums[i * pitch + w.out - first]);
+      const float* border[kMostRows];
+      if (terms.last)
+        for (int64_t i = 0; i < here; i++) border[i] = terms.last[r + i] + lane;
+      const auto from = [&](const float* t) { return t ? t + lane : nullptr; };
+      const Terms t = {terms.scale + lane, from(terms.factor), from(terms.first), from(terms.second),
+                       terms.last ? border : nullptr};
+      ending.template operator()<false>(t, sums, ones + r, pitch, here, row + r, g * w.out + first, last - first);
     }
   }
 }
@@ -137,19 +143,22 @@ bool linear(const IntegerArgs& a, int64_t first, int64_t last) {
   float* const ones = memory.take<float>(kChunk);
   const uint8_t every = 1;
   if (a.finish.sums) w.border(a.finish, &every, w.shifted);
-  const float* const shifted = a.finish.sums ? w.shifted : nullptr;
+  const Ending ending(a.finish);
+  const Terms terms = {w.scale, w.head.ones ? w.factor : nullptr, a.finish.sums ? w.shifted : nullptr,
+                       a.finish.bias ? w.bias : nullptr, nullptr};
   const CodeGrid grid(a.x.grid + 4 * index, a.x.zero);
-  const bool ready = a.x.kind == kCodeRows && depth == a.in;
+  const bool ready = a.x.kind == kCodeRows && depth == a.in, dense = a.x.stride == a.in && depth == a.in;
   if (!ready) std::memset(codes, 0, kChunk * depth);  // the bytes that fill up a row meet weights of zero
   for (int64_t row = first; row < last; row += kChunk) {
     const int64_t n = last - row < kChunk ? last - row : kChunk;
     const uint8_t* from = (const uint8_t*)a.x.data + row * a.x.stride;
     if (!ready) {
-      for (int64_t r = 0; r < n; r++) take_row(a.x, grid, (row + r) * a.x.stride, a.in, codes + r * depth);
+      if (dense) take_row(a.x, grid, row * a.in, n * a.in, codes);
+      else
+        for (int64_t r = 0; r < n; r++) take_row(a.x, grid, (row + r) * a.x.stride, a.in, codes + r * depth);
       from = codes;
     }
-    finish_rows(a, w, 0, &from, 1, w.head.steps, ready ? a.x.stride : depth, n, row, false, tile, ones,
-                [&](int64_t) { return shifted; });
+    finish_rows(ending, w, 0, &from, 1, w.head.steps, ready ? a.x.stride : depth, n, row, terms, tile, ones);
   }
   return true;
 }

@@ -76,6 +76,7 @@ bool multiply(const IntegerProductArgs& p, int64_t i0, int64_t i1) {
   const int64_t pair = largest * (2 * p.a.zero < 255 ? 2 * p.a.zero : 255);
   IntegerFinish f = {};
   f.out = p.out + i0 * p.out_strides[0] + i1 * p.out_strides[1], f.out_stride = p.out_stride;
+  const Ending ending(f);
   const CodeGrid grid(p.a.grid, p.a.zero);
   std::memset(codes, 0, kChunk * depth);
   for (int64_t first = 0; first < p.rows; first += kChunk) {
@@ -89,20 +90,20 @@ bool multiply(const IntegerProductArgs& p, int64_t i0, int64_t i1) {
       totals[r] = (float)(total - (int32_t)(p.a.zero * p.terms)) * step_a;
     }
     const uint8_t* from = codes;
-    for (int64_t begin = 0; begin < panels; begin += kMostPanels) {
-      const int v = panels - begin < kMostPanels ? (int)(panels - begin) : kMostPanels, rows = tile_rows(v);
-      const int64_t channel = begin * kPanel, width = v * kPanel;
+    for (int64_t end = panels; end > 0;) {
+      const int v = panels_at_once(end), rows = tile_rows(v);
+      end -= v;
+      const int64_t channel = end * kPanel, width = v * kPanel;
       for (int64_t r = 0; r < n; r += rows) {
         int64_t at[kMostRows];
         for (int i = 0; i < rows; i++) at[i] = (r + i < n ? r + i : n - 1) * depth;
-        tile_sums({&from, 1, depth / 4, at, (const int8_t*)packed + begin * depth * kPanel, depth * kPanel, start + channel,
+        tile_sums({&from, 1, depth / 4, at, (const int8_t*)packed + end * depth * kPanel, depth * kPanel, start + channel,
                    tile, pair, p.a.zero},
                   v);
         const Terms t = {terms[0] + channel, p.shifted ? terms[1] + channel : nullptr,
-                         p.shifted ? terms[2] + channel : nullptr, nullptr};
+                         p.shifted ? terms[2] + channel : nullptr, nullptr, nullptr};
         const int64_t count = p.columns - channel < width ? p.columns - channel : width;
-        for (int64_t i = 0; i < rows && r + i < n; i++)
-          finish_row<false>(f, t, tile + i * width, totals + r + i, first + r + i, channel, count);
+        ending.template operator()<false>(t, tile, totals + r, width, n - r < rows ? n - r : rows, first + r, channel, count);
       }
     }
   }
