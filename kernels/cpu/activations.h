@@ -6,13 +6,34 @@
 namespace QM_ISA {
 namespace {
 
-// 1 / (1 + e^-v).
-QM_INLINE vf logistic(vf v) {
-  const vf e = exp_minus_abs(v);
-  return (v < 0.f ? e : splat(1.f)) / (e + 1.f);
+// e^v for v clamped to [-87, 88], relative error below 2e-7; NaN stays NaN.
+QM_INLINE vf exponential(vf v) {
+  v = at_most(at_least(v, splat(-87.f)), splat(88.f));
+  const vf t = v * 1.44269504f;
+#if defined(__AVX512DQ__) && QM_WIDTH == 16
+  const vf whole = (vf)_mm512_maskz_roundscale_ps(0xffff, (__m512)t, 0);
+#else
+  const vf magic = splat(12582912.f), shifted = t + magic, whole = shifted - magic;  // see split_exponent
+#endif
+  const vf r = (v - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.f);
+#if defined(__AVX512DQ__) && QM_WIDTH == 16
+  return (vf)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)whole);
+#else
+  return p * (vf)(((vi)shifted << 23) + splat_int(0x3f800000));
+#endif
 }
 
-QM_INLINE vf silu(vf v) { return v * logistic(v); }
+// 1 / (1 + e^-v).
+QM_INLINE vf logistic(vf v) { return 1.f / (exponential(-v) + 1.f); }
+
+QM_INLINE vf silu(vf v) { return v / (exponential(-v) + 1.f); }
 
 // erf(v), a rational function on [-4, 4]: absolute error below 4e-7 of 1 (1 beyond).
 QM_INLINE vf error_function(vf v) {

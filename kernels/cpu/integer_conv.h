@@ -136,6 +136,23 @@ struct Borders {
   const float* of(int64_t x) const { return a.finish.sums ? terms + set_of[x] * span : nullptr; }
 };
 
+// Codes in the wider lanes of a vector.
+template <typename Vector, typename Lane>
+QM_INLINE Vector widened(const uint8_t* p) {
+#if defined(__AVX512BW__) && QM_WIDTH == 16
+  if constexpr (sizeof(Lane) == 2) return (Vector)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p));
+  else return (Vector)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__) && QM_WIDTH == 8
+  if constexpr (sizeof(Lane) == 2) return (Vector)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
+  else return (Vector)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+  typedef uint8_t Bytes __attribute__((vector_size(sizeof(Vector) / sizeof(Lane))));
+  Bytes codes;
+  std::memcpy(&codes, p, sizeof codes);
+  return __builtin_convertvector(codes, Vector);
+#endif
+}
+
 // Sums of the channels of kPixels pixels over all taps. Every tap is an address of the codes of the first pixel, the next
 // are `apart` bytes away; n channels, a multiple of 32.
 template <typename Lane>
@@ -144,7 +161,6 @@ QM_INLINE void depthwise_sums(const uint8_t* const* taps, int64_t count, int64_t
   constexpr int L = 4 * W / sizeof(Lane);  // lanes of a vector
   typedef Lane Vector __attribute__((vector_size(L * sizeof(Lane))));
   typedef int16_t Packed __attribute__((vector_size(L * 2)));
-  typedef uint8_t Bytes __attribute__((vector_size(L)));
   typedef int32_t Wide __attribute__((vector_size(L * 4)));
   for (int64_t c = 0; c < n; c += L) {
     Vector sum[kPixels] = {}, one[kPixels] = {};
@@ -154,9 +170,7 @@ QM_INLINE void depthwise_sums(const uint8_t* const* taps, int64_t count, int64_t
       const Vector weight = __builtin_convertvector(packed, Vector);
 #pragma GCC unroll 4
       for (int p = 0; p < kPixels; p++) {
-        Bytes code;
-        std::memcpy(&code, taps[t] + p * apart + c, L);
-        const Vector u = __builtin_convertvector(code, Vector);
+        const Vector u = widened<Vector, Lane>(taps[t] + p * apart + c);
         sum[p] += u * weight;
         if (ones) one[p] += u;
       }

@@ -1,6 +1,7 @@
 // Rows of codes from rows of anything, and what follows a sum: factors, bias, activation, residual, the next grid.
 #pragma once
 
+#include "activations.h"
 #include "integer.h"
 #include "simd.h"
 
@@ -14,6 +15,16 @@ QM_INLINE vf to_float(vi v) { return __builtin_convertvector(v, vf); }
 QM_INLINE vi load_int32(const int32_t* p) {
   vi v;
   std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// Keeps a product apart from the sum that it goes into: both are rounded, as in PyTorch.
+QM_INLINE vf rounded(vf v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
   return v;
 }
 
@@ -84,33 +95,6 @@ QM_INLINE void take_row(const IntegerRows& x, const CodeGrid& grid, int64_t offs
   }
 }
 
-// v times the logistic function of v.
-QM_INLINE vf silu(vf v) {
-  const vf e = exp_minus_abs(v);
-  return v * ((v < 0.f ? e : splat(1.f)) / (e + 1.f));
-}
-
-// The error function, |error| < 2e-7: a rational minimax approximation on [-4, 4].
-QM_INLINE vf error_function(vf v) {
-  v = at_most(at_least(v, splat(-4.f)), splat(4.f));
-  const vf u = v * v;
-  vf p = splat(-2.72614225801306e-10f);
-  p = p * u + 2.77068142495902e-08f;
-  p = p * u + -2.10102402082508e-06f;
-  p = p * u + -5.69250639462346e-05f;
-  p = p * u + -7.34990630326855e-04f;
-  p = p * u + -2.95459980854025e-03f;
-  p = p * u + -1.60960333262415e-02f;
-  vf q = splat(-1.45660718464996e-05f);
-  q = q * u + -2.13374055278905e-04f;
-  q = q * u + -1.68282697438203e-03f;
-  q = q * u + -7.37332916720468e-03f;
-  q = q * u + -1.42647390514189e-02f;
-  return v * p / q;
-}
-
-QM_INLINE vf gelu(vf v) { return v * 0.5f * (error_function(v * 0.70710678f) + 1.f); }
-
 // Factors and terms of some channels, padded to whole vectors of any width.
 struct Terms {
   const float* scale;        // step * scale
@@ -143,7 +127,7 @@ struct Ending {
     vf v = left == W ? load(r) : load(r, left);
     if (f.residual_scale) {
       const float* s = f.residual_scale;
-      v = v * (f.residual_scales == 1 ? splat(*s) : left == W ? load(s + channel) : load(s + channel, left));
+      v = rounded(v * (f.residual_scales == 1 ? splat(*s) : left == W ? load(s + channel) : load(s + channel, left)));
     }
     return y + v;
   }
@@ -158,8 +142,8 @@ struct Ending {
       const vf scale = load(t.scale + i), factor = t.factor ? load(t.factor + i) : vf{};
       const vf first = t.first ? load(t.first + i) : vf{}, second = t.second ? load(t.second + i) : vf{};
       for (int64_t r = 0; r < rows; r++) {
-        vf y = to_float(load_int32(sums + r * pitch + i)) * scale;
-        if (t.factor) y = y - (kApart ? load(ones + r * pitch + i) : splat(ones[r])) * factor;
+        vf y = rounded(to_float(load_int32(sums + r * pitch + i)) * scale);
+        if (t.factor) y = y - rounded((kApart ? load(ones + r * pitch + i) : splat(ones[r])) * factor);
         y = y + first + second;
         if (t.last) y = y + load(t.last[r] + i);
         if (kCurved) y = curve(y, row + r, at, left);

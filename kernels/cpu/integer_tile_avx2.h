@@ -15,9 +15,9 @@ QM_INLINE __m256i load_bytes(const void* p) { return _mm256_loadu_si256((const _
 // Sums of 16 bits, widened every `most` steps.
 void tile_narrow(const Tile& t, int64_t most) {
   const __m256i one = _mm256_set1_epi16(1);
-  for (int r = 0; r < kRows; r++) std::memcpy(t.sums + r * kPanel, t.start, kPanel * sizeof(int32_t));
   __m256i sums[kRows][2] = {};
   int64_t left = most;
+  bool begun = false;  // there are sums already
   const int8_t* w = t.weights;
   const auto widen = [&] {
 #pragma GCC unroll 8
@@ -25,9 +25,11 @@ void tile_narrow(const Tile& t, int64_t most) {
 #pragma GCC unroll 2
       for (int v = 0; v < 2; v++) {
         int32_t* const to = t.sums + r * kPanel + 8 * v;
-        _mm256_storeu_si256((__m256i*)to, _mm256_add_epi32(load_bytes(to), _mm256_madd_epi16(sums[r][v], one)));
+        const __m256i before = load_bytes(begun ? to : t.start + 8 * v);
+        _mm256_storeu_si256((__m256i*)to, _mm256_add_epi32(before, _mm256_madd_epi16(sums[r][v], one)));
         sums[r][v] = _mm256_setzero_si256();
       }
+    begun = true;
   };
   for (int64_t s = 0; s < t.count; s++) {
     const uint8_t* rows[kRows];

@@ -22,8 +22,6 @@ LIBRARY = "libqmambair_cpu.so"
 SOURCES = Path(__file__).resolve().parents[2] / "kernels" / "cpu"
 
 _COMMON = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra")
-# of the integer operators: the factor and the terms behind a sum are rounded one after the other, as in PyTorch
-_EXACT = ("-ffp-contract=off",)
 _AVX512 = ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma")
 _X86_FLAGS = {
     "kernels_avx2": ("-mavx2", "-mfma"),
@@ -99,8 +97,7 @@ def _compile(compiler: str, folder: Path, out: Path, extra: tuple[str, ...], mac
     objects = [out.with_name(f"{p.stem}.o") for p in units]
 
     def compile_one(unit: Path, target: Path) -> None:
-        exact = _EXACT if unit.stem.startswith("integer_") else ()
-        flags = (*_COMMON, *exact, *define, *extra, *_X86_FLAGS.get(unit.stem, ()))
+        flags = (*_COMMON, *define, *extra, *_X86_FLAGS.get(unit.stem, ()))
         _run([compiler, *flags, "-c", str(unit), "-o", str(target)])
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
