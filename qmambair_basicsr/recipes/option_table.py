@@ -38,8 +38,8 @@ _TINY_NEXT = Recipe(
     1_200,
     1e-3,
     (),
-    gt_size=96,
-    batch=4,
+    gt_size=72,  # the smallest photograph
+    batch=8,
     val_freq=1000,
     save_freq=500,
     workers=1,
@@ -96,7 +96,7 @@ FP["VmambaIR", "SRx4"] = replace(FP["classic"], gt_size=256, optim="AdamW")
 FP["demo"] = FP["tiny"]
 FP |= {
     ("MambaIR", "tinySRx3"): _TINY_NEXT,
-    ("MambaIR", "tinySRx4"): replace(_TINY_NEXT, gt_size=128),
+    ("MambaIR", "tinySRx4"): replace(_TINY_NEXT, batch=12),
     ("MambaIR", "tinyDN"): replace(
         _TINY_SAME, total_iter=8_000, val_freq=2_000, val="BSDS400T91 val s25", skip=("upsample.*", "*.cab.*")
     ),
@@ -169,8 +169,8 @@ QAT = {
 
 _TINY_QAT = replace(QAT["tiny"], total_iter=1_500, milestones=())
 QAT |= {
-    ("MambaIR", "tinySRx3"): replace(_TINY_QAT, gt_size=96),
-    ("MambaIR", "tinySRx4"): replace(_TINY_QAT, gt_size=128),
+    ("MambaIR", "tinySRx3"): replace(_TINY_QAT, gt_size=72, batch=8),
+    ("MambaIR", "tinySRx4"): replace(_TINY_QAT, gt_size=72, batch=12),
 } | {
     ("MambaIR", task): replace(_TINY_QAT, total_iter=n, gt_size=48, batch=2, calibration=16, val=val, val_freq=every)
     for task, n, val, every in (
