@@ -86,6 +86,7 @@ setup(
     extras_require=EXTRAS,
     entry_points={
         "console_scripts": [
+            "qmambair = qmambair_basicsr.tools.inference:main",
             "qmambair-train = qmambair_basicsr.train:main",
             "qmambair-test = qmambair_basicsr.test:main",
         ]

@@ -29,6 +29,13 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def quality(text: str) -> int:
+    """1 to 100, as JPEG counts."""
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no quality from 1 to 100")
+    return int(text)
+
+
 def key_or_none(text: str) -> str | None:
     """A key; ``~`` and ``null``, as YAML writes it, stand for none."""
     return None if text in ("~", "null", "None", "") else text
@@ -60,6 +67,10 @@ VOCABULARY = {
     "--height": Flag("height of the network's input in pixels", positive, "N"),
     "--width": Flag("width of the network's input in pixels", positive, "N"),
     "--iterations": Flag("training iterations", positive, "N"),
+    "--model": Flag("network that runs", str, "FILE"),
+    "--backend": Flag("what computes", str, "NAME"),
+    "--device": Flag("where it is computed: cpu, cuda, cuda:1, mps", str, "NAME"),
+    "--threads": Flag("threads that compute", positive, "N"),
     "--seed": Flag("seed of random numbers", natural, "N"),
     "--force_yml": Flag("changes to the option file, as train and test take them", str, "KEY:KEY=VALUE"),
     # images
@@ -68,17 +79,19 @@ VOCABULARY = {
     "--calibration": Flag("folder of calibration images", Path, "FOLDER"),
     "--count": Flag("images to use, the first by name", positive, "N"),
     "--middle": Flag("use only the middle N x N pixels of every image", positive, "N"),
-    "--overlap": Flag("pixels that tiles share, for files of fixed size", natural, "N"),
+    "--overlap": Flag("pixels that neighbouring tiles share", natural, "N"),
     "--crop": Flag("pixels along the border left out of PSNR", natural, "N"),
     "--channel": Flag("channel of PSNR", str, None, ("y", "rgb")),
     "--sets": Flag("test sets, by name", str, "NAME"),
     "--root": Flag("folder of the image sets", Path, "FOLDER"),
     "--scales": Flag("factors of super-resolution", positive, "N"),
+    "--quality": Flag("quality on JPEG's scale, 1 to 100", quality, "N"),
     "--size": Flag("side of the pieces, in pixels", int, "N"),
     "--step": Flag("distance between the pieces, in pixels", int, "N"),
     # results
     "--out": Flag("folder to write to", Path, "FOLDER"),
     "--output": Flag("file to write", Path, "FILE"),
+    "--page": Flag("write an HTML page to look at"),
     "--overwrite": Flag("replace files that exist"),
     "--rerun": Flag("make everything again, whatever is finished"),
     "--read-only": Flag("run nothing; tables of what is finished"),
@@ -116,6 +129,8 @@ def add(
     required: bool = False,
     nargs: str | None = None,
     choices: Sequence | None = None,
+    short: str | None = None,
+    repeated: bool = False,
 ) -> None:
     """Add a flag of the vocabulary.
 
@@ -127,6 +142,8 @@ def add(
         required: whether it must be given.
         nargs: ``+`` or ``*`` for several values.
         choices: where the command takes only some of the values.
+        short: one-letter form that the command has besides.
+        repeated: the flag may be given several times; the value is a list.
     """
     flag = VOCABULARY[name]
     text = flag.meaning + (f"; {note}" if note else "")
@@ -137,7 +154,11 @@ def add(
         shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
         text += f" (default: {shown})"
     kinds = {"type": flag.type, "metavar": flag.metavar, "choices": choices or flag.choices}
-    parser.add_argument(name, help=text, default=default, required=required, nargs=nargs, **kinds)
+    names = [name] if short is None else [short, name]
+    if repeated:
+        parser.add_argument(*names, action="append", help=text, default=default, required=required, **kinds)
+        return
+    parser.add_argument(*names, help=text, default=default, required=required, nargs=nargs, **kinds)
 
 
 def add_formats(parser: argparse.ArgumentParser, *names: str) -> None:

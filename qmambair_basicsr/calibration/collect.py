@@ -51,7 +51,7 @@ def collect(
             raise ValueError(unknown("collect", "site pattern", pattern, names))
         chosen |= {site.site.label: make(site) for site in matching}
     chosen = {label: observer for label, observer in chosen.items() if observer is not None}
-    with evaluation(net), _full_precision(net, not quantized):
+    with evaluation(net), full_precision(net, not quantized):
         hooks = []
         for label, observer in chosen.items():
             site = placed[label]
@@ -86,7 +86,7 @@ def _watch(observer: Observer, label: str) -> Callable[[nn.Module, tuple], None]
 
 
 @contextmanager
-def _full_precision(net: nn.Module, active: bool) -> Iterator[None]:
+def full_precision(net: nn.Module, active: bool) -> Iterator[None]:
     """All quantizers pass their input on."""
     quantizers = list(quantizers_of(net).values()) if active else []
     for quantizer in quantizers:

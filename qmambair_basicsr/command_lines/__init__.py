@@ -19,6 +19,8 @@ from ..arguments import command_line
 PACKAGE = __package__.rpartition(".")[0]
 # command -> module here that has its ``build_parser``; those of tools/ have the same name in both places
 _OTHERS = {"train": "train", "test": "test", "ops.build": "ops_build", "ops": "ops"}
+SCRIPTS = {"qmambair": "tools.inference", "qmambair-train": "train", "qmambair-test": "test"}
+"""Console script -> command."""
 
 
 def for_command(module: str) -> argparse.ArgumentParser:
@@ -49,11 +51,14 @@ def parser_of(command: str) -> argparse.ArgumentParser | None:
 
 
 def answer_at_once() -> None:
-    """Read the arguments of ``python -m qmambair_basicsr...`` when that is how this process was started.
+    """Read the arguments of ``python -m qmambair_basicsr...``, or of a console script, when that started this process.
 
     Raises:
         SystemExit: after ``--help``, or with a message about a mistake in the arguments.
     """
+    script = SCRIPTS.get(Path(sys.argv[0]).name.removesuffix(".exe")) if sys.argv else None
+    if script is not None:
+        parser_of(script).parse_args()
     if sys.argv[:1] != ["-m"]:  # what Python sets while it looks for the module to run
         return
     module = sys.orig_argv[-len(sys.argv)].removeprefix("-m")

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(crop, "--size", default=480)
     add(crop, "--step", default=240)
     jpeg = command("jpeg", "images after baseline JPEG compression, the same on every machine")
-    jpeg.add_argument("--quality", type=int, nargs="+", default=[10, 30, 40], help="IJG scale (default: 10 30 40)")
+    add(jpeg, "--quality", default=[10, 30, 40], nargs="+")
     jpeg.add_argument("--colour", choices=("grey", "rgb"), default="grey", help="grey = Y of MATLAB's rgb2ycbcr")
     jpeg.add_argument("--subsampling", choices=SUBSAMPLING, default=SUBSAMPLING[0], help="chroma of rgb images")
     noise = command("noise", "images with the Gaussian noise of the test protocol")

@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fp-opt", type=Path, metavar="FILE", help="option file of the full-precision network")
     parser.add_argument("--fp-checkpoint", type=Path, metavar="FILE", help="weights of the full-precision network")
     parser.add_argument("--min-psnr", type=float, default=50.0, help="least PSNR between outputs, in dB (default: 50)")
-    add(parser, "--overlap", default=16)
+    add(parser, "--overlap", "for files of fixed size", default=16)
     add(parser, "--crop", "default: the scale, 0 for x1")
     add(parser, "--channel", "default: y for scales above 1")
     add(parser, "--output", "the report as JSON, and as Markdown beside it")

@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-__all__ = ["bicubic_downscale", "imresize", "modcrop"]
+__all__ = ["bicubic_downscale", "imresize", "modcrop", "taps"]
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
@@ -29,7 +29,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x <= 1, inner, np.where(x <= 2, outer, 0.0))
 
 
-def _taps(length: int, out_length: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def taps(length: int, out_length: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Source indices and weights of every output sample along one axis.
 
     Args:
@@ -56,7 +56,7 @@ def _taps(length: int, out_length: int, scale: float) -> tuple[np.ndarray, np.nd
 
 def _resize_rows(img: np.ndarray, out_length: int, scale: float) -> np.ndarray:
     """Resize (H, W, C) float64 along its first axis."""
-    index, weight = _taps(img.shape[0], out_length, scale)
+    index, weight = taps(img.shape[0], out_length, scale)
     out = np.zeros((out_length, *img.shape[1:]))
     for i, w in zip(index, weight, strict=True):  # tap by tap: memory stays at one output image
         out += w[:, None, None] * img[i]

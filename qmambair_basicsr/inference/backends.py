@@ -98,15 +98,13 @@ def build(net: nn.Module, backend: str, device: torch.device, half: bool, demand
 
 
 def _float(net: nn.Module, device: torch.device, half: bool) -> Network:
-    kind = torch.float16 if half else torch.float32
     placed = copy.deepcopy(net).to(device) if device.type != "cpu" else net
+    kind = next((p.dtype for p in net.parameters()), torch.float32)
 
     @torch.inference_mode()
     def run(x: Tensor) -> Tensor:
-        if not half:
-            return placed(x.to(device)).float().cpu()
-        with torch.autocast(device.type, dtype=kind):
-            return placed(x.to(device)).float().cpu()
+        with torch.autocast(device.type, dtype=torch.float16, enabled=half):
+            return placed(x.to(device, kind)).float().cpu()
 
     return run
 

@@ -9,6 +9,7 @@ import torch
 from ..artifacts.packed import load_packed
 from .backends import device_of
 from .restorer import Restorer
+from .shipped import task_of, weights_of
 
 __all__ = ["open_restorer"]
 
@@ -17,7 +18,7 @@ def open_restorer(
     path: str | os.PathLike, backend: str = "auto", device: str = "cpu", threads: int | None = None, half: bool = False
 ) -> Restorer:
     """See :func:`qmambair_basicsr.inference.open`."""
-    chosen = device_of(device)
+    chosen, file = device_of(device), weights_of(path)
     if threads is not None:
         torch.set_num_threads(threads)
-    return Restorer(load_packed(path), backend, chosen, half)
+    return Restorer(load_packed(file), backend, chosen, half, task_of(file))

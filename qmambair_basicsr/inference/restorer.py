@@ -18,11 +18,11 @@ from ..layers.info import network_info
 from ..layers.sites import activation_sites, network_sites
 from . import backends, memory
 from .backends import Network
-from .tiling import AxisPlan, Span, balanced_spans, run_padded, run_tiled, whole_spans
+from .tiling import AxisPlan, Span, balanced_spans, feathers, run_padded, run_tiled, whole_spans
 
 __all__ = ["OVERLAP", "RestoreError", "Restorer", "Tiles", "bits_of"]
 
-OVERLAP = 32  # pixels that neighbouring tiles share; the seam runs through their middle
+OVERLAP = 32  # pixels that neighbouring tiles share; in the middle half of them one fades into the other
 SMALLEST_TILE = 48  # pixels: below that most of a tile is overlap
 _CROPS, _CROP = 16, 96  # crops of an image that a following grid is taken from, and their side
 
@@ -34,7 +34,14 @@ class RestoreError(ValueError):
 
 
 class _TooLarge(Exception):
-    """Memory ended at a tile of a network whose grids still follow each tile."""
+    """Memory ended at a whole image of a network whose grids follow it: tiles need constant ones first."""
+
+
+@dataclass
+class _Limit:
+    """Longest tile side that memory was enough for, in pixels; None as long as it never ended."""
+
+    side: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class Restorer:
         device: where the float backend computes.
         half: in half precision (GPUs).
         task: what the network is for.
+        demanded: another backend would be wrong; None: where it is not ``auto``.
 
     Attributes:
         scale: output pixels per input pixel along a side.
@@ -89,7 +97,15 @@ class Restorer:
         BackendError: see :func:`qmambair_basicsr.inference.open`.
     """
 
-    def __init__(self, net: nn.Module, backend: str, device: torch.device, half: bool, task: str | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        backend: str,
+        device: torch.device,
+        half: bool,
+        task: str | None = None,
+        demanded: bool | None = None,
+    ):
         info = network_info(net)
         self.net, self.device, self.half = net.eval().requires_grad_(False), device, half
         self.scale, self.channels, self._multiple = info.scale, info.channels, info.size_multiple
@@ -98,9 +114,9 @@ class Restorer:
         self.architecture = type(net).__name__
         self.follows = any(placed.quantizer.dynamic for placed in activation_sites(net))
         chosen = backends.runs_on(net, backend, device, half)
-        self._demanded = backend != "auto"
+        self._demanded = backend != "auto" if demanded is None else demanded
         self._network, self.backend = backends.build(net, chosen, device, half, self._demanded)
-        self._limit: int | None = None  # longest tile side that memory was enough for
+        self._limit = _Limit()
 
     def __repr__(self) -> str:
         bits = "/".join(map(str, self.bits))
@@ -126,7 +142,7 @@ class Restorer:
             size = tile
         else:
             raise ValueError(f"tile: {tile!r} is no size; use a number of pixels, auto or off")
-        size = size if self._limit is None else min(size, self._limit)
+        size = size if self._limit.side is None else min(size, self._limit.side)
         if height * width <= size * size:
             return Tiles(whole_spans(height), whole_spans(width))
         if not 0 <= overlap < size:
@@ -181,42 +197,22 @@ class Restorer:
         pixels = image if image.ndim == 3 else image[..., None]
         while True:
             tiles = self.tiles(*pixels.shape[:2], tile, overlap)
+            worker = self.with_grids_of(pixels) if tiles.count > 1 and self.follows else self
             try:
-                yield from self._strips(pixels, tiles, overlap, tta, progress or (lambda done, total: None))
+                yield from worker._strips(pixels, tiles, overlap, tta, progress or (lambda done, total: None))
                 return
-            except _TooLarge:  # nothing has been handed out yet: whole images are a single strip
+            except _TooLarge:  # nothing has been handed out yet: a whole image is a single strip
                 continue
 
-    def _strips(
-        self, pixels: np.ndarray, tiles: Tiles, overlap: int, tta: bool, progress: Callable[[int, int], None]
-    ) -> Iterator[np.ndarray]:
-        width, channels = pixels.shape[1:]
-        fixed = tiles.count > 1 and self.follows
-        network = self._fixed_for(pixels) if fixed else self._network
-        if tta:
-            network = eight_flips(network)
-        done = 0
-        for row in tiles.rows.spans:
-            strip = np.empty(
-                ((row.keep_stop - row.keep_start) * self.scale, width * self.scale, channels), pixels.dtype
-            )
-            for column in tiles.columns.spans:
-                y = self._within_memory(network, _tensor(pixels, row, column, self.channels), overlap, fixed)
-                kept = _kept(y, row, column, self.scale)
-                if not bool(torch.isfinite(kept).all()):
-                    raise RestoreError(f"{self.architecture} gives NaN or infinity for this image")
-                columns = slice(column.keep_start * self.scale, column.keep_stop * self.scale)
-                strip[:, columns] = _pixels(kept, pixels.dtype, channels)
-                done += 1
-                progress(done, tiles.count)
-            yield strip
+    def with_grids_of(self, image: np.ndarray) -> Restorer:
+        """The network with constant grids where they follow what it is given, so that tiles differ in content alone.
 
-    def _fixed_for(self, pixels: np.ndarray) -> Network:
-        """The network with one grid for all tiles of an image, where grids follow what the network is given.
+        A constant is the mean over crops spread evenly over the image, as ``freeze_dls`` takes it over calibration images.
 
-        The grid is the mean over crops spread evenly over the image, as ``freeze_dls`` takes it over calibration images:
-        tiles then differ in nothing but their content.
+        Args:
+            image: (H, W) or (H, W, C).
         """
+        pixels = image if image.ndim == 3 else image[..., None]
         height, width = pixels.shape[:2]
         crops = min(_CROP, height), min(_CROP, width)
         rows = _spread(height, crops[0], math.isqrt(_CROPS))
@@ -228,29 +224,56 @@ class Restorer:
             for left in columns
         )
         freeze_dls(net, batches, lambda n, x: run_padded(n, x, self._multiple))
-        return backends.build(net, self.backend, self.device, self.half, self._demanded)[0]
+        made = Restorer(net, self.backend, self.device, self.half, self.task, demanded=self._demanded)
+        made._limit = self._limit
+        return made
 
-    def _within_memory(self, network: Network, x: Tensor, overlap: int, fixed: bool) -> Tensor:
+    def _strips(
+        self, pixels: np.ndarray, tiles: Tiles, overlap: int, tta: bool, progress: Callable[[int, int], None]
+    ) -> Iterator[np.ndarray]:
+        width, channels = pixels.shape[1:]
+        network = eight_flips(self._network) if tta else self._network
+        rows, columns = feathers(tiles.rows, self.scale), feathers(tiles.columns, self.scale)
+        held, base, done = np.zeros((0, width * self.scale, channels), np.float32), 0, 0  # held[0] is row `base`
+        for number, (row, down) in enumerate(zip(tiles.rows.spans, rows, strict=True)):
+            more = np.zeros((down.stop - base - len(held), *held.shape[1:]), np.float32)
+            held = np.concatenate((held, more)) if len(held) else more
+            for column, across in zip(tiles.columns.spans, columns, strict=True):
+                y = self._within_memory(network, _tensor(pixels, row, column, self.channels), overlap)
+                part = _values(y, channels)[down.within(row, self.scale), across.within(column, self.scale)]
+                if not np.isfinite(part).all():
+                    raise RestoreError(f"{self.architecture} gives NaN or infinity for this image")
+                if tiles.count > 1:
+                    part = part * down.weights[:, None, None] * across.weights[:, None]
+                held[down.start - base : down.stop - base, across.start : across.stop] += part
+                done += 1
+                progress(done, tiles.count)
+            ready = rows[number + 1].start if number + 1 < len(rows) else down.stop
+            yield _pixels(held[: ready - base], pixels.dtype)
+            held, base = held[ready - base :], ready
+
+    def _within_memory(self, network: Network, x: Tensor, overlap: int) -> Tensor:
         """Run one tile, in smaller ones where memory ends."""
         while True:
-            longest = max(x.shape[-2:])
+            longest, limit = max(x.shape[-2:]), self._limit.side
             try:
-                if self._limit is None or longest <= self._limit:
+                if limit is None or longest <= limit:
                     return run_padded(network, x, self._multiple)[0]
-                plan = partial(balanced_spans, size=self._limit, overlap=min(overlap, self._limit // 2))
+                plan = partial(balanced_spans, size=limit, overlap=min(overlap, limit // 2))
                 return run_tiled(network, x, plan, self._multiple)
             except (RuntimeError, MemoryError) as err:
                 if not memory.ended(err):
                     raise
-                used = longest if self._limit is None else min(longest, self._limit)
+                used = longest if limit is None else min(longest, limit)
                 if used < 2 * SMALLEST_TILE:
                     raise RestoreError(
                         f"memory ends even with tiles of {used} pixels; free some, or use the CPU"
                     ) from err
-                self._limit = used // 2
-                logger.warning("memory ended at tiles of %d pixels: smaller ones of %d are used", used, self._limit)
+                if limit is None:  # said once
+                    logger.warning("memory ended at a tile of %d pixels: smaller ones are used", used)
+                self._limit.side = used // 2
                 memory.free(self.device)
-            if self.follows and not fixed:
+            if self.follows:
                 raise _TooLarge
 
 
@@ -296,17 +319,15 @@ def _tensor(pixels: np.ndarray, row: Span, column: Span, channels: int) -> Tenso
     return x.expand(channels, -1, -1).unsqueeze(0).contiguous()
 
 
-def _kept(y: Tensor, row: Span, column: Span, scale: int) -> Tensor:
-    rows = slice((row.keep_start - row.start) * scale, (row.keep_stop - row.start) * scale)
-    columns = slice((column.keep_start - column.start) * scale, (column.keep_stop - column.start) * scale)
-    return y[..., rows, columns]
-
-
-def _pixels(y: Tensor, kind: np.dtype, channels: int) -> np.ndarray:
-    """(N, C, h, w) of the network -> (h, w, channels) of the image's type; inverse of :func:`_tensor`."""
-    y = y.flatten(0, 1) if y.shape[0] > 1 else y[0]  # (C, h, w)
+def _values(y: Tensor, channels: int) -> np.ndarray:
+    """(N, C, h, w) of the network -> (h, w, channels); inverse of :func:`_tensor`."""
+    y = y.flatten(0, 1)  # (N * C, h, w): one of the two is 1
     y = y.mean(0, keepdim=True) if y.shape[0] > channels else y
-    values = y.permute(1, 2, 0).numpy()
+    return y.permute(1, 2, 0).numpy()
+
+
+def _pixels(values: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """Values in [0, 1] as the image's type."""
     if np.dtype(kind).kind != "u":
         return values.astype(kind)
     whole = np.iinfo(kind).max

@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -98,6 +99,55 @@ def balanced_spans(length: int, size: int, overlap: int) -> AxisPlan:
     """
     count = max(1, -(-(length - overlap) // (size - overlap)))
     return fixed_spans(length, -(-(length + (count - 1) * overlap) // count), overlap)
+
+
+@dataclass(frozen=True)
+class Feather:
+    """What one tile contributes along one axis of the output.
+
+    Attributes:
+        start: first output pixel that it contributes to.
+        weights: its share of this and the following pixels, float32; the shares of all tiles add up to 1.
+    """
+
+    start: int
+    weights: np.ndarray
+
+    @property
+    def stop(self) -> int:
+        """The pixel behind the last one."""
+        return self.start + len(self.weights)
+
+    def within(self, span: Span, scale: int) -> slice:
+        """These pixels in the output of the tile itself."""
+        return slice(self.start - span.start * scale, self.stop - span.start * scale)
+
+
+def feathers(plan: AxisPlan, scale: int) -> list[Feather]:
+    """The shares of tiles that fade into each other in the middle half of what neighbours share.
+
+    The outer quarter of what is shared serves as context alone: that near its border a tile knows least.
+
+    Args:
+        plan: tiles of the axis, not padded.
+        scale: output pixels per input pixel.
+    """
+    position = (np.arange(plan.padded * scale) + 0.5) / scale
+    shares = np.ones((len(plan.spans), len(position)))
+    for number, (low, high) in enumerate(itertools.pairwise(plan.spans)):
+        seam, half = high.keep_start, max((low.stop - high.start) / 4, 0.5 / scale)
+        rising = np.clip((position - seam + half) / (2 * half), 0, 1)
+        shares[number] *= 1 - rising
+        shares[number + 1] *= rising
+    for number, span in enumerate(plan.spans):  # a tile knows nothing beyond its ends
+        shares[number] *= (position > span.start) & (position < span.stop)
+    shares /= shares.sum(0)
+    found = []
+    for share in shares:
+        (used,) = share.nonzero()
+        start, stop = int(used[0]), int(used[-1]) + 1
+        found.append(Feather(start, share[start:stop].astype(np.float32)))
+    return found
 
 
 def parse_tile_option(tile: object) -> Callable[[int], AxisPlan]:
