@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 
 def restore_all(network, samples: Sequence[Sample], args: argparse.Namespace, console: Console) -> dict:
     """Restore the images with a progress bar; returns PSNR and seconds of each, and the mean PSNR."""
-    from .onnx.runtime import restore
+    from .restoring import restore
 
     scale = int(network.facts["scale"])
     crop = args.crop if args.crop is not None else (scale if scale > 1 else 0)

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from ..inference.tiling import middle
 from ..layers.convert import frozen, set_constant_grids
 from ..layers.sites import parameter_sites, quantizers_of
+from ..lowering import frozen_copy, lower
 from ..lowering.capture import NO_CODE, captured_codes, equal_codes
-from .onnx.codes import ActivationCheck, WeightCheck, compare_activations, compare_weights, same_scale
+from .checks import ActivationCheck, WeightCheck, same_scale
 from .onnx.errors import ExportError
-from .onnx.precision import in_double
-from .onnx.runtime import OnnxNetwork, read_model
 from .packed import load_packed
 
 
@@ -49,26 +48,83 @@ class Artifact:
     size: tuple[int, int] | None
     weights: list[WeightCheck]
     activations: Callable[[Tensor, Callable[[list], Iterable]], list[ActivationCheck]]
+    proof: Callable[[Tensor], tuple[int, int]] | None = None
+    """Codes of the lowered network in FP64 on one image, and how many of them are the network's; None where an FP64
+    file is the proof."""
 
 
-def open_artifact(path: str | Path, net: nn.Module) -> Artifact:
+BACKENDS = ("float", "integer")
+"""What a packed checkpoint is run with: fake quantization, or native kernels on its integer codes."""
+
+
+def open_artifact(path: str | Path, net: nn.Module, backend: str = "float") -> Artifact:
     """Read an artifact, and compare its parameters with the network's.
 
     Args:
         path: ``.safetensors`` or ``.onnx``.
         net: fake-quantized network.
+        backend: of a packed checkpoint, one of ``BACKENDS``.
 
     Raises:
         ExportError: the file is damaged, of another network, or needs a TensorRT plugin.
         PackedCheckpointError: a packed checkpoint that cannot be read.
     """
     path = Path(path)
-    return _packed(path, net) if path.suffix == ".safetensors" else _onnx(path, net)
+    if path.suffix == ".safetensors":
+        return _packed(path, net, backend)
+    if backend != "float":
+        raise ExportError(f"{path}: the backend {backend} runs packed checkpoints (.safetensors); leave --backend out")
+    return _onnx(path, net)
 
 
-def _packed(path: Path, net: nn.Module) -> Artifact:
+def _packed(path: Path, net: nn.Module, backend: str) -> Artifact:
     loaded = load_packed(path)
     _same_network(path, type(loaded).__name__, net)
+    checks = _parameters(loaded, net)
+    if backend == "integer":
+        return _integer(path, loaded, net, checks)
+
+    def activations(image: Tensor, track: Callable[[list], Iterable]) -> list[ActivationCheck]:
+        theirs = {name: [(codes, None) for codes in calls] for name, calls in captured_codes(loaded, image).items()}
+        return _compared(captured_codes(net, image), theirs, track)
+
+    return Artifact(path.name, _without_gradients(loaded), net, "packed", "fp32", "", None, checks, activations)
+
+
+def _integer(path: Path, loaded: nn.Module, net: nn.Module, checks: list[WeightCheck]) -> Artifact:
+    """The network of a packed checkpoint on native kernels."""
+    from ..runtime import native_network
+    from ..runtime.observation import observed
+
+    native = native_network(loaded)
+
+    def activations(image: Tensor, track: Callable[[list], Iterable]) -> list[ActivationCheck]:
+        return _compared(captured_codes(net, image), observed(native, image), track)
+
+    def proof(image: Tensor) -> tuple[int, int]:
+        exact = captured_codes(frozen_copy(loaded, torch.float64), image.double())
+        lowered = captured_codes(lower(loaded, torch.float64), image.double())
+        pairs = [pair for name, calls in exact.items() for pair in zip(calls, lowered.get(name, ()), strict=False)]
+        return sum(c.size for calls in exact.values() for c in calls), sum(equal_codes(a, b) for a, b in pairs)
+
+    name = f"{path.name}, integer"
+    return Artifact(name, native, net, "packed", "fp32", "", None, checks, activations, proof)
+
+
+def _compared(ours: dict, theirs: dict, track: Callable[[list], Iterable]) -> list[ActivationCheck]:
+    """Codes of a network beside those of an artifact: (codes, how many are those of the same input, or None) per call."""
+    found = []
+    for name, calls in track(list(ours.items())):
+        others = theirs.get(name, ())
+        pairs = list(zip(calls, (codes for codes, _ in others), strict=False))
+        count, equal = sum(c.size for c in calls), sum(equal_codes(a, b) for a, b in pairs)
+        broken = sum(int(((a == NO_CODE) | (b == NO_CODE)).sum()) for a, b in pairs)
+        own = [own for _, own in others]
+        found.append(ActivationCheck(name, count, equal if None in own else sum(own), equal, broken))
+    return found
+
+
+def _parameters(loaded: nn.Module, net: nn.Module) -> list[WeightCheck]:
     stored = {site.parameter: frozen(site) for site in parameter_sites(loaded)}
     checks = []
     for site in parameter_sites(net):
@@ -79,21 +135,14 @@ def _packed(path: Path, net: nn.Module) -> Artifact:
             equal = ours.keys() == theirs.keys()
             equal = equal and all(same_scale(theirs[key].numpy(), table.numpy()) for key, table in ours.items())
         checks.append(WeightCheck(site.parameter, "codes", equal, wanted.codes.numel()))
-
-    def activations(image: Tensor, track: Callable[[list], Iterable]) -> list[ActivationCheck]:
-        ours, theirs = captured_codes(net, image), captured_codes(loaded, image)
-        found = []
-        for name, calls in track(list(ours.items())):
-            pairs = list(zip(calls, theirs.get(name, ()), strict=False))
-            count, equal = sum(c.size for c in calls), sum(equal_codes(a, b) for a, b in pairs)
-            broken = sum(int(((a == NO_CODE) | (b == NO_CODE)).sum()) for a, b in pairs)
-            found.append(ActivationCheck(name, count, equal, equal, broken))
-        return found
-
-    return Artifact(path.name, _without_gradients(loaded), net, "packed", "fp32", "", None, checks, activations)
+    return checks
 
 
 def _onnx(path: Path, net: nn.Module) -> Artifact:
+    from .onnx.codes import compare_activations, compare_weights
+    from .onnx.precision import in_double
+    from .onnx.runtime import OnnxNetwork, read_model
+
     network = OnnxNetwork(path, arena=False)
     _same_network(path, network.facts["arch"], net)
     precision, grids = network.facts["precision"], network.facts.get("grids", "")

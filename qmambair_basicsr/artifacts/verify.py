@@ -19,7 +19,7 @@ from ..layers.info import network_info
 from .reports import write_report
 from .verify_report import markdown
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ROUNDING = {"fp32": 1e-7, "fp16": 5e-4}  # of the largest value of a tensor: the last bit
 MARGIN = 3.0  # dB, for one draw of the noise
 VERIFIED, UP_TO_ROUNDING, NOT_VERIFIED = "verified", "verified up to rounding", "not verified"
@@ -41,7 +41,7 @@ class Outputs:
 
     def of(self, key: str, network: Callable[[Tensor], Tensor], size: tuple[int, int] | None) -> list[Tensor]:
         """Outputs of a network, known by ``key``."""
-        from .onnx.runtime import restore
+        from .restoring import restore
 
         if (key, size) not in self.kept:
             found = []
@@ -64,12 +64,13 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
     """
     from .verification import open_artifact
 
-    net = network_of(args.opt, args.checkpoint, args.param_key)
+    checkpoint = args.checkpoint or _own_checkpoint(args)
+    net = network_of(args.opt, checkpoint, args.param_key)
     require_quantized(net)
     info = network_info(net)
     scale, multiple = info.scale, info.size_multiple
     samples = load_samples(args.images, args.truth, info.channels, scale, args.count, args.middle)
-    artifacts = [open_artifact(path, net) for path in args.artifact]
+    artifacts = [open_artifact(path, net, args.backend) for path in args.artifact]
     full = network_of(args.fp_opt, args.fp_checkpoint) if args.fp_checkpoint else None
     crop = args.crop if args.crop is not None else (scale if scale > 1 else 0)
     on_y = (args.channel or ("y" if scale > 1 else "rgb")) == "y"
@@ -91,7 +92,9 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
         rows.append({"name": "fake quantization", "truth_psnr": scored(exact)})
         judged = [_artifact_row(artifact, net, samples, outputs, scored, multiple) for artifact in artifacts]
     for artifact, row in zip(artifacts, judged, strict=True):
-        proven = any(
+        own = row["fp64"]
+        proven = own is not None and own["equal"] == own["codes"]
+        proven = proven or any(
             twin.precision == "fp64"
             and (twin.mode, twin.grids) == (artifact.mode, artifact.grids)
             and _holds(exact_row)
@@ -102,7 +105,7 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
     return {
         "schema_version": SCHEMA_VERSION,
         "network": type(net).__name__,
-        "checkpoint": Path(args.checkpoint).name,
+        "checkpoint": Path(checkpoint).name,
         "images": [sample.name for sample in samples],
         "middle": args.middle,
         "min_psnr": args.min_psnr,
@@ -110,6 +113,13 @@ def verify(args: argparse.Namespace, console: Console) -> dict:
         "rows": rows + judged,
         "verified": all(row["verdict"] != NOT_VERIFIED for row in judged),
     }
+
+
+def _own_checkpoint(args: argparse.Namespace) -> str:
+    """The packed checkpoint that an integer network is compared with where no other is given: its own."""
+    if args.backend == "integer" and len(args.artifact) == 1:
+        return args.artifact[0]
+    raise ValueError("--checkpoint is needed: the network that the artifacts are compared with")
 
 
 def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outputs, scored, multiple: int) -> dict:
@@ -130,9 +140,15 @@ def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outp
         name = f"{reference_name}, rounded by {size:g}"
         moved = outputs.of(name, with_rounding(artifact.reference, size), artifact.size)
         own = _spread([psnr_between(y, r) for y, r in zip(moved, reference, strict=True)])
-    checks = artifact.activations(probe(samples[0].image, artifact.size, multiple), outputs.track)
+    part = probe(samples[0].image, artifact.size, multiple)
+    checks = artifact.activations(part, outputs.track)
+    proof = None if artifact.proof is None else dict(zip(("codes", "equal"), artifact.proof(part), strict=True))
     stored = {kind: [c for c in artifact.weights if c.stored == kind] for kind in ("codes", "values", "folded")}
     wrong = [c.name for c in artifact.weights if c.equal is False]
+    if proof is not None and proof["equal"] != proof["codes"]:
+        failures.append(
+            f"{proof['codes'] - proof['equal']:,} codes of the lowered network in FP64 are not the network's"
+        )
     turned = [c.name for c in checks if c.own_input is not None and c.own_input != c.count]
     broken = [c.name for c in checks if c.not_finite]
     if broken:
@@ -156,6 +172,7 @@ def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outp
             "folded": [c.name for c in stored["folded"]],
         },
         "activations": summary_of(checks),
+        "fp64": proof,
         "psnr": _spread(psnr),
         "worst": samples[min(range(len(psnr)), key=lambda i: (not math.isnan(psnr[i]), psnr[i]))].name,
         "rounding_psnr": own,

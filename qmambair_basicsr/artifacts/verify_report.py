@@ -77,6 +77,12 @@ def markdown(document: dict) -> str:
         *(_line(_cells(row)) for row in document["rows"]),
         "",
     ]
+    lines += [
+        f"{row['name']}: the lowered network in FP64 has {row['fp64']['equal']:,} of {row['fp64']['codes']:,} codes of the "
+        "network.\n"
+        for row in document["rows"]
+        if row.get("fp64")
+    ]
     failures = [f"- {row['name']}: {reason}" for row in document["rows"] for reason in row.get("failures", ())]
     rounded = [row["name"] for row in document["rows"] if row.get("verdict") == "verified up to rounding"]
     if rounded:

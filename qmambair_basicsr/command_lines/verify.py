@@ -13,9 +13,19 @@ def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
     parser = for_command("tools.verify")
     add(parser, "-opt", "its network_g must be quantized; not needed with a packed checkpoint")
-    add(parser, "--checkpoint", "or a packed one (.safetensors)", required=True)
+    add(
+        parser,
+        "--checkpoint",
+        "or a packed one (.safetensors); with --backend integer that of the artifact itself without it",
+    )
     add(parser, "--param-key", default="params")
     parser.add_argument("--artifact", action="append", required=True, help=".safetensors or .onnx, may be repeated")
+    parser.add_argument(
+        "--backend",
+        choices=("float", "integer"),
+        default="float",
+        help="what a packed checkpoint is run with: fake quantization (default), or native kernels on its integer codes",
+    )
     add(parser, "--images", required=True)
     add(parser, "--truth")
     add(parser, "--count", "all without it")

@@ -9,6 +9,10 @@ outputs (PSNR before rounding, against the network with the same DLS mode, on th
 PSNR against ground truth of each, and of the full-precision network when --fp-checkpoint is given. What equal codes
 mean in detail is in artifacts/onnx/codes.py.
 
+With --backend integer a packed checkpoint runs on the native kernels (runtime/), and its codes are compared in three ways:
+every code with that of the value it was made of; with those of fake quantization over the whole network; and those of the
+lowered network with the network's in FP64, where all must be equal, which stands for the FP64 file below.
+
 A deep network of few bits magnifies the last bit of a float32: one code that falls the other way turns others behind it,
 and --min-psnr is out of reach of any float32 arithmetic but its own. Give the FP64 file (tools.export --onnx-fp64) as well:
 there all codes of the whole network must be equal. When they are, an FP32 (FP16) file is held to what the network itself

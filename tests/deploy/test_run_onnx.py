@@ -19,7 +19,8 @@ pytest.importorskip("onnxruntime", reason="extra: export")
 
 
 def test_images_are_restored_in_tiles(exported, tmp_path, capsys):
-    from qmambair_basicsr.artifacts.onnx.runtime import OnnxNetwork, restore
+    from qmambair_basicsr.artifacts.onnx.runtime import OnnxNetwork
+    from qmambair_basicsr.artifacts.restoring import restore
 
     command = ["--model", exported["frozen.onnx"], "--images", exported["inputs"], "--truth", exported["truth"]]
     assert (

@@ -37,6 +37,7 @@ from ...lowering.capture import NO_CODE, captured_codes, codes_or_none, equal_co
 from ...lowering.grids import DynamicGrid, StaticGrid
 from ...lowering.layers import IntegerWeight
 from ...quantizers.site import Site
+from ..checks import ActivationCheck, WeightCheck, same_scale
 from .runtime import session
 
 RUN_BYTES = 1 << 30
@@ -46,44 +47,6 @@ _SCAN_INPUTS = {"dt_bias": "delta_bias"}
 _MOST_NODES = 64  # scans in one scope
 _BYTES_PER_CODE = 9  # an int8 code, and its input in float64 at most
 _WITHOUT_SUFFIX = re.compile(r"^(?P<scope>.*)/(?P<op>[A-Za-z]+)(_\d+)?$")
-
-
-@dataclass(frozen=True)
-class WeightCheck:
-    """One quantized parameter.
-
-    Attributes:
-        name: the parameter.
-        stored: ``codes`` (int8), ``values`` (dequantized) or ``folded`` (not in the file by itself).
-        equal: whether codes and scale (or values) are the network's; None where folded.
-        count: number of values.
-    """
-
-    name: str
-    stored: str
-    equal: bool | None
-    count: int
-
-
-@dataclass(frozen=True)
-class ActivationCheck:
-    """One quantized activation on one image.
-
-    Attributes:
-        name: its quantizer.
-        count: number of codes.
-        own_input: codes equal when both quantize the graph's tensor; None for DLS computed in the graph, and for
-            what the graph holds as a constant.
-        whole_network: codes equal when each computes the whole network.
-        not_finite: values that are NaN or infinite where a code is made of them, in the file or in the network. They
-            equal nothing.
-    """
-
-    name: str
-    count: int
-    own_input: int | None
-    whole_network: int
-    not_finite: int = 0
 
 
 def _initializers(model: onnx.ModelProto) -> dict[str, TensorProto]:
@@ -125,13 +88,6 @@ def _matches(stored: np.ndarray, scale: np.ndarray, expected: FrozenCodes, group
     if scale.ndim and wanted.size > 1:
         scale = scale.reshape(groups, -1)[:, :rows].reshape(-1)
     return np.array_equal(grouped.reshape(codes.shape), codes) and same_scale(scale.reshape(-1), wanted)
-
-
-def same_scale(got: np.ndarray, wanted: np.ndarray) -> bool:
-    """Whether two arrays of equal shape, finite both, differ by at most 1e-6 of the largest wanted value."""
-    if got.shape != wanted.shape or not (np.isfinite(got).all() and np.isfinite(wanted).all()):
-        return False
-    return bool(np.abs(got - wanted).max() <= 1e-6 * np.abs(wanted).max())
 
 
 def compare_weights(model: onnx.ModelProto, net: nn.Module) -> list[WeightCheck]:
