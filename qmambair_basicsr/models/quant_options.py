@@ -67,19 +67,33 @@ class QuantTrainOptions:
             ValueError: an unknown key or an impossible value, with its full name.
         """
         values = _checked(cls, {} if section is None else section, "quant_train")
-        calibration = _build(CalibrationOptions, values.pop("calibration", None) or {}, "quant_train: calibration")
+        calibration = calibration_options(values.pop("calibration", None) or {}, "quant_train: calibration")
         teacher = values.pop("teacher", None)
         if teacher is not None:
             teacher = _build(TeacherOptions, teacher, "quant_train: teacher")
             if not isinstance(teacher.path, str):
                 raise ValueError(f"quant_train: teacher: path must name a checkpoint, got {teacher.path!r}")
         options = cls(calibration=calibration, teacher=teacher, **values)
-        _number("quant_train: calibration: batches", calibration.batches, 1)
-        _number("quant_train: calibration: batch_size", calibration.batch_size, 0)
-        _number("quant_train: calibration: seed", calibration.seed, -1)
         _number("quant_train: health_freq", options.health_freq, 0)
         _number("quant_train: lr_factor", options.lr_factor, 0, whole=False)
         return options
+
+
+def calibration_options(section: object, where: str) -> CalibrationOptions:
+    """Read a ``calibration:`` section.
+
+    Args:
+        section: the mapping under the key.
+        where: its full name, for messages.
+
+    Raises:
+        ValueError: an unknown key or an impossible value, with its full name.
+    """
+    calibration = _build(CalibrationOptions, section, where)
+    _number(f"{where}: batches", calibration.batches, 1)
+    _number(f"{where}: batch_size", calibration.batch_size, 0)
+    _number(f"{where}: seed", calibration.seed, -1)
+    return calibration
 
 
 def _checked(kind: type, section: object, where: str) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class ResumableTraining(CheckedValidation):
         plan = ResumePlan(schedule, self.optimizers, self.schedulers, resume_state)
         differences, ignored = plan.differences(), []
         plan.load()
-        self.optimizer_g = self.optimizers[0]
+        if self.optimizers:
+            self.optimizer_g = self.optimizers[0]
         if plan.by_option:
             self._replay_schedule(iteration)
             if differences:

@@ -272,5 +272,5 @@ def problems(opt: Mapping, training: bool | None, kind: str) -> Iterator[Problem
         yield from loader(opt)
         yield from schedule(opt)
         yield from saving(opt)
-        if kind != "other":
+        if kind != "other" and not getattr(find("model", opt.get("model_type")), "trains_itself", False):
             yield from losses(opt, kind == "ours")

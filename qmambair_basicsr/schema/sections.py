@@ -33,6 +33,7 @@ from .rules import (
     Section,
     Text,
     optional,
+    readable,
 )
 
 PACKAGE = __package__.split(".")[0]
@@ -150,6 +151,35 @@ def _val(training: bool | None, strict: bool, has_sets: bool, saves: bool) -> Se
     return Section(keys, required, "refuse" if strict else "misspelt", "val")
 
 
+class Method(Rule):
+    """``ptq: method``: what ``ptq/`` says."""
+
+    words = "a section {type: SPR2Q} with the options of a post-training method"
+
+    def problems(self, where: str, value: Any) -> Iterator[Problem]:
+        if value is UNREADABLE or not readable(value):
+            return
+        if not isinstance(value, Mapping):
+            yield Problem(where, f"must be {self.words}; got {show(value)}")
+            return
+        from ..ptq import build_method
+
+        try:
+            build_method(value, where)
+        except (ValueError, TypeError) as err:
+            for line in str(err).splitlines():
+                place, _, text = line.partition(": ")
+                yield Problem(place, text)
+
+
+PTQ = Section({"method": Method(), "calibration": optional(_CALIBRATION)}, ("method",), title="ptq")
+
+
+def trains_itself(opt: Mapping) -> bool:
+    """Whether the model brings its own training (``PTQModel``): no optimizer, schedule, average or losses."""
+    return getattr(find("model", opt.get("model_type")), "trains_itself", False)
+
+
 def _train(strict: bool) -> Section:
     keys: dict[str, Rule] = {
         "ema_decay": Number(0, 1, below=True),
@@ -209,6 +239,10 @@ def schema(opt: Mapping, training: bool | None) -> Section:
     has_sets = isinstance(data, Mapping) and any(str(key).startswith("val") for key in data)
     saves = isinstance(val, Mapping) and val.get("save_img") is True
     train = _train(strict) if kind != "other" else None
+    itself = trains_itself(opt)
+    if itself:
+        total = Number(1, 10**9, whole=True, as_float=True)
+        train = Section({"total_iter": total}, ("total_iter",), title="train of a model that trains by itself")
     keys: dict[str, Rule] = {
         "name": Name(),
         "plugin": ANYTHING,
@@ -228,9 +262,11 @@ def schema(opt: Mapping, training: bool | None) -> Section:
         "find_unused_parameters": Flag(),
     }
     if strict:
-        keys |= {"tile": Tile(), "quant_train": QUANT_TRAIN}
+        keys |= {"tile": Tile(), "ptq": PTQ} if itself else {"tile": Tile(), "quant_train": QUANT_TRAIN}
     required: tuple[str, ...] = ("name", "model_type", "num_gpu", "datasets", "network_g", "path")
     required += {True: ("train", "logger"), False: ("val",)}.get(training, ())
+    if itself and training:
+        required += ("ptq",)
     if training is None:
         required = ()
     if kind == "other":  # other models read other sections
