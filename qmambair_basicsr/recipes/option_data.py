@@ -84,6 +84,13 @@ DATA = (
             ("s5 to s50", "train", "GaussianNoiseDataset", {"sigma": list(range(5, 51))}),
             ("val s25", "val", "GaussianNoiseDataset", {"sigma": 25}),
             ("q10 to q50", "train", "JPEGDataset", {"quality": list(range(10, 51))}),
+            # equal steps of the logarithm: the lower the quality, the more there is to learn
+            (
+                "q10 to q50 log",
+                "train",
+                "JPEGDataset",
+                {"quality": [10, 11, 12, 14, 16, 18, 21, 24, 28, 32, 38, 44, 50]},
+            ),
             ("val q10", "val", "JPEGDataset", {"quality": 10}),
             ("camera", "train", "CameraNoiseDataset", {"quality": [85, 90, 95]}),
         )
