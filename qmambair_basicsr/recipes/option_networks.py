@@ -156,6 +156,7 @@ NETS = {
     ("MambaIR", "light"): _LIGHT,
     ("MambaIR", "same size"): _SAME_SIZE,
     ("MambaIR", "tiny"): _TINY,
+    ("MambaIR", "tiny same size"): _TINY_SAME_SIZE,
     ("MambaIRUNet", "unet"): _UNET,
     ("MambaIRv2", "classic"): _V2,
     ("MambaIRv2Light", "light"): _V2_LIGHT,
