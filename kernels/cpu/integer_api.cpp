@@ -10,6 +10,10 @@
 #if defined(QM_AVXVNNI)
 #include <cpuid.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace {
 
@@ -35,6 +39,9 @@ const IntegerKernels* choose() {
   if (avx2 && has_avxvnni() && allows("avxvnni")) return &integer_avxvnni;
 #endif
   if (avx2 && (!forced || std::strcmp(forced, "portable"))) return &integer_avx2;
+#endif
+#if defined(__aarch64__) && defined(__linux__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP && allows("dotprod")) return &integer_dotprod;
 #endif
   (void)allows;
   return &integer_portable;

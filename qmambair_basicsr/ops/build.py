@@ -31,6 +31,7 @@ _X86_FLAGS = {
     "integer_avxvnni": ("-mavx2", "-mfma", "-mavxvnni"),
     "integer_avx512": (*_AVX512, "-mavx512bw", "-mavx512vnni"),
 }
+_ARM_FLAGS = {"integer_dotprod": ("-march=armv8.2-a+dotprod",)}
 # units that are left out where the compiler does not know their flags, and what says that they are there
 _OPTIONAL = {"integer_avxvnni": "QM_AVXVNNI"}
 
@@ -87,18 +88,18 @@ def _compile(compiler: str, folder: Path, out: Path, extra: tuple[str, ...], mac
     """Compile and link all sources into the file ``out``."""
     x86 = machine.lower() in ("x86_64", "amd64")
     define = (f'-DQM_SOURCES="{sources_digest(folder)}"', *(("-DQM_X86",) if x86 else ()))
-    skipped = {} if x86 else set(_X86_FLAGS)
+    flags = _X86_FLAGS if x86 else _ARM_FLAGS if machine.lower() in ("aarch64", "arm64") else {}
+    skipped = {*_X86_FLAGS, *_ARM_FLAGS} - set(flags)
     for stem, name in _OPTIONAL.items():
-        if x86 and _accepts(compiler, _X86_FLAGS[stem]):
+        if stem in flags and _accepts(compiler, flags[stem]):
             define = (*define, f"-D{name}")
         else:
-            skipped = {*skipped, stem}
+            skipped.add(stem)
     units = [p for p in sorted(folder.glob("*.cpp")) if p.stem not in skipped]
     objects = [out.with_name(f"{p.stem}.o") for p in units]
 
     def compile_one(unit: Path, target: Path) -> None:
-        flags = (*_COMMON, *define, *extra, *_X86_FLAGS.get(unit.stem, ()))
-        _run([compiler, *flags, "-c", str(unit), "-o", str(target)])
+        _run([compiler, *_COMMON, *define, *extra, *flags.get(unit.stem, ()), "-c", str(unit), "-o", str(target)])
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         list(pool.map(compile_one, units, objects))
