@@ -28,7 +28,7 @@ def requirements() -> list[str]:
 EXTRAS = {
     "gpu": ["mamba-ssm>=2.2"],
     "metrics": ["lpips>=0.1.4,<0.2", "stlpips_pytorch>=0.0.2,<0.1"],
-    "export": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.7", "safetensors>=0.4"],
+    "export": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.7"],
     "deploy": ["tensorrt>=10", "pycuda>=2024.1"],
     "plot": ["matplotlib>=3.7,<4"],
     "dev": [
