@@ -95,14 +95,14 @@ FP["VmambaIR", "dn"] = _UNET
 FP["VmambaIR", "SRx4"] = replace(FP["classic"], gt_size=256, optim="AdamW")
 FP["demo"] = FP["tiny"]
 FP |= {
-    ("MambaIR", "tinySRx3"): _TINY_NEXT,
+    ("MambaIR", "tinySRx3"): replace(_TINY_NEXT, total_iter=1_000),
     ("MambaIR", "tinySRx4"): replace(_TINY_NEXT, batch=12),
     ("MambaIR", "tinyDN"): replace(
         _TINY_SAME, total_iter=8_000, val_freq=2_000, val="BSDS400T91 val s25", skip=("upsample.*", "*.cab.*")
     ),
     ("MambaIR", "tinyCAR"): replace(_TINY_SAME, total_iter=2_000, start="tinyDN", val="BSDS400T91 val q10"),
     # tested on photographs only: once, behind the last iteration
-    ("MambaIR", "tinyReal"): replace(_TINY_SAME, start="tinyDN", val_freq=10_000),
+    ("MambaIR", "tinyReal"): replace(_TINY_SAME, total_iter=1_000, start="tinyDN", val_freq=10_000),
 }
 QAT = {
     "classic": Recipe(20_000, 1e-4, _QAT_STEPS, gt_size=192, batch=16, val_freq=1000, calibration=8),
@@ -169,14 +169,14 @@ QAT = {
 
 _TINY_QAT = replace(QAT["tiny"], total_iter=1_500, milestones=())
 QAT |= {
-    ("MambaIR", "tinySRx3"): replace(_TINY_QAT, total_iter=1_200, gt_size=72, batch=8),
+    ("MambaIR", "tinySRx3"): replace(_TINY_QAT, total_iter=1_000, gt_size=72, batch=8),
     ("MambaIR", "tinySRx4"): replace(_TINY_QAT, gt_size=72, batch=12),
 } | {
     ("MambaIR", task): replace(_TINY_QAT, total_iter=n, gt_size=48, batch=2, calibration=16, **data)
     for task, n, data in (
         ("tinyDN", 2_500, {"val": "BSDS400T91 val s25"}),
-        ("tinyCAR", 4_000, {"train": "BSDS400T91 q10 to q50 log", "val": "BSDS400T91 val q10"}),
-        ("tinyReal", 1_800, {"val_freq": 10_000}),
+        ("tinyCAR", 3_000, {"train": "BSDS400T91 q10 to q50 log", "val": "BSDS400T91 val q10"}),
+        ("tinyReal", 1_500, {"val_freq": 10_000}),
     )
 }
 
