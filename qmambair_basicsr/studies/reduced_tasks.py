@@ -62,22 +62,16 @@ def prepare(images: Path, work: Path, prepare_data: Callable[[list[str]], int]) 
             raise ValueError(f"prepare_data {' '.join(map(str, step))} failed")
 
 
-def _test_sections(opt: dict, reduced: Reduced, images: Path, sets: Sequence[str]) -> dict:
-    """The file's test sets that are at hand; real noise is tested on CC15."""
-    if reduced.task == "RealDN":
+def small_tests(opt: dict, task: str, images: Path, sets: Sequence[str]) -> dict:
+    """The file's test sets of these names; real noise is tested on CC15."""
+    if task == "RealDN":
         pair = {"dataroot_gt": str(images / "test/CC15/GT"), "dataroot_lq": str(images / "test/CC15/LQ")}
         return {"test_1": opt["datasets"]["test_1"] | {"name": "CC15"} | pair}
-    return {
-        key: section
-        for key, section in opt["datasets"].items()
-        if section["name"] in reduced.sets and section["name"] in sets
-    }
+    return {key: section for key, section in opt["datasets"].items() if section["name"] in sets}
 
 
-def train_file(reduced: Reduced, bits: int, iterations: int) -> dict:
-    """The shipped training options, made small."""
-    opt = train_options(reduced.family, TASKS[reduced.task], bits)
-    opt["network_g"] |= reduced.network
+def small_data(opt: dict, task: str) -> dict:
+    """The training set of shipped options on the photographs at hand, with patches and batches that a CPU takes."""
     data = opt["datasets"]["train"] | {
         "name": TRAINING_SET,
         "dataroot_gt": f"datasets/{TRAINING_SET}/HR",
@@ -85,12 +79,19 @@ def train_file(reduced: Reduced, bits: int, iterations: int) -> dict:
         "batch_size_per_gpu": 4 if opt["scale"] > 1 else 2,
         "num_worker_per_gpu": 1,
     }
-    if reduced.task == "RealDN":  # no photographed training pairs: camera noise is simulated on clean photographs
+    if task == "RealDN":  # no photographed training pairs: camera noise is simulated on clean photographs
         data = {k: v for k, v in data.items() if k not in ("dataroot_lq", "filename_tmpl")}
         data |= {"type": "CameraNoiseDataset", "quality": [85, 90, 95]}
     elif "dataroot_lq" in data:
         data["dataroot_lq"] = f"datasets/{TRAINING_SET}/LR_bicubic/X2"
-    opt["datasets"] = {"train": data}
+    return data
+
+
+def train_file(reduced: Reduced, bits: int, iterations: int) -> dict:
+    """The shipped training options, made small."""
+    opt = train_options(reduced.family, TASKS[reduced.task], bits)
+    opt["network_g"] |= reduced.network
+    opt["datasets"] = {"train": small_data(opt, reduced.task)}
     lr = reduced.lr if bits == 32 else reduced.lr / 4
     opt["path"]["pretrain_network_g"] = f"{START}/{reduced.task}.pth" if opt["scale"] > 1 and bits == 32 else None
     if bits != 32:
@@ -108,7 +109,7 @@ def test_file(reduced: Reduced, bits: int, images: Path, sets: Sequence[str] = A
     """The shipped test options for the small network."""
     opt = test_options(reduced.family, TASKS[reduced.task], bits)
     opt["network_g"] |= reduced.network
-    opt["datasets"] = _test_sections(opt, reduced, images, sets)
+    opt["datasets"] = small_tests(opt, reduced.task, images, [name for name in reduced.sets if name in sets])
     opt["path"]["pretrain_network_g"] = (
         f"experiments/{stem('train', reduced.family, reduced.task, bits)}/models/net_g_latest.pth"
     )
@@ -164,6 +165,15 @@ def run_task(
         torch.manual_seed(0)
         net = interpolate_at_start(build_network(train["network_g"]))
         write_file({"params": net.state_dict()}, work / start)
+    return run_files(train, test, work, rerun)
+
+
+def run_files(train: dict, test: dict, work: Path, rerun: bool = False) -> dict[str, dict[str, float]]:
+    """Train and test by these options in a working folder; what is finished with the same inputs is not repeated.
+
+    Returns:
+        ``{set: {metric: value}}``.
+    """
     experiment = work / "experiments" / train["name"]
     # not in the experiment's folder, which BasicSR renames when a training begins
     remembered, made = work / "made_from" / f"{train['name']}.json", made_from.of_training(train, work)
