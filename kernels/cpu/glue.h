@@ -68,6 +68,15 @@ struct DeltaArgs {
   float* new_grid;
 };
 
+// Picks of a prompt for each of `rows` tokens: the first largest of scores - log(-log(uniform)).
+struct RouteArgs {
+  int64_t rows, prompts, threads;
+  const float* scores;
+  int64_t scores_stride;
+  const float* uniform;  // (rows, prompts) in [0, 1)
+  int64_t* picked;       // (rows)
+};
+
 // Sums in double, in which they are exact for all that matters: the order of the rows shows in no bit of the statistics.
 struct ExactMoments {
   double count, sum, squares;
@@ -78,9 +87,11 @@ struct GlueKernels {
   // rows [first, last)
   void (*rows)(const GlueArgs& args, int64_t first, int64_t last, ExactMoments* moments);
   void (*delta)(const DeltaArgs& args, int64_t first, int64_t last, ExactMoments* moments);
+  void (*route)(const RouteArgs& args, int64_t first, int64_t last);
 };
 
 constexpr int64_t kGlueBuffer = 4096;  // values of one block of rows, at least one row
 constexpr int64_t kMaxRank = 64;
+constexpr int64_t kMostPrompts = 1024;
 
 enum GlueStatus : int64_t { kGlueDone = 0, kGlueRefused = 1 };

@@ -80,3 +80,34 @@ QM_API int64_t qm_glue_delta(const DeltaArgs* args) {
             [&](int64_t first, int64_t last, ExactMoments* m) { kernels().glue.delta(a, first, last, m); });
   return kGlueDone;
 }
+
+// The prompt of every token; a GlueStatus.
+QM_API int64_t qm_glue_route(const RouteArgs* args) {
+  const RouteArgs& a = *args;
+  if (a.rows < 1 || a.prompts < 1 || a.prompts > kMostPrompts || a.scores_stride < a.prompts || !a.scores || !a.uniform ||
+      !a.picked)
+    return kGlueRefused;
+  constexpr int64_t block = 512;
+  parallel((a.rows + block - 1) / block, a.threads, [&](int64_t i) {
+    kernels().glue.route(a, i * block, (i + 1) * block < a.rows ? (i + 1) * block : a.rows);
+  });
+  return kGlueDone;
+}
+
+// Stable order of tokens by their prompts, in range(prompts), and its inverse; a GlueStatus.
+QM_API int64_t qm_glue_order(const int64_t* picked, int64_t rows, int64_t prompts, int32_t* order, int64_t* inverse) {
+  if (rows < 1 || rows > INT32_MAX || prompts < 1 || prompts > kMostPrompts || !picked || !order || !inverse)
+    return kGlueRefused;
+  std::vector<int64_t> place(prompts + 1);
+  for (int64_t m = 0; m < rows; m++) {
+    if ((uint64_t)picked[m] >= (uint64_t)prompts) return kGlueRefused;
+    place[picked[m] + 1]++;
+  }
+  for (int64_t t = 0; t < prompts; t++) place[t + 1] += place[t];
+  for (int64_t m = 0; m < rows; m++) {
+    const int64_t at = place[picked[m]]++;
+    order[at] = (int32_t)m;
+    inverse[m] = at;
+  }
+  return kGlueDone;
+}

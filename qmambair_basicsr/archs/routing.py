@@ -79,12 +79,16 @@ class RoutingNoise:
 
     def add_to(self, logits: Tensor) -> Tensor:
         """Add standard Gumbel noise, ``-log(-log(U))`` with U uniform in [0, 1), to logits (B, L, T)."""
-        if self.silent:
-            return logits
-        shape = logits.shape if self.per_image else (1, *logits.shape[1:])
+        uniform = self.uniform(logits)
         # torch's exponential_() costs 4 times as much as two logarithms on a CPU; U = 0 gives -inf: never picked
-        uniform = torch.rand(shape, generator=self.generator, dtype=logits.dtype, device=logits.device)
-        return logits - uniform.log_().neg_().log_()
+        return logits if uniform is None else logits - uniform.log_().neg_().log_()
+
+    def uniform(self, logits: Tensor) -> Tensor | None:
+        """The next numbers U for logits (B, L, T), (1, L, T) where the images of a batch share them; None without noise."""
+        if self.silent:
+            return None
+        shape = logits.shape if self.per_image else (1, *logits.shape[1:])
+        return torch.rand(shape, generator=self.generator, dtype=logits.dtype, device=logits.device)
 
 
 NEAR = 3.7e-6

@@ -18,11 +18,11 @@ class NativeLayer:
     Attributes:
         layer: the layer.
         grid: of its input.
-        outputs: output channels.
+        inputs, outputs: channels.
     """
 
     def __init__(self, layer: IntegerLayer, grid: NativeGrid):
-        self.layer, self.grid, self.outputs = layer, grid, layer.weight.out
+        self.layer, self.grid, self.inputs, self.outputs = layer, grid, layer.weight.inputs, layer.weight.out
 
 
 def native_linear(

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from ..archs.blocks import BlockSequence
+from ..archs.mambairv2_blocks import AttentiveStack
 from ..archs.ss2d import ScanParameters
 from ..lowering import lower
 from ..ops.backend import Backend
+from .attentive import NativeStack
 from .grids import NotFused, per_image
 from .program import Fused, Workspace
 from .state_space import NativeSequence
 
 logger = logging.getLogger(__name__)
 
-FORMS: dict[type[nn.Module], type[Fused]] = {BlockSequence: NativeSequence}
+FORMS: dict[type[nn.Module], type[Fused]] = {BlockSequence: NativeSequence, AttentiveStack: NativeStack}
 """Part of a lowered network -> what takes its place."""
 
 

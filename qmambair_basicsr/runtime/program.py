@@ -112,7 +112,9 @@ class Program:
         if not steps and out is None:
             result = x
         else:
-            result = out if out is not None or not (followed or self.observer) else torch.empty(x.shape)
+            result = out
+            if out is None and (followed or self.observer):
+                result = torch.empty(x.shape) if self.observer else self.floats("followed", *x.shape[::-1])
             out = result
         now, later = fixed[:_MOST_CODES], fixed[_MOST_CODES:]
         statistics = followed[0] if followed else None

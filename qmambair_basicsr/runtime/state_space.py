@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ..archs.blocks import CAB, BlockSequence, ResidualStateSpaceBlock
 from ..archs.ss2d import SS2D, ScanParameters
-from ..lowering.grids import Dequantized
+from ..lowering.grids import Dequantized, Unquantized
 from ..lowering.sites import Constant
 from ..ops.glue.native import DeltaWeights
 from ..ops.table_scan.code_scan import CodeScan
@@ -31,7 +33,12 @@ class NativeScan:
 
     Args:
         scan: lowered.
+
+    Attributes:
+        layouts: from the dimensions of a token to what shapes its codes as the network has them; None for a raster map.
     """
+
+    layouts: Callable | None = None
 
     def __init__(self, scan: ScanParameters):
         projections, sites = scan.projections, getattr(scan.quantizers, "sites", None)
@@ -44,6 +51,8 @@ class NativeScan:
         for name in ("u", "delta", "B", "C"):
             if not isinstance(sites[name], Dequantized):
                 raise NotFused(f"{name} of the scan keeps full precision")
+        if "h" in sites and not isinstance(sites["h"], Unquantized):
+            raise NotFused("the state of the scan is quantized")
         self.u, self.delta, self.b, self.c = (NativeGrid(sites[name]) for name in ("u", "delta", "B", "C"))
         self.x_proj = native_linear(projections.x_proj, self._order())
         self.dt: DeltaWeights = delta_weights(projections.dt_projs)
@@ -71,14 +80,15 @@ class NativeScan:
         projected = program.floats("projected", self.x_proj.outputs)
         program.layer(self.x_proj, given.codes, out=projected)
         dt_rows, b_rows, c_rows = projected.split((k * r, k * n, k * n), dim=1)
-        dt = program.target("dt", self.dt_grid, k * r, as_image(size, k, r))
+        layout = self.layouts or (lambda *inner: as_image(size, *inner))
+        dt = program.target("dt", self.dt_grid, k * r, layout(k, r))
         b, c = (
-            program.target(name, grid, k * n, as_image(size, k, n)) for name, grid in (("B", self.b), ("C", self.c))
+            program.target(name, grid, k * n, layout(k, n)) for name, grid in (("B", self.b), ("C", self.c))
         )
         program.rows(dt_rows, [dt])
         program.rows(b_rows, [b])
         self.emit_c(program, c_rows, c)
-        delta = program.target("delta", self.delta, k * self.d, as_image(size, k, self.d))
+        delta = program.target("delta", self.delta, k * self.d, layout(k, self.d))
         program.delta(dt.codes, self.dt, delta)
         return delta, b, c
 
@@ -221,18 +231,13 @@ class NativeStateSpaceBlock:
         """
         size = program.size
         first = program.target("normed", self.attention.enter.grid, self.channels, as_image(size))
-        program.rows(x, [first], norm=self.norms[0], **pending, **normed_out(program, [first], self.channels))
+        program.rows(x, [first], norm=self.norms[0], **pending)
         self.attention.emit(program, x, first)
         conv = self.conv.layers[0]
         second = program.target("normed", conv.grid, self.channels, as_map(size))
-        program.rows(x, [second], norm=self.norms[1], **normed_out(program, [second], self.channels))
+        program.rows(x, [second], norm=self.norms[1])
         added, attention = self.conv.emit(program, second)
         return {"scale": self.scale, "added": added, "added_scale": attention, "total": x}
-
-
-def normed_out(program: Program, targets: list[Target], columns: int) -> dict[str, Tensor]:
-    """A buffer for the normalised map, where a grid follows it."""
-    return {} if all(t.grid.constant for t in targets) else {"out": program.floats("normed_values", columns)}
 
 
 class NativeSequence(Fused):
@@ -247,6 +252,7 @@ class NativeSequence(Fused):
         super().__init__(workspace)
         self.blocks = [NativeStateSpaceBlock(block) for block in blocks]
         self.channels = self.blocks[0].channels
+        self.as_lowered = nn.ModuleList(block.conv.attention for block in self.blocks)
 
     def emit(self, program: Program) -> None:
         x, pending = program.floats("stream", self.channels), {}

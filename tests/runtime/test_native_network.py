@@ -28,7 +28,7 @@ OURS = sorted(name for name, cls in ARCH_REGISTRY if cls.__module__.startswith("
 QUANTIZED = [name for name in OURS if full_precision_twin(name)]
 every_network = pytest.mark.parametrize("name", QUANTIZED)
 NO_SEARCH = {"search": "none"}
-FUSED = {"QMambaIR": 1, "QMambaIRUNet": 1}
+FUSED = {"QMambaIR": 1, "QMambaIRUNet": 1, "QMambaIRv2": 1, "QMambaIRv2Light": 1}
 
 
 def quant(bits, **changes):
@@ -62,7 +62,7 @@ def network(name, settings):
     options = {key: value for key, value in smaller.items() if key in keys}
     options |= {"eval_routing": "argmax"} if "eval_routing" in keys else {}
     kinds = site_kinds(build_network({"type": base, **options}))
-    settings = {kind: copy.deepcopy(settings[kind]) for kind in kinds}
+    settings = {kind: copy.deepcopy(settings[kind]) for kind in kinds if kind in settings}
     net = build_network({"type": name, **options, "quant": settings}).eval()
     calibrate(net, [image(net, 2)])
     with torch.no_grad():

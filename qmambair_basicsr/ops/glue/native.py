@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..native_library import address, is_available, threads
+from ..native_library import address, function, is_available, threads
 from ..prepared import Prepared, rows_of
 
-__all__ = ["ACTIVATIONS", "COMBINATIONS", "Codes8", "Rule", "delta", "is_available", "rows"]
+__all__ = ["ACTIVATIONS", "COMBINATIONS", "Codes8", "DeltaWeights", "Rule", "delta", "is_available", "order", "route", "rows"]
 
 ACTIVATIONS = {None: 0, "silu": 1, "gelu": 2, "sigmoid": 3}
 COMBINATIONS = {"multiply": 1, "add": 2, "multiply_silu": 3}
@@ -224,3 +224,47 @@ def delta(
         **_followed(statistics, rule, new_grid),
     )
     return Prepared("qm_glue_delta", arguments, (dt, weights, out, codes, statistics, rule, new_grid))
+
+
+class _Route(ctypes.Structure):
+    """Mirror of ``struct RouteArgs``."""
+
+    _fields_ = _fields(
+        (_INT, "rows prompts threads"), (_POINTER, "scores"), (_INT, "scores_stride"), (_POINTER, "uniform picked")
+    )
+
+
+def route(scores: Tensor, uniform: Tensor, picked: Tensor) -> Prepared:
+    """The prompt of every token: the first largest of ``scores - log(-log(uniform))``.
+
+    Args:
+        scores: logits (M, T) float32.
+        uniform: (M, T) float32 in [0, 1), contiguous.
+        picked: where the picks go, (M,) int64.
+    """
+    count, prompts = scores.shape
+    if uniform.shape != scores.shape or not uniform.is_contiguous() or picked.shape != (count,):
+        raise ValueError(f"route: scores {tuple(scores.shape)}, noise {tuple(uniform.shape)}, picks {tuple(picked.shape)}")
+    arguments = _Route(
+        rows=count,
+        prompts=prompts,
+        threads=threads(),
+        scores=address(scores),
+        scores_stride=rows_of(scores, prompts),
+        uniform=address(uniform),
+        picked=address(picked),
+    )
+    return Prepared("qm_glue_route", arguments, (scores, uniform, picked))
+
+
+def order(picked: Tensor, prompts: int, out: Tensor, inverse: Tensor) -> None:
+    """Order of the tokens by their prompts, raster order within one (``ops/semantic_order``), and its inverse.
+
+    Args:
+        picked: (M,) int64 in range(prompts).
+        prompts: their number.
+        out: where the order goes, (M,) int32.
+        inverse: (M,) int64.
+    """
+    call = function("qm_glue_order", "piipp")
+    call(address(picked), picked.numel(), prompts, address(out), address(inverse))
