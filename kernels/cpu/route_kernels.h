@@ -3,8 +3,7 @@
 
 #include <cmath>
 
-#include "glue.h"
-#include "quant_kernels.h"
+#include "glue_kernels.h"
 
 namespace QM_ISA {
 namespace {
@@ -52,13 +51,28 @@ void route_rows(const RouteArgs& a, int64_t first, int64_t last) {
     float best = top[0];
     for (int l = 1; l < W; l++) best = top[l] > best ? top[l] : best;
     const float near = best - kNearScores * (1.f + __builtin_fabsf(best));
-    int64_t picked = 0, candidates = 0;
-    float winner = 0.f;
-    for (int64_t t = 0; t < a.prompts; t++)
-      if (found[t] >= near) {
-        const float value = exact_score(score[t], uniform[t]);
-        if (!candidates++ || value > winner) picked = t, winner = value;
-      }
+    vi count = {}, place = splat_int(-1), lane;
+    for (int l = 0; l < W; l++) lane[l] = l;
+    for (int64_t t = 0; t < a.prompts; t += W) {
+      vf v = load(found + t);
+      if (t + W > a.prompts) v = first_lanes(v, (int)(a.prompts - t), least);
+      const vi hit = v >= near;
+      count -= hit;
+      place = hit ? lane + (int32_t)t : place;
+    }
+    int32_t candidates = 0, picked = -1;
+    for (int l = 0; l < W; l++) candidates += count[l], picked = place[l] > picked ? place[l] : picked;
+    if (candidates != 1) {  // hardly ever: decide exactly, the first of equal ones (of none: all that there is, is NaN)
+      picked = 0;
+      float winner = 0.f;
+      bool any = false;
+      for (int64_t t = 0; t < a.prompts; t++)
+        if (found[t] >= near) {
+          const float value = exact_score(score[t], uniform[t]);
+          if (!any || value > winner) picked = (int32_t)t, winner = value;
+          any = true;
+        }
+    }
     a.picked[m] = picked;
   }
 }

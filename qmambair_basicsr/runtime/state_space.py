@@ -82,9 +82,7 @@ class NativeScan:
         dt_rows, b_rows, c_rows = projected.split((k * r, k * n, k * n), dim=1)
         layout = self.layouts or (lambda *inner: as_image(size, *inner))
         dt = program.target("dt", self.dt_grid, k * r, layout(k, r))
-        b, c = (
-            program.target(name, grid, k * n, layout(k, n)) for name, grid in (("B", self.b), ("C", self.c))
-        )
+        b, c = (program.target(name, grid, k * n, layout(k, n)) for name, grid in (("B", self.b), ("C", self.c)))
         program.rows(dt_rows, [dt])
         program.rows(b_rows, [b])
         self.emit_c(program, c_rows, c)

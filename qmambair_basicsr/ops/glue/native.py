@@ -11,7 +11,18 @@ from torch import Tensor
 from ..native_library import address, function, is_available, threads
 from ..prepared import Prepared, rows_of
 
-__all__ = ["ACTIVATIONS", "COMBINATIONS", "Codes8", "DeltaWeights", "Rule", "delta", "is_available", "order", "route", "rows"]
+__all__ = [
+    "ACTIVATIONS",
+    "COMBINATIONS",
+    "Codes8",
+    "DeltaWeights",
+    "Rule",
+    "delta",
+    "is_available",
+    "order",
+    "route",
+    "rows",
+]
 
 ACTIVATIONS = {None: 0, "silu": 1, "gelu": 2, "sigmoid": 3}
 COMBINATIONS = {"multiply": 1, "add": 2, "multiply_silu": 3}
@@ -244,7 +255,9 @@ def route(scores: Tensor, uniform: Tensor, picked: Tensor) -> Prepared:
     """
     count, prompts = scores.shape
     if uniform.shape != scores.shape or not uniform.is_contiguous() or picked.shape != (count,):
-        raise ValueError(f"route: scores {tuple(scores.shape)}, noise {tuple(uniform.shape)}, picks {tuple(picked.shape)}")
+        raise ValueError(
+            f"route: scores {tuple(scores.shape)}, noise {tuple(uniform.shape)}, picks {tuple(picked.shape)}"
+        )
     arguments = _Route(
         rows=count,
         prompts=prompts,
