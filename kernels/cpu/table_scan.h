@@ -30,8 +30,9 @@ struct TableScanArgs {
   const int64_t* order;  // as in ScanArgs
   const int32_t* path;   // as in ScanArgs
   Operand x, delta, B, C;
-  const float* decays;  // (G, K, D, 2^bits, row): exp(dt A) - 1 of each code of delta, zero beyond the states
-  const float* steps;   // (G, K, D, 2^bits): dt
+  const float* decays;  // (G, K, D, levels, row), levels = table_levels(bits): exp(dt A) - 1 of each code of delta
+                        // (plus 2^(bits - 1)), zero beyond the states
+  const float* steps;   // (G, K, D, levels): dt
   int64_t decays_stride, steps_stride;  // of G in elements; 0 where one table serves every image
   const float* D;       // (K, D) or null
   float* y;             // (B, H, W, D) when merged, else (B, H, W, K, D)
@@ -45,12 +46,15 @@ struct ScanTablesArgs {
   const float* grid;    // (G, 4)
   const float* A;       // (K, D, N)
   const float* bias;    // (K, D) or null
-  float* decays;        // (G, K, D, 2^bits, row)
-  float* steps;         // (G, K, D, 2^bits)
+  float* decays;        // (G, K, D, levels, row)
+  float* steps;         // (G, K, D, levels)
 };
 
 // Floats of a row of decays with so many states: whole vectors of every instruction set.
 inline int64_t table_row(int64_t state) { return state <= 4 ? 4 : state <= 8 ? 8 : (state + 15) / 16 * 16; }
+
+// Rows of a table: those of 4 bits at least, so that a table of 4 bits and fewer has one shape.
+inline int64_t table_levels(int64_t bits) { return bits < 4 ? 16 : (int64_t)1 << bits; }
 
 enum TableScanStatus : int64_t { kTableScanDone = 0, kTableScanNoMemory = 1, kTableScanBadOrder = 2, kTableScanBadSize = 3 };
 

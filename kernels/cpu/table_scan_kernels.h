@@ -6,217 +6,263 @@
 
 #include <cstdlib>
 
-#include "scan_walk.h"
-#include "table_scan.h"
+#include "table_scan_recur.h"
 
 namespace QM_ISA {
 namespace {
 
-constexpr int kTokens = 64;  // of a tile
-constexpr int kMaxRow = 256;
-
-typedef uint8_t vb __attribute__((vector_size(QM_WIDTH)));
-
-QM_INLINE vi codes_at(const uint8_t* p, int lanes) {
-  vb bytes = {};
-  if (lanes == W)
-    std::memcpy(&bytes, p, W);
-  else
-    for (int l = 0; l < lanes; l++) bytes[l] = p[l];
-  return __builtin_convertvector(bytes, vi);
-}
-
-QM_INLINE vf floats_at(const float* p, int lanes) { return lanes == W ? load(p) : load(p, lanes); }
-
-// The grid of an operand for one image.
-struct Entrance {
-  const Operand& from;
-  vf step, offset, shift, lowest, highest;
-  vi zero;
-
-  Entrance(const Operand& operand, int64_t image) : from(operand) {
-    if (operand.kind == kValues) return;
-    const float* g = operand.grid + image * operand.grid_stride;
-    step = splat(g[0]), offset = splat(g[1]), shift = offset / step, lowest = splat(g[2]), highest = splat(g[3]);
-    zero = splat_int(1 << (operand.bits - 1));
-  }
-
-  // Codes (without zero) of values as quantizers give them: a true division, ties to even.
-  QM_INLINE vf entering(vf v) const {
-    const vf magic = splat(12582912.f);
-    v = at_most(at_least((v + offset) / step, lowest), highest);
-    return (v + magic) - magic;
-  }
-
-  // Values at element `at`; in the order of operations of the quantizers.
-  QM_INLINE vf values(int64_t at, int lanes) const {
-    if (from.kind == kValues) return floats_at((const float*)from.data + at, lanes);
-    const vf code = from.kind == kCodes ? __builtin_convertvector(codes_at((const uint8_t*)from.data + at, lanes) - zero, vf)
-                                        : entering(floats_at((const float*)from.data + at, lanes));
-    return (code - shift) * step;
-  }
-
-  // Rows of a table, 0 to 2^bits - 1 whatever is stored.
-  QM_INLINE vi rows(int64_t at, int lanes) const {
-    const vi code = from.kind == kCodes
-                        ? codes_at((const uint8_t*)from.data + at, lanes)
-                        : __builtin_convertvector(entering(floats_at((const float*)from.data + at, lanes)), vi) + zero;
-    return code & (zero + zero - 1);
-  }
-};
-
-// Lanes kFrom, kFrom + 1, ... of each stretch of 2 kHalf lanes, of a and then of b.
-template <int kLanes, int kHalf, int kFrom, int... kLane>
-QM_INLINE typename Lanes<kLanes>::type halves(typename Lanes<kLanes>::type a, typename Lanes<kLanes>::type b,
-                                              std::integer_sequence<int, kLane...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, (kLane / kHalf * 2 * kHalf + kLane % kHalf + kFrom)...);
-#else
-  typedef int32_t index __attribute__((vector_size(4 * kLanes)));
-  return __builtin_shuffle(a, b, index{(kLane / kHalf * 2 * kHalf + kLane % kHalf + kFrom)...});
-#endif
-}
-
-// The sums of the lanes of kLanes vectors, given by vector(0), ..., vector(kLanes - 1): lane c is that of vector c.
-template <int kLanes, int kHalf, typename Vector>
-QM_INLINE typename Lanes<kLanes>::type lane_sums(int first, const Vector& vector) {
-  if constexpr (kHalf == kLanes) {
-    return vector(first);
-  } else {
-    const auto a = lane_sums<kLanes, 2 * kHalf>(first, vector);
-    const auto b = lane_sums<kLanes, 2 * kHalf>(first + kLanes / (2 * kHalf), vector);
-    constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
-    return halves<kLanes, kHalf, 0>(a, b, lanes) + halves<kLanes, kHalf, kHalf>(a, b, lanes);
-  }
-}
-
-template <int kLanes>
-QM_INLINE typename Lanes<kLanes>::type row_at(const float* p) {
-  typename Lanes<kLanes>::type v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-// A tile of one block of W channels.
-struct BlockTile {
+// Where the tokens of a tile lie in each map.
+struct Places {
   int count;
-  const float* decays;        // of the first channel
-  float input[kTokens][W];    // dt x
-  uint32_t row[kTokens][W];   // element of `decays`
-  float sum[kTokens][W];      // C . h
+  int64_t x[kTokens], delta[kTokens], B[kTokens], C[kTokens], y[kTokens];
+
+  void find(const TableScanArgs& a, const Walk& walk, int64_t begin) {
+    const int64_t end = begin + kTokens < walk.length ? begin + kTokens : walk.length;
+    int64_t pixel[kTokens];
+    count = (int)(end - begin);
+    walk.pixels(begin, end, pixel);
+    const Operand* const operands[4] = {&a.x, &a.delta, &a.B, &a.C};
+    int64_t* const places[4] = {x, delta, B, C};
+    for (int i = 0; i < 4; i++) {
+      const int64_t* const stride = operands[i]->stride;
+      if (stride[1] == walk.width * stride[2])
+        for (int t = 0; t < count; t++) places[i][t] = pixel[t] * stride[2];
+      else
+        walk.offsets(stride, begin, end, places[i]);
+    }
+    for (int t = 0; t < count; t++) y[t] = pixel[t] * map_row(a);
+  }
 };
 
-// kVectors vectors of kLanes states are a row; 0 reads their number from the arguments.
-template <int kLanes, int kVectors>
-void recur(BlockTile& tile, const float* B, const float* C, float* states, int vectors) {
-  typedef typename Lanes<kLanes>::type vector;
-  const int count = kVectors ? kVectors : vectors;
-  for (int group = 0; group < W; group += kLanes) {
-    float* const h = states + group * count * kLanes;
-    for (int t = 0; t < tile.count; t++) {
-      const float* const Bt = B + t * count * kLanes;
-      const float* const Ct = C + t * count * kLanes;
-      const vector sums = lane_sums<kLanes, 1>(0, [&](int c) __attribute__((always_inline)) {
-        const float* const decay = tile.decays + tile.row[t][group + c];
-        const float input = tile.input[t][group + c];
-        float* const own = h + c * count * kLanes;
-        vector product = {};
-        for (int v = 0; v < count; v++) {
-          const vector before = row_at<kLanes>(own + v * kLanes);
-          const vector after = row_at<kLanes>(decay + v * kLanes) * before + (row_at<kLanes>(Bt + v * kLanes) * input + before);
-          std::memcpy(own + v * kLanes, &after, sizeof after);
-          product += after * row_at<kLanes>(Ct + v * kLanes);
+// The scan of channels [first, last) of one image in one direction.
+struct TableScan {
+  const TableScanArgs& a;
+  const int64_t k, first, channels;
+  const Walk walk;
+  const Entrance x, delta, B, C;
+  const int levels, row, state;
+  const int64_t blocks, width;  // width: bytes of a token's codes
+  const bool joint;
+  const float *decays, *steps;
+  float* y;
+  float *states, *tile_B, *tile_C, *inputs, *skip;
+  uint8_t* codes;
+  void* memory;
+
+  TableScan(const TableScanArgs& args, int64_t image, int64_t direction, int64_t from, int64_t to)
+      : a(args),
+        k(direction),
+        first(from),
+        channels(to - from),
+        walk(args, direction),
+        x(args.x, image, direction),
+        delta(args.delta, image, direction),
+        B(args.B, image, direction),
+        C(args.C, image, direction),
+        levels((int)table_levels(args.delta.bits)),
+        row((int)args.row),
+        state((int)args.state),
+        blocks((channels + W - 1) / W),
+        width((channels + 31) / 32 * 32),
+        joint(args.delta.bits <= 4 && args.x.kind != kValues && args.x.bits <= 4) {
+    decays = a.decays + image * a.decays_stride + (k * a.channels + first) * levels * row;
+    steps = a.steps + image * a.steps_stride + (k * a.channels + first) * levels;
+    y = a.y + image * walk.length * map_row(a) + map_offset(a, k) + first;
+  }
+
+  // Memory; zero beyond the channels and the states.
+  bool allocate() {
+    const int64_t of_states = blocks * W * row, of_tile = kTokens * row, of_inputs = joint ? blocks * W * kJoint : 0;
+    const int64_t of_codes = joint ? (2 * kTokens + 2) * width / 4 : 0, of_skip = blocks * W;
+    const int64_t bytes = (of_states + 2 * of_tile + of_inputs + of_codes + of_skip) * (int64_t)sizeof(float);
+    if (posix_memalign(&memory, 64, bytes)) return false;
+    std::memset(memory, 0, bytes);
+    states = (float*)memory;
+    tile_B = states + of_states;
+    tile_C = tile_B + of_tile;
+    inputs = tile_C + of_tile;
+    skip = inputs + of_inputs;
+    codes = (uint8_t*)(skip + of_skip);
+    return true;
+  }
+
+  // dt x of every pair of codes.
+  void fill_inputs() {
+    float value[16];
+    x.values_of_codes(1 << a.x.bits, value);
+    for (int64_t c = 0; c < channels; c++)
+      for (int d = 0; d < 1 << a.delta.bits; d++)
+        for (int i = 0; i < 1 << a.x.bits; i++) inputs[c * kJoint + 16 * d + i] = steps[c * levels + d] * value[i];
+  }
+
+  // Both codes of every channel of the tokens in a byte each.
+  void join(const Places& at) {
+    typedef uint8_t wide __attribute__((vector_size(32)));
+    uint8_t* const scratch = codes + 2 * kTokens * width;
+    const uint8_t of_delta = (uint8_t)((1 << a.delta.bits) - 1), of_x = (uint8_t)((1 << a.x.bits) - 1);
+    for (int t = 0; t < at.count; t++) {
+      const uint8_t* const high = delta.bytes(at.delta[t] + first, channels, scratch);
+      const uint8_t* const low = x.bytes(at.x[t] + first, channels, scratch + width);
+      uint8_t *const both = codes + t * width, *const upper = both + kTokens * width;
+      if (channels >= 32) {
+        for (int64_t c = 0; c < channels; c += 32) {
+          const int64_t from = c + 32 <= channels ? c : channels - 32;  // the last ones overlap
+          wide h, l;
+          std::memcpy(&h, high + from, 32);
+          std::memcpy(&l, low + from, 32);
+          h = (h & of_delta) << 4;
+          l = h | (l & of_x);
+          std::memcpy(upper + from, &h, 32);
+          std::memcpy(both + from, &l, 32);
         }
-        return product;
-      });
-      std::memcpy(tile.sum[t] + group, &sums, sizeof sums);
+      } else {
+        for (int64_t c = 0; c < channels; c += 8) {
+          const int count = channels - c < 8 ? (int)(channels - c) : 8;
+          const uint64_t every = 0x0101010101010101u;
+          const uint64_t h = (bytes_at(high + c, count) & every * of_delta) << 4, l = h | (bytes_at(low + c, count) & every * of_x);
+          std::memcpy(upper + c, &h, 8);
+          std::memcpy(both + c, &l, 8);
+        }
+      }
     }
   }
-}
 
-void recur_sized(BlockTile& tile, const float* B, const float* C, float* states, int row) {
-  constexpr int kFour = W < 4 ? W : 4, kEight = W < 8 ? W : 8;
-  switch (row) {
-    case 4: return recur<kFour, 4 / kFour>(tile, B, C, states, 0);
-    case 8: return recur<kEight, 8 / kEight>(tile, B, C, states, 0);
-    case 16: return recur<W, 16 / W>(tile, B, C, states, 0);
-    default: return recur<W, 0>(tile, B, C, states, row / W);
+  // Sums of D: of this direction, or of all that add to the same map and read the same x.
+  void fill_skip() {
+    const bool shared = a.merge && !a.x.stride[3];
+    for (int64_t d = shared ? 0 : k; a.D && d < (shared ? a.directions : k + 1); d++)
+      for (int64_t c = 0; c < channels; c++) skip[c] += a.D[d * a.channels + first + c];
   }
-}
+
+  // The part D x of what is put out; also makes the map something to add to.
+  void start_map(const Places& at) {
+    const bool add = a.merge && k > 0, shared = a.merge && !a.x.stride[3];
+    if (shared && add) return;  // the first direction has added it for all
+    with_kind(a.x.kind, [&](auto kind) {
+      for (int t = 0; t < at.count; t++) {
+        for (int64_t c = 0; c < channels; c += W) {
+          const int lanes = channels - c < W ? (int)(channels - c) : W;
+          float* const out = y + at.y[t] + c;
+          vf base = load(skip + c) * x.values<kind()>(at.x[t] + first + c, lanes);
+          if (add) base += floats_at(out, lanes);
+          if (lanes == W)
+            store(out, base);
+          else
+            store(out, base, lanes);
+        }
+      }
+    });
+  }
+
+  void states_maps(const Places& at) {
+    for (int n = 0; n < state; n += W) {
+      const int lanes = state - n < W ? state - n : W;
+      const auto fill = [&](const Entrance& from, const int64_t* places, float* out) {
+        with_kind(from.from.kind, [&](auto kind) {
+          if (lanes == W)
+            for (int t = 0; t < at.count; t++) store(out + t * row + n, from.values<kind()>(places[t] + n, W));
+          else
+            for (int t = 0; t < at.count; t++) store(out + t * row + n, from.values<kind()>(places[t] + n, lanes), lanes);
+        });
+      };
+      fill(B, at.B, tile_B), fill(C, at.C, tile_C);
+    }
+  }
+
+  // Rows and inputs of one block, where codes are too many for a table of inputs.
+  void look_up(const Places& at, int64_t channel, int lanes, uint32_t (*places)[W], float (*input)[W]) {
+    const float* const table = steps + channel * levels;
+    vi own;
+    for (int l = 0; l < W; l++) own[l] = l < lanes ? l * levels : 0;
+    with_kind(a.delta.kind, [&](auto kind) {
+      for (int t = 0; t < at.count; t++) {
+        const vi found = delta.codes<kind()>(at.delta[t] + first + channel, lanes) + own;
+        std::memcpy(places[t], &found, sizeof found);
+      }
+    });
+    with_kind(a.x.kind, [&](auto kind) {
+      for (int t = 0; t < at.count; t++) {
+        vf step = {};
+        for (int l = 0; l < lanes; l++) {
+          step[l] = table[places[t][l]];
+          places[t][l] *= (uint32_t)row;
+        }
+        store(input[t], step * x.values<kind()>(at.x[t] + first + channel, lanes));
+      }
+    });
+  }
+
+  // Has what the next tile reads on its way: the part of the map that block `block` adds to, and a share of the codes. Where
+  // they lie the hardware cannot guess, and there is little arithmetic to hide behind. Inlined: GCC drops calls that only
+  // prefetch.
+  QM_INLINE void fetch(const Places& at, int64_t block) {
+    const int64_t channel = block * W, last = channel + W < channels ? channel + W - 1 : channels - 1;
+    for (int t = 0; t < at.count; t++) {
+      __builtin_prefetch(y + at.y[t] + channel, 1);
+      __builtin_prefetch(y + at.y[t] + last, 1);
+    }
+    const int64_t begin = block * at.count / blocks, end = (block + 1) * at.count / blocks;
+    const auto ask = [&](const Entrance& from, const int64_t* places, int64_t count, int64_t start) QM_LAMBDA {
+      const int64_t size = from.from.kind == kCodes ? 1 : 4;
+      const char* const base = (const char*)from.from.data + (from.place + start) * size;
+      for (int64_t t = begin; t < end; t++) {
+        const char* const p = base + places[t] * size;
+        for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(p + i);
+        __builtin_prefetch(p + count * size - 1);
+      }
+    };
+    ask(delta, at.delta, channels, first), ask(x, at.x, channels, first);
+    ask(B, at.B, state, 0), ask(C, at.C, state, 0);
+  }
+
+  void run() {
+    if (joint) fill_inputs();
+    fill_skip();
+    uint32_t places[kTokens][W];
+    float input[kTokens][W];
+    Places here_and_next[2];
+    here_and_next[0].find(a, walk, 0);
+    for (int64_t begin = 0; begin < walk.length; begin += kTokens) {
+      const Places& at = here_and_next[begin / kTokens % 2];
+      Places& next = here_and_next[(begin / kTokens + 1) % 2];
+      const bool more = begin + kTokens < walk.length;
+      if (more) next.find(a, walk, begin + kTokens);
+      start_map(at);
+      states_maps(at);
+      if (joint) join(at);
+      for (int64_t block = 0; block < blocks; block++) {
+        const int64_t c = block * W;
+        if (more) fetch(next, block);
+        const int lanes = channels - c < W ? (int)(channels - c) : W;
+        const BlockTile tile = {at.count, y + c, at.y, tile_B, tile_C};
+        const float* const rows = decays + c * levels * row;
+        float* const own = states + c * row;
+        if (joint) {
+          recur_sized(
+              tile, [&](auto size) { return JointFeed<size()>{codes + c, codes + kTokens * width + c, width, inputs + c * kJoint, rows, row}; }, own, row, lanes);
+        } else {
+          look_up(at, c, lanes, places, input);
+          recur_sized(tile, [&](auto size) { return ApartFeed<size()>{places[0], input[0], rows}; }, own, row, lanes);
+        }
+      }
+    }
+    std::free(memory);
+  }
+};
 
 bool table_scan(const TableScanArgs& a, int64_t image, int64_t k, int64_t first, int64_t last) {
-  const Walk walk(a, k);
-  const int row = (int)a.row, state = (int)a.state;
-  const int64_t levels = (int64_t)1 << a.delta.bits, blocks = (last - first + W - 1) / W;
-  const Entrance x(a.x, image), delta(a.delta, image), B(a.B, image), C(a.C, image);
-  // states of every block, B and C of a tile; zero beyond the states, where decays are zero as well
-  const int64_t floats = blocks * W * row + 2 * kTokens * row;
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 64, floats * sizeof(float))) return false;
-  std::memset(memory, 0, floats * sizeof(float));
-  float* const states = (float*)memory;
-  float* const tile_B = states + blocks * W * row;
-  float* const tile_C = tile_B + kTokens * row;
-  float* const y = a.y + image * walk.length * map_row(a) + map_offset(a, k);
-  const float* const decays = a.decays + image * a.decays_stride + k * a.channels * levels * row;
-  const float* const steps = a.steps + image * a.steps_stride + k * a.channels * levels;
-  const auto place = [image, k](const Operand& o) { return image * o.stride[0] + k * o.stride[3]; };
-  const int64_t x_from = place(a.x), delta_from = place(a.delta), B_from = place(a.B), C_from = place(a.C);
-  int64_t at_x[kTokens], at_delta[kTokens], at_B[kTokens], at_C[kTokens], pixel[kTokens];
-  BlockTile tile;
-  for (int64_t begin = 0; begin < walk.length; begin += kTokens) {
-    const int64_t end = begin + kTokens < walk.length ? begin + kTokens : walk.length;
-    tile.count = (int)(end - begin);
-    walk.offsets(a.x.stride, begin, end, at_x);
-    walk.offsets(a.delta.stride, begin, end, at_delta);
-    walk.offsets(a.B.stride, begin, end, at_B);
-    walk.offsets(a.C.stride, begin, end, at_C);
-    walk.pixels(begin, end, pixel);
-    for (int t = 0; t < tile.count; t++) {
-      for (int n = 0; n < state; n += W) {
-        const int lanes = state - n < W ? state - n : W;
-        store(tile_B + t * row + n, B.values(B_from + at_B[t] + n, lanes), lanes);
-        store(tile_C + t * row + n, C.values(C_from + at_C[t] + n, lanes), lanes);
-      }
-    }
-    for (int64_t block = 0; block < blocks; block++) {
-      const int64_t channel = first + block * W;
-      const int lanes = a.channels - channel < W ? (int)(a.channels - channel) : W;
-      vi own;
-      for (int l = 0; l < W; l++) own[l] = l < lanes ? l * (int)levels : 0;
-      tile.decays = decays + channel * levels * row;
-      for (int t = 0; t < tile.count; t++) {
-        const vi at = own + delta.rows(delta_from + at_delta[t] + channel, lanes);
-        const vf value = x.values(x_from + at_x[t] + channel, lanes);
-        vf step = {};
-        for (int l = 0; l < lanes; l++) step[l] = steps[channel * levels + at[l]];
-        store(tile.input[t], step * value);
-        const vi rows = at * row;
-        std::memcpy(tile.row[t], &rows, sizeof rows);
-      }
-      recur_sized(tile, tile_B, tile_C, states + block * W * row, row);
-      const vf skip = a.D ? floats_at(a.D + k * a.channels + channel, lanes) : vf{};
-      for (int t = 0; t < tile.count; t++) {
-        float* const out = y + pixel[t] * map_row(a) + channel;
-        vf sum = load(tile.sum[t]) + skip * x.values(x_from + at_x[t] + channel, lanes);
-        if (a.merge && k > 0) sum += floats_at(out, lanes);  // last, as where directions are summed by the caller
-        if (lanes == W)
-          store(out, sum);
-        else
-          store(out, sum, lanes);
-      }
-    }
-  }
-  std::free(memory);
+  TableScan scan(a, image, k, first, last);
+  if (!scan.allocate()) return false;
+  scan.run();
   return true;
 }
 
 void scan_tables(const ScanTablesArgs& a, int64_t group, int64_t k, int64_t channel) {
-  const int levels = 1 << a.bits, row = (int)a.row, state = (int)a.state;
+  const int levels = 1 << a.bits, stored = (int)table_levels(a.bits), row = (int)a.row, state = (int)a.state;
   const float* const grid = a.grid + 4 * group;
   const int64_t index = (group * a.directions + k) * a.channels + channel;
-  float* const steps = a.steps + index * levels;
-  float* const decays = a.decays + index * levels * row;
+  float* const steps = a.steps + index * stored;
+  float* const decays = a.decays + index * stored * row;
   const float* const A = a.A + (k * a.channels + channel) * state;
   const float bias = a.bias ? a.bias[k * a.channels + channel] : 0.f;
   const float zero = (float)(levels / 2), shift = grid[1] / grid[0];

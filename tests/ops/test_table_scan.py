@@ -17,6 +17,7 @@ from qmambair_basicsr.ops.table_scan import (
     build_tables,
     dequantize,
     empty_tables,
+    table_levels,
     table_row,
     table_scan,
 )
@@ -82,7 +83,7 @@ def test_equals_the_definition_in_float64(use_backend, nan_memory, name, kind, b
 @settings(max_examples=40, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 9)),
-    channels=st.integers(1, 40),
+    channels=st.integers(1, 70),
     state=st.integers(1, 64),
     bits=st.integers(1, 8),
     kind=st.sampled_from(KINDS),
@@ -221,7 +222,8 @@ def test_what_does_not_fit_is_named():
         build_tables(delta.grid, 4, rates, bias[:2])
 
 
-def test_rows_are_whole_vectors():
+def test_shapes_of_tables():
+    assert [table_levels(b) for b in (1, 4, 5, 8)] == [16, 16, 32, 256]
     assert [table_row(n) for n in (1, 4, 5, 8, 9, 16, 17, 64, 256)] == [4, 4, 8, 8, 16, 16, 32, 64, 256]
 
 

@@ -121,10 +121,10 @@ void hostile_orders() {
 void table_scan(int64_t batch, int64_t height, int64_t width, int64_t K, int64_t D, int64_t N, int64_t bits,
                 OperandKind kind, bool merge, bool odd, Way way) {
   const int64_t pixels = batch * height * width, length = height * width, order[4] = {0, 1, 2, 3};
-  const int64_t levels = (int64_t)1 << bits, groups = way == kNamed ? 1 : batch, row = table_row(N);
+  const int64_t values_of = (int64_t)1 << bits, levels = table_levels(bits), groups = way == kNamed ? 1 : batch, row = table_row(N);
   Buffer grid;
   for (int64_t b = 0; b < groups; b++)
-    for (const float v : {0.3f, odd ? -0.1f : 0.f, (float)(-levels / 2), (float)(levels / 2 - 1)}) grid.push_back(v);
+    for (const float v : {0.3f, odd ? -0.1f : 0.f, (float)(-values_of / 2), (float)(values_of / 2 - 1)}) grid.push_back(v);
   if (odd) grid[0] = 1e-12f;
   std::vector<int32_t> path(K * length);
   for (int64_t i = 0; i < K * length; i++) path[i] = (int32_t)(length - 1 - i % length);
@@ -293,7 +293,7 @@ int main() {
         for (const OperandKind kind : {kValues, kCodes, kOnEntering}) {
           const Way way = bits == 1 ? kNamed : bits == 4 ? kListed : kListedApart;
           table_scan(1, 1, 1, 2, 5, state, bits, kind, true, odd, way);
-          table_scan(2, 5, 17, 4, 21, state, bits, kind, state % 2 == 0, odd, way);
+          table_scan(2, 5, 17, 4, bits == 4 ? 45 : 21, state, bits, kind, state % 2 == 0, odd, way);
         }
       }
     }

@@ -42,8 +42,9 @@ class Tables(NamedTuple):
     """What a scan looks up by the code of delta plus 2^(bits - 1), for G images or (G = 1) for all.
 
     Attributes:
-        decays: (G, K, D, 2^bits, R), ``exp(dt A) - 1``; R is :func:`table_row` of the states, zero beyond them.
-        steps: (G, K, D, 2^bits), dt.
+        decays: (G, K, D, L, R), ``exp(dt A) - 1``; L is :func:`table_levels` of the bits, R :func:`table_row` of the
+            states, zero beyond them.
+        steps: (G, K, D, L), dt.
         bits: of the codes of delta.
     """
 
@@ -57,6 +58,11 @@ def table_row(state: int) -> int:
     return 4 if state <= 4 else 8 if state <= 8 else (state + 15) // 16 * 16
 
 
+def table_levels(bits: int) -> int:
+    """Rows of a table: those of 4 bits at least, so that tables of few bits have one shape; further rows are not used."""
+    return 2 ** max(bits, 4)
+
+
 def empty_tables(
     groups: int, directions: int, channels: int, state: int, bits: int, like: Tensor | None = None
 ) -> Tables:
@@ -67,7 +73,7 @@ def empty_tables(
         like: a tensor on the device and of the precision of the tables; None for float32 on the CPU.
     """
     like = torch.empty(0) if like is None else like
-    decays = like.new_empty(groups, directions, channels, 2**bits, table_row(state))
+    decays = like.new_empty(groups, directions, channels, table_levels(bits), table_row(state))
     return Tables(decays, like.new_empty(decays.shape[:-1]), bits)
 
 
@@ -95,7 +101,7 @@ def build_tables(
     _fits("delta_bias", delta_bias, A.shape[:2])
     if out is None:
         out = empty_tables(grids.shape[0], *A.shape, bits, grids)
-    shape = (grids.shape[0], *A.shape[:2], 2**bits, table_row(A.shape[-1]))
+    shape = (grids.shape[0], *A.shape[:2], table_levels(bits), table_row(A.shape[-1]))
     _fits("out.decays", out.decays, shape)
     _fits("out.steps", out.steps, shape[:-1])
     choose("table_scan", BACKENDS, grids).build(grids, A, delta_bias, softplus, out._replace(bits=bits))
@@ -189,7 +195,7 @@ def _check(x, delta, tables, B, C, D, order, directions) -> tuple[int, ...]:
             f"table_scan: x {tuple(x.data.shape)} with {count} directions and N = {state} cannot be scanned"
         )
     groups = tables.steps.shape[0]
-    shape = (groups, count, channels, 2**delta.bits)
+    shape = (groups, count, channels, table_levels(delta.bits))
     _fits("tables.steps", tables.steps, shape)
     _fits("tables.decays", tables.decays, (*shape, table_row(state)))
     if groups not in (1, batch) or tables.bits != delta.bits:

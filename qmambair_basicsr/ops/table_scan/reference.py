@@ -24,9 +24,10 @@ def build(grid: Tensor, A: Tensor, delta_bias: Tensor | None, softplus: bool, ou
     step, offset = grid[:, :1], grid[:, 1:2]
     delta = ((codes - offset / step) * step)[:, None, None, :]  # (G, 1, 1, levels)
     dt = delta if delta_bias is None else delta + delta_bias.to(grid.dtype)[None, :, :, None]
-    out.steps.copy_(F.softplus(dt, threshold=1e9) if softplus else dt)
+    steps = F.softplus(dt, threshold=1e9) if softplus else dt
+    out.steps[..., : 2 * zero] = steps
     out.decays.zero_()
-    torch.expm1(out.steps[..., None] * A[None, :, :, None].to(grid.dtype), out=out.decays[..., : A.shape[-1]])
+    out.decays[..., : 2 * zero, : A.shape[-1]] = torch.expm1(steps[..., None] * A[None, :, :, None].to(grid.dtype))
 
 
 def rows(delta: OnGrid) -> Tensor:
