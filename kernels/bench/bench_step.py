@@ -1,7 +1,7 @@
 """Times one training step of the light x2 network, at full precision and quantized, in turns.
 
 ``python kernels/bench/bench_step.py [--bits 4] [--device cuda]``: forward, L1 loss, backward and Adam on a batch of two
-32 x 32 LR patches; prints the medians and their ratio.
+32 x 32 LR patches; prints the medians and their ratio, and the operator calls of a step (see ``operator_calls.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import torch.nn.functional as F
+from operator_calls import operator_calls
 
 from qmambair_basicsr.archs.mambair_arch import MambaIR
 from qmambair_basicsr.archs.qmambair_arch import QMambaIR
@@ -88,6 +89,10 @@ def main() -> None:
         f"torch {torch.__version__}, {args.device}, {args.threads} threads, {args.clock} time, "
         f"load {os.getloadavg()[0]:.1f}: step of the light x2 network, batch {args.batch}, LR {args.patch}\n"
         f"{fp_name} {fp:.3f} s, {q_name} {q:.3f} s, ratio {q / fp:.2f}\n"
+    )
+    fp_calls, q_calls = (operator_calls(lambda step=step: step(lq, gt)) for step in steps.values())
+    sys.stdout.write(
+        f"operator calls of a step: {fp_name} {fp_calls}, {q_name} {q_calls}, ratio {q_calls / fp_calls:.2f}\n"
     )
 
 

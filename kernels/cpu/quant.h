@@ -25,6 +25,42 @@ constexpr int kMaxLevels = 256;
 // What the C interface returns.
 enum QuantStatus : int64_t { kQuantDone = 0, kQuantRefused = 1 };
 
+// One tensor of a call; a call takes any number of them. Pointers that a pass does not need may be null. A `floor` below 0
+// takes the step as it is, otherwise the step in use is max(|scale|, floor).
+
+// x (rows, cols); scale and offset (params) with params dividing rows: row r uses entry r % params. offset may be null.
+struct LsqItem {
+  const float *x, *grad;
+  float *out, *dx;
+  const float *scale, *offset;
+  float *d_scale, *d_offset;
+  int64_t rows, cols, params;
+  double floor, grad_scale;
+  float qmin, qmax;
+};
+
+// x (rows, cols); w and v (4); stats and grid (rows, 4); d_w and d_v (4).
+struct DlsItem {
+  const float *x, *grad;
+  float *out, *dx;
+  const float *w, *v;
+  float *stats, *grid, *d_w, *d_v;
+  int64_t rows, cols;
+  double cap_share, grad_scale;
+  float qmin, qmax;
+};
+
+// w (n); scale and offset (1); thresholds (levels), put in order with gaps of min_gap unless that is below 0.
+struct RfaItem {
+  const float *w, *grad;
+  float *out, *dw;
+  const float *scale, *offset, *thresholds;
+  float *d_scale, *d_offset, *d_thresholds;
+  int64_t n, levels;
+  double floor, grad_scale, min_gap;
+  float qmin, unused;
+};
+
 // Tables of RFA, worked out once per call from the thresholds. The borders are suffix minima of midpoints and
 // thresholds: the last border a value exceeds decides, and these are sorted whatever the thresholds are.
 struct RfaTables {

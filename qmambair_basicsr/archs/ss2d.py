@@ -215,13 +215,13 @@ class ScanParameters(SiteModule):
             Tensor: (B, H, W, D), or (B, H, W, K, D) unless merged.
         """
         k, d, n = len(self.directions), self.d_inner, self.d_state
-        a = DECAY.value(self.A_logs)
+        u, delta, b, c = self.joint_sites(u=x, delta=delta, B=b, C=c)
         tensors = (
-            self.site("u", x),
-            self.site("delta", delta),
-            self.site("A", a, source=self.A_logs).view(k, d, n),
-            self.site("B", b),
-            self.site("C", c),
+            u,
+            delta,
+            self.derived_site("A", self.A_logs, DECAY).view(k, d, n),
+            b,
+            c,
             self.site("D", self.Ds).view(k, d),
             self.site("dt_bias", self.dt_projs_bias),
         )

@@ -23,6 +23,7 @@ from ..quantizers.site import KINDS, OPTIONAL_KINDS, Site
 from ..quantizers.spec import refuse
 from ..strict import nearest
 from .info import NetworkInfo, match_modules, network_info
+from .parameter_batch import ParameterBatch
 from .policy import apply_policy, leave_group_convs
 from .quant_layers import QUANTIZED_LAYERS
 from .sites import sites_of
@@ -77,6 +78,7 @@ def prepare(net: nn.Module, spec: QuantSpec, info: NetworkInfo | None = None) ->
         if quantized is not module:
             parent, _, leaf = sites[0].owner.rpartition(".")
             setattr(net.get_submodule(parent), leaf, quantized)
+    ParameterBatch().attach(net)
     device = next((p.device for p in net.parameters()), None)
     return net if device is None or device.type == "meta" else net.to(device)
 

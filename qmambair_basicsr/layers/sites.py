@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..quantizers.base import Quantizer
-from ..quantizers.site import Site
+from ..quantizers.site import Derived, Site
+from ..quantizers.together import quantize_together
 from .weight_cache import WeightCache
 
 
@@ -244,3 +245,17 @@ class SiteModule(nn.Module):
         if transform.folded:
             return self.quantizers(name, tensor, source)
         return self.quantizers(name, tensor, source, transform)
+
+    def derived_site(self, name: str, parameter: Tensor, derived: Derived) -> Tensor:
+        """:meth:`site` of a tensor that follows from a parameter, which is worked out only where it is needed."""
+        if self.quantizers is not None and name not in self._transformed:
+            lent = self.quantizers.weight_caches[name].lent
+            if lent is not None:
+                return lent
+        return self.site(name, derived.value(parameter), source=parameter)
+
+    def joint_sites(self, **tensors: Tensor) -> list[Tensor]:
+        """:meth:`site` of several tensors that are computed anew in each forward and are ready at the same time."""
+        if self.quantizers is None or not self._transformed.keys().isdisjoint(tensors):
+            return [self.site(name, tensor) for name, tensor in tensors.items()]
+        return quantize_together([(self.quantizers[name], tensor) for name, tensor in tensors.items()])

@@ -10,6 +10,29 @@ from torch import nn
 from ..quantizers.base import Quantizer
 
 
+class Loan:
+    """The fake-quantized value of a parameter for one forward pass of its network.
+
+    It has a node in the graph of that pass, so it is used there and, where a part of the pass is repeated for its backward
+    pass (``torch.utils.checkpoint``), in the repetition: but only if it was used with gradients the first time.
+
+    Args:
+        tensor: The value.
+    """
+
+    def __init__(self, tensor: torch.Tensor):
+        self._tensor, self._used, self.open = tensor, False, True
+
+    def value(self) -> torch.Tensor | None:
+        """The tensor; None where it does not count."""
+        if not torch.is_grad_enabled():
+            return None
+        if self.open:
+            self._used = True
+            return self._tensor
+        return self._tensor if self._used and torch._C._current_graph_task_id() != -1 else None
+
+
 class WeightCache:
     """The last fake-quantized value of one parameter.
 
@@ -25,7 +48,16 @@ class WeightCache:
 
     def clear(self) -> None:
         """Forget the value."""
-        self._key, self._value = None, None
+        self._key, self._value, self._loan = None, None, None
+
+    def lend(self, loan: Loan | None) -> None:
+        """Have calls with gradients return a value that was worked out for them; None ends that."""
+        self._loan = loan
+
+    @property
+    def lent(self) -> torch.Tensor | None:
+        """The value that was lent, where it is the one to use."""
+        return None if self._loan is None else self._loan.value()
 
     def __deepcopy__(self, memo: dict) -> WeightCache:
         return WeightCache()
@@ -52,7 +84,10 @@ class WeightCache:
             Tensor: ``quantizer(tensor)``.
         """
         if torch.is_grad_enabled() or quantizer.training or quantizer.calibrating:
-            self.clear()
+            lent = None if transform is not None or quantizer.calibrating else self.lent
+            if lent is not None:
+                return lent
+            self._key, self._value = None, None
             return quantizer(tensor if transform is None else transform.on_weight(tensor))
         states = (tensor if source is None else source, *quantizer.parameters(), *quantizer.buffers())
         if transform is not None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 TO_LAST = (0, 2, 3, 1)
 FROM_LAST = (0, 3, 1, 2)
+_FEW = 8
 
 
 def stored_channels_last(x: Tensor) -> bool:
@@ -15,3 +19,36 @@ def stored_channels_last(x: Tensor) -> bool:
     contiguous as they are.
     """
     return x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def gapless(x: Tensor) -> Tensor:
+    """``x``, or a copy, without gaps in memory and with dimension 0 outermost: contiguous or channels_last."""
+    if x.is_contiguous():
+        return x
+    if not stored_channels_last(x):
+        return x.contiguous()
+    last = torch.channels_last
+    return x if x.is_contiguous(memory_format=last) else x.contiguous(memory_format=last)
+
+
+def alike(t: Tensor, x: Tensor) -> Tensor:
+    """``t``, or a copy of it, in the order in memory that ``x`` has; both of one shape."""
+    return t if t.stride() == x.stride() else torch.empty_like(x, dtype=t.dtype).copy_(t)
+
+
+def empty_for(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Uninitialised memory of the shape, type and order of each of some tensors without gaps.
+
+    A few are allocated one by one, as they may be large and each is to be freed when nobody needs it; many together.
+    """
+    many = len(tensors) > _FEW and all(t.is_contiguous() for t in tensors)
+    if many:
+        return list(empty_together(tensors))
+    return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in tensors]
+
+
+def empty_together(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Uninitialised contiguous tensors of these shapes, of the first one's type, from a single allocation."""
+    first = tensors[0]
+    memory = torch.empty(sum(t.numel() for t in tensors), dtype=first.dtype, device=first.device)
+    return torch._utils._unflatten_dense_tensors(memory, tensors)

@@ -28,7 +28,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..ops.dls import DLSItem
 from ..ops.limits import CALIBRATION, full_precision, limited
+from ..ops.lsq import LSQItem
+from ..ops.rfa import RFAItem
 from .encoded import AffineCodes, Encoded
 from .forms import DynamicForm, StaticForm
 from .site import ACTIVATION, ROLES, Site
@@ -119,6 +122,13 @@ class Quantizer(nn.Module):
     def quantize(self, x: Tensor) -> Tensor:
         """Fake-quantize ``x`` (differentiable), parameters as they are. Same shape and dtype."""
         raise NotImplementedError
+
+    def item(self, x: Tensor) -> LSQItem | DLSItem | RFAItem | None:
+        """What an operator for many tensors needs to do the whole of :meth:`quantize`; None where it takes more than that.
+
+        A subclass that overrides :meth:`quantize` or ``forward`` alone is not asked (``together.py``).
+        """
+        return None
 
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Integer form of ``x``.

@@ -63,7 +63,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..ops.dls import dls
+from ..ops.dls import DLSItem, dls, dls_together
 from ..ops.dls.reference import codes as dls_codes
 from ..ops.dls.reference import grid as dls_grid
 from ..ops.dls.reference import statistics as dls_statistics
@@ -165,17 +165,22 @@ class DLS(Quantizer):
         return {"w": w, "v": v}
 
     def quantize(self, x: Tensor) -> Tensor:
+        if self.mode == "stable":
+            return dls_together([self.item(x)])[0]
         if stored_channels_last(x):  # the order of the values within a sample does not matter
             return self.quantize(x.permute(TO_LAST)).permute(FROM_LAST)
         rows = self._rows(x)
-        if self.mode == "stable":
-            out, _ = self._stable(rows)
-        else:
-            full = self._limited(rows)
-            step, offset, low, high = self._official_grid(full)
-            out = lsq(full, step, offset, qmin=self.qmin, qmax=self.qmax, dim=0)
-            out = as_type(torch.clamp(out, low[:, None], high[:, None]), x.dtype)
-        return out.view(x.shape)
+        full = self._limited(rows)
+        step, offset, low, high = self._official_grid(full)
+        out = lsq(full, step, offset, qmin=self.qmin, qmax=self.qmax, dim=0)
+        return as_type(torch.clamp(out, low[:, None], high[:, None]), x.dtype).view(x.shape)
+
+    def item(self, x: Tensor) -> DLSItem | None:
+        if self.mode != "stable":
+            return None
+        rows = x.shape[0] if self.stats == "sample" else 1
+        grad_scale = self._gradient_scale(x, self.qmax)
+        return DLSItem(x, self.w, self.v, rows, self.qmin, self.qmax, self.cap_share, grad_scale)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..ops.lsq import lsq
+from ..ops.lsq import LSQItem, lsq_together
 from .affine import GRANULARITY, AffineQuantizer
 from .registry import register_quantizer
 from .site import ACTIVATION, Site
@@ -89,16 +89,12 @@ class LSQ(AffineQuantizer):
     def quantize(self, x: Tensor) -> Tensor:
         if self._unsigned_shift():  # the offset depends on the step
             return super().quantize(x)
-        return lsq(
-            x,
-            self.scale,
-            self.offset,
-            qmin=self.qmin,
-            qmax=self.qmax,
-            dim=self.dim,
-            floor=self.floor,
-            grad_scale=self._gradient_scale(x),
-        )
+        return lsq_together([self.item(x)])[0]
+
+    def item(self, x: Tensor) -> LSQItem | None:
+        if self._unsigned_shift():
+            return None
+        return LSQItem(x, self.scale, self.offset, self.qmin, self.qmax, self.dim, self.floor, self._gradient_scale(x))
 
     def parameter_health(self) -> dict[str, float]:
         return {"scale": self.scale.detach().abs().mean().item()}

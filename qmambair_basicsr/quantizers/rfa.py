@@ -34,14 +34,14 @@ the multiple of 2 mean|w| / sqrt(Q_P), between 1/4 and 2, that has the least squ
 
 from __future__ import annotations
 
-import itertools
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.limits import limited
-from ..ops.rfa import rfa
+from ..ops.rfa import RFAItem, rfa_together
+from ..ops.rfa.item import order
 from ..ops.rfa.reference import codes, surrogate
 from .base import Quantizer
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
@@ -58,15 +58,14 @@ class _Ordered(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, thresholds: Tensor, min_gap: float) -> Tensor:
-        index = torch.arange(thresholds.numel(), device=thresholds.device)
-        source = (thresholds - min_gap * index).cummax(0).indices
+        ordered, source = order(thresholds, min_gap)
         ctx.save_for_backward(source)
-        return thresholds[source] + min_gap * (index - source)
+        return ordered.view_as(ordered) if source is None else ordered
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (source,) = ctx.saved_tensors
-        return torch.zeros_like(grad).index_add_(0, source, grad), None
+        return grad if source is None else torch.zeros_like(grad).index_add_(0, source, grad), None
 
 
 @register_quantizer
@@ -111,15 +110,12 @@ class RFA(Quantizer):
         return {"scale": scale}
 
     def quantize(self, x: Tensor) -> Tensor:
-        return rfa(
-            x,
-            self.scale,
-            self.offset,
-            self.ordered_thresholds(),
-            qmin=self.qmin,
-            floor=self.floor,
-            grad_scale=self._gradient_scale(x),
-        )
+        return rfa_together([self.item(x)])[0]
+
+    def item(self, x: Tensor) -> RFAItem:
+        min_gap = None if self.mode == "official" else self.min_gap
+        parameters = self.scale, self.offset, self.thresholds
+        return RFAItem(x, *parameters, self.qmin, self.floor, self._gradient_scale(x), min_gap)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,15 +133,7 @@ class RFA(Quantizer):
 
     def ordered_thresholds(self) -> Tensor:
         """Thresholds in use, (2^n,): as stored in official mode, sorted with a smallest gap in stable mode."""
-        if self.mode == "official" or self._in_order():
-            return self.thresholds
-        return _Ordered.apply(self.thresholds, self.min_gap)
-
-    def _in_order(self) -> bool:
-        """Whether there is nothing to sort, where asking costs less than sorting: it would hold up a GPU."""
-        if self.thresholds.device.type != "cpu" or torch.compiler.is_compiling():
-            return False
-        return all(right - left >= self.min_gap for left, right in itertools.pairwise(self.thresholds.tolist()))
+        return self.thresholds if self.mode == "official" else _Ordered.apply(self.thresholds, self.min_gap)
 
     def parameter_health(self) -> dict[str, float]:
         thresholds = self.thresholds.detach()

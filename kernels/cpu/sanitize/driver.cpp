@@ -22,16 +22,12 @@ int64_t qm_table_scan(const TableScanArgs*);
 int64_t qm_scan_tables(const ScanTablesArgs*);
 int64_t qm_attention_forward(const AttentionArgs*);
 int64_t qm_attention_backward(const AttentionArgs*);
-int64_t qm_lsq_forward(const float*, float*, int64_t, int64_t, const float*, const float*, int64_t, float, float, int64_t);
-int64_t qm_lsq_backward(const float*, const float*, float*, int64_t, int64_t, const float*, const float*, int64_t, float,
-                        float, float*, float*, int64_t);
-int64_t qm_dls_forward(const float*, float*, int64_t, int64_t, const float*, const float*, float, float, double, float*,
-                       float*, int64_t);
-int64_t qm_dls_backward(const float*, const float*, float*, int64_t, int64_t, const float*, const float*, const float*,
-                        const float*, double, double, float*, float*, int64_t);
-int64_t qm_rfa_forward(const float*, float*, int64_t, const float*, const float*, const float*, int64_t, float, int64_t);
-int64_t qm_rfa_backward(const float*, const float*, float*, int64_t, const float*, const float*, const float*, int64_t,
-                        float, float*, float*, float*, int64_t);
+int64_t qm_lsq_forward(const LsqItem*, int64_t, int64_t);
+int64_t qm_lsq_backward(const LsqItem*, int64_t, int64_t);
+int64_t qm_dls_forward(const DlsItem*, int64_t, int64_t);
+int64_t qm_dls_backward(const DlsItem*, int64_t, int64_t);
+int64_t qm_rfa_forward(const RfaItem*, int64_t, int64_t);
+int64_t qm_rfa_backward(const RfaItem*, int64_t, int64_t);
 }
 
 namespace {
@@ -176,47 +172,63 @@ void table_scan(int64_t batch, int64_t height, int64_t width, int64_t K, int64_t
   }
 }
 
+// Whether both passes refuse the item.
+template <typename Item, typename Pass>
+void refused(const Item& item, Pass forward, Pass backward) {
+  if (!forward(&item, 1, 1) || !backward(&item, 1, 1)) std::abort();
+}
+
 void quantizers(int64_t rows, int64_t cols, bool odd) {
   const int64_t n = rows * cols;
   const Buffer x = random_buffer(n, 3, odd), grad = random_buffer(n), step(rows, 0.3f), offset(rows, 0.1f);
   Buffer y(n), dx(n), d_step(rows), d_offset(rows), stats(4 * rows), grid(4 * rows), dw(4), dv(4);
-  qm_lsq_forward(x.data(), y.data(), rows, cols, step.data(), offset.data(), rows, -8, 7, 1);
-  qm_lsq_backward(grad.data(), x.data(), dx.data(), rows, cols, step.data(), offset.data(), rows, -8, 7, d_step.data(),
-                  d_offset.data(), 1);
+  const LsqItem lsq = {x.data(), grad.data(), y.data(), dx.data(), step.data(), offset.data(), d_step.data(),
+                       d_offset.data(), rows, cols, rows, 0.1, 0.5, -8, 7};
+  LsqItem plain = lsq;
+  plain.offset = nullptr, plain.d_offset = nullptr, plain.params = 1, plain.floor = -1;
+  const LsqItem both[] = {lsq, plain};
+  if (qm_lsq_forward(both, 2, 1) || qm_lsq_backward(both, 2, 1)) std::abort();
   const Buffer w = {.1f, .4f, 0, 0}, v = {-1, 0, 0, 0};
-  qm_dls_forward(x.data(), y.data(), rows, cols, w.data(), v.data(), -8, 7, 1. / 16, stats.data(), grid.data(), 1);
-  qm_dls_backward(grad.data(), x.data(), dx.data(), rows, cols, w.data(), v.data(), stats.data(), grid.data(), 1. / 16, 1,
-                  dw.data(), dv.data(), 1);
-  for (int64_t levels : {2, 16, 256}) {
-    Buffer thresholds(levels), d(levels);
-    for (int64_t i = 0; i < levels; i++) thresholds[i] = (float)(i - levels / 2) + 0.6f * random_value();
-    qm_rfa_forward(x.data(), y.data(), n, step.data(), offset.data(), thresholds.data(), levels, -(float)(levels / 2), 1);
-    qm_rfa_backward(grad.data(), x.data(), dx.data(), n, step.data(), offset.data(), thresholds.data(), levels,
-                    -(float)(levels / 2), d_step.data(), d_offset.data(), d.data(), 1);
-  }
+  const DlsItem dls = {x.data(), grad.data(), y.data(), dx.data(), w.data(), v.data(), stats.data(), grid.data(), dw.data(),
+                       dv.data(), rows, cols, 1. / 16, 1, -8, 7};
+  if (qm_dls_forward(&dls, 1, 1) || qm_dls_backward(&dls, 1, 1)) std::abort();
+  RfaItem rfa = {x.data(), grad.data(), y.data(), dx.data(), step.data(), offset.data(), nullptr, d_step.data(),
+                 d_offset.data(), nullptr, n, 0, 1e-8, 1, -1, 0, 0};
+  for (int64_t levels : {2, 16, 256})
+    for (double gap : {-1., 0.1}) {
+      Buffer thresholds(levels), d(levels);
+      for (int64_t i = 0; i < levels; i++) thresholds[i] = (float)(i - levels / 2) + 2.6f * random_value();
+      rfa.thresholds = thresholds.data(), rfa.d_thresholds = d.data(), rfa.levels = levels, rfa.min_gap = gap;
+      rfa.qmin = -(float)(levels / 2);
+      if (qm_rfa_forward(&rfa, 1, 1) || qm_rfa_backward(&rfa, 1, 1)) std::abort();
+    }
   // sizes that no tensor has, and levels that the tables cannot hold
+  Buffer two(2);
+  rfa.thresholds = rfa.d_thresholds = two.data();
   for (int64_t levels : {INT64_MIN, (int64_t)-1, (int64_t)0, (int64_t)1, (int64_t)257, (int64_t)1 << 40}) {
-    Buffer thresholds(2), d(2);
-    if (!qm_rfa_forward(x.data(), y.data(), n, step.data(), offset.data(), thresholds.data(), levels, 0, 1)) std::abort();
-    if (!qm_rfa_backward(grad.data(), x.data(), dx.data(), n, step.data(), offset.data(), thresholds.data(), levels, 0,
-                         d_step.data(), d_offset.data(), d.data(), 1))
-      std::abort();
+    rfa.levels = levels;
+    refused(rfa, qm_rfa_forward, qm_rfa_backward);
   }
   for (int64_t params : {INT64_MIN, (int64_t)-1, (int64_t)0, (int64_t)2}) {
-    if (!qm_lsq_forward(x.data(), y.data(), rows, cols, step.data(), nullptr, params, -8, 7, 1)) std::abort();
-    if (!qm_lsq_backward(grad.data(), x.data(), dx.data(), rows, cols, step.data(), nullptr, params, -8, 7, d_step.data(),
-                         nullptr, 1))
-      std::abort();
+    LsqItem wrong = lsq;
+    wrong.params = params;
+    refused(wrong, qm_lsq_forward, qm_lsq_backward);
   }
   for (int64_t bad : {INT64_MIN, (int64_t)-1, (int64_t)0}) {
-    if (!qm_lsq_forward(x.data(), y.data(), bad, cols, step.data(), nullptr, 1, -8, 7, 1)) std::abort();
-    if (!qm_lsq_forward(x.data(), y.data(), rows, bad, step.data(), nullptr, 1, -8, 7, 1)) std::abort();
-    if (!qm_dls_forward(x.data(), y.data(), rows, bad, w.data(), v.data(), -8, 7, 1. / 16, stats.data(), grid.data(), 1))
-      std::abort();
-    if (!qm_rfa_forward(x.data(), y.data(), bad, step.data(), offset.data(), v.data(), 4, -2, 1)) std::abort();
+    LsqItem narrow = lsq, flat = lsq;
+    DlsItem empty = dls;
+    narrow.rows = flat.cols = empty.cols = rfa.n = bad, rfa.levels = 2;
+    refused(narrow, qm_lsq_forward, qm_lsq_backward);
+    refused(flat, qm_lsq_forward, qm_lsq_backward);
+    refused(empty, qm_dls_forward, qm_dls_backward);
+    refused(rfa, qm_rfa_forward, qm_rfa_backward);
+    if (!qm_lsq_forward(&lsq, bad, 1)) std::abort();
   }
-  if (!qm_lsq_forward(x.data(), y.data(), rows, cols, step.data(), nullptr, 1, 7, -8, 1)) std::abort();
-  if (!qm_lsq_forward(x.data(), y.data(), rows, cols, step.data(), nullptr, 1, std::nanf(""), 7, 1)) std::abort();
+  LsqItem wrong = lsq;
+  wrong.qmin = 7, wrong.qmax = -8;
+  refused(wrong, qm_lsq_forward, qm_lsq_backward);
+  wrong.qmin = std::nanf(""), wrong.qmax = 7;
+  refused(wrong, qm_lsq_forward, qm_lsq_backward);
 }
 
 void attention(int64_t batch, int64_t windows, int64_t tokens, int64_t heads, int64_t dim, bool masked, bool odd) {

@@ -6,10 +6,14 @@ tensor) of M values. ``w`` and ``v`` are (4,), in the order mean, std, min, max.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..limits import limited
+from .item import DLSItem, backward_one, forward_one
 
 DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 RELATIVE_FLOOR = 2.0**-20  # smallest step, relative to the largest magnitude of the group
@@ -127,3 +131,17 @@ def grid_backward(
     d_offset = d_offset + d_shifted_mean + d_raw * (w[2] + w[3])
     direct = torch.stack((d_shifted_mean, d_raw * w[1], d_raw * w[2], d_raw * w[3]), dim=1)
     return direct + d_offset[:, None] * v, dw, d_offset @ stats
+
+
+def forward_items(items: Sequence[DLSItem]) -> tuple[list[Tensor], list[Tensor]]:
+    """Every item quantized, and its statistics and grid, (rows, 4) each: those of the first item, of the second ..."""
+    results = [forward_one(sys.modules[__name__], item) for item in items]
+    return [out for out, *_ in results], [t for _, *kept in results for t in kept]
+
+
+def backward_items(
+    grads: Sequence[Tensor], items: Sequence[DLSItem], kept: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Gradients of x, w and v of every item; ``kept`` as :func:`forward_items` gave it."""
+    module, pairs = sys.modules[__name__], zip(kept[::2], kept[1::2], strict=True)
+    return [backward_one(module, grad, item, *pair) for grad, item, pair in zip(grads, items, pairs, strict=True)]

@@ -6,14 +6,17 @@ Sums go through partial buffers that are merged in float64 and in a fixed order:
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..triton_support import DEVICES, is_available, next_power_of_2, on_its_device
+from .item import DLSItem, backward_one, forward_one
 from .reference import ABSOLUTE_FLOOR, RELATIVE_FLOOR
 
-__all__ = ["DEVICES", "backward", "forward", "is_available"]
+__all__ = ["DEVICES", "backward_items", "forward_items", "is_available"]
 
 _SUM_BLOCK = 4096  # values a program reduces at a time
 _MAP_BLOCK = 1024  # values a program maps
@@ -76,3 +79,17 @@ def backward(
     )
     dw, dv = weights.sum(0).to(w.dtype).split(4)
     return dx, dw, dv
+
+
+def forward_items(items: Sequence[DLSItem]) -> tuple[list[Tensor], list[Tensor]]:
+    """Every item quantized, and its statistics and grid, (rows, 4) each: those of the first item, of the second ..."""
+    results = [forward_one(sys.modules[__name__], item) for item in items]
+    return [out for out, *_ in results], [t for _, *kept in results for t in kept]
+
+
+def backward_items(
+    grads: Sequence[Tensor], items: Sequence[DLSItem], kept: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Gradients of x, w and v of every item; ``kept`` as :func:`forward_items` gave it."""
+    module, pairs = sys.modules[__name__], zip(kept[::2], kept[1::2], strict=True)
+    return [backward_one(module, grad, item, *pair) for grad, item, pair in zip(grads, items, pairs, strict=True)]

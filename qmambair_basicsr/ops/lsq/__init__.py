@@ -5,32 +5,38 @@ Serves LSQ, LSQOffset, LSQPlus, MinMax and PAMS.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..backend import choose
 from ..checks import code_bounds, same_device
-from ..layout import FROM_LAST, TO_LAST, stored_channels_last
-from ..learned import first_order, step_gradient, step_in_use
+from ..layout import FROM_LAST, TO_LAST, gapless, stored_channels_last
+from ..learned import first_order
 from ..limits import as_type, full_precision
+from ..together import carried_back, flat
+from .item import LSQItem
 
 BACKENDS = ("native", "triton", "reference")
+
+__all__ = ["BACKENDS", "LSQItem", "lsq", "lsq_together"]
 
 
 class _LSQ(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, scale, offset, qmin, qmax, dim, floor, grad_scale):
-        step = step_in_use(scale, floor)
-        ctx.save_for_backward(x, step, offset, scale)
-        ctx.backend, ctx.bounds, ctx.step = choose("lsq", BACKENDS, x), (qmin, qmax, dim), (floor, grad_scale)
-        return ctx.backend.forward(x, step, offset, qmin, qmax, dim)
+    def forward(ctx, layout, *tensors):
+        items = [item._replace(x=gapless(item.x)) for item in layout.items(tensors)]
+        ctx.backend, ctx.layout = choose("lsq", BACKENDS, items[0].x), layout
+        ctx.save_for_backward(*(t for item in items for t in item[:3]))
+        ctx.set_materialize_grads(False)
+        return tuple(ctx.backend.forward_items(items))
 
     @staticmethod
     @first_order
-    def backward(ctx, grad):
-        x, step, offset, scale = ctx.saved_tensors
-        dx, d_step, d_offset = ctx.backend.backward(grad.contiguous(), x, step, offset, *ctx.bounds)
-        return dx, step_gradient(d_step, scale, *ctx.step), d_offset, None, None, None, None, None
+    def backward(ctx, *grads):
+        items = ctx.layout.items(ctx.saved_tensors)
+        return None, *carried_back(lambda g, i, _: ctx.backend.backward_items(g, i), grads, items, (), 3)
 
 
 def lsq(
@@ -62,20 +68,42 @@ def lsq(
     Raises:
         ValueError: a parameter's size fits neither 1 nor dimension ``dim``; another device; bounds that are no codes.
     """
-    code_bounds("lsq", qmin, qmax)
-    same_device("lsq", x=x, scale=scale, offset=offset)
+    return lsq_together([LSQItem(x, scale, offset, qmin, qmax, dim, floor, grad_scale)])[0]
+
+
+def lsq_together(items: Sequence[LSQItem]) -> list[Tensor]:
+    """:func:`lsq` of several tensors in one call: the same bits as one by one, forward and backward.
+
+    Args:
+        items: at least one; all on one device, all in float64 or none.
+    """
+    for item in items:
+        _check(item)
+    given, turned = [], []
+    for item in items:
+        x, dim = full_precision(item.x), item.dim
+        turned.append(item.grouped and stored_channels_last(x))
+        if turned[-1]:
+            x, dim = x.permute(TO_LAST), TO_LAST.index(dim % 4)
+        parameters = (t if t is None or t.dtype == x.dtype else t.to(x.dtype) for t in (item.scale, item.offset))
+        given.append(LSQItem(x, *parameters, item.qmin, item.qmax, dim, item.floor, item.grad_scale))
+    layout, tensors = flat(given, 3)
+    outs = []
+    for item, turn, out in zip(items, turned, _LSQ.apply(layout, *tensors), strict=True):
+        out = out.permute(FROM_LAST) if turn else out
+        outs.append(out if out.dtype == item.x.dtype else as_type(out, item.x.dtype))
+    return outs
+
+
+def _check(item: LSQItem) -> None:
+    x, dim = item.x, item.dim
+    code_bounds("lsq", item.qmin, item.qmax)
+    same_device("lsq", x=x, scale=item.scale, offset=item.offset)
     if dim is not None and not -x.ndim <= dim < x.ndim:
         raise ValueError(f"lsq: x {tuple(x.shape)} has no dimension {dim}")
-    for label, parameter in (("scale", scale), ("offset", offset)):
+    for label, parameter in (("scale", item.scale), ("offset", item.offset)):
         if parameter is None or parameter.numel() == 1:
             continue
         if dim is None or x.shape[dim] != parameter.numel():
             size = "no dim given" if dim is None else f"dimension {dim} has {x.shape[dim]}"
             raise ValueError(f"lsq: {label} has {parameter.numel()} elements, but of x {tuple(x.shape)} {size}")
-    moved = stored_channels_last(x)
-    if moved:
-        x, dim = x.permute(TO_LAST), None if dim is None else TO_LAST.index(dim % 4)
-    full = full_precision(x)
-    scale, offset = scale.to(full.dtype), None if offset is None else offset.to(full.dtype)
-    out = as_type(_LSQ.apply(full.contiguous(), scale, offset, qmin, qmax, dim, floor, grad_scale), x.dtype)
-    return out.permute(FROM_LAST) if moved else out

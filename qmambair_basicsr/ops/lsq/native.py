@@ -1,78 +1,74 @@
-"""LSQ on the C++ kernels of ``kernels/cpu``; signatures and meaning are those of ``reference.py``."""
+"""LSQ on the C++ kernels of ``kernels/cpu``: all items in one call; the meaning is that of ``reference.py``."""
 
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from ..native_library import address, dense, function, is_available, threads
+from ..layout import empty_for, empty_together
+from ..native_library import address, dense, is_available, run_items
 from . import reference
+from .item import LSQItem, backward_one, forward_one
 
-__all__ = ["DEVICES", "backward", "forward", "is_available"]
+__all__ = ["DEVICES", "backward_items", "forward_items", "is_available"]
 
 DEVICES = ("cpu",)
+_PACK = struct.Struct("8P3q2d2f").pack  # LsqItem in kernels/cpu/quant.h
 
 
-def _rows(x: Tensor, scale: Tensor, offset: Tensor | None, dim: int | None):
-    """x as (rows, cols) where a row has one step and offset; None where rows would be single values.
+def _rows(item: LSQItem) -> tuple[int, int, int] | None:
+    """x as (rows, cols) where a row has one step and offset: rows, cols, steps. None where the kernels do not fit.
 
-    Returns:
-        rows, cols, and step and offset with one entry per group of rows.
+    That is where rows would be single values, one parameter varies and the other does not, or there is no value.
     """
-    groups = max(scale.numel(), 1 if offset is None else offset.numel())
-    if groups == 1:
-        return 1, x.numel(), dense(scale), None if offset is None else dense(offset)
-    cols = math.prod(x.shape[dim % x.ndim + 1 :])
-    if cols < 16:
+    x, scale, offset = item[:3]
+    groups = scale.numel()
+    if x.numel() == 0 or (offset is not None and offset.numel() != groups):
         return None
-    step, offset = (None if t is None else dense(t.reshape(-1).expand(groups)) for t in (scale, offset))
-    return x.numel() // cols, cols, step, offset
+    if groups == 1:
+        return 1, x.numel(), 1
+    cols = math.prod(x.shape[item.dim % x.ndim + 1 :])
+    return None if cols < 16 else (x.numel() // cols, cols, groups)
 
 
-def forward(x: Tensor, scale: Tensor, offset: Tensor | None, qmin: int, qmax: int, dim: int | None) -> Tensor:
-    """See ``reference.forward``."""
-    layout = _rows(x, scale, offset, dim)
-    if layout is None or x.numel() == 0:
-        return reference.forward(x, scale, offset, qmin, qmax, dim)
-    rows, cols, step, shift = layout
-    x = dense(x)
-    y = torch.empty_like(x)
-    call = function("qm_lsq_forward", "ppiippiffi")
-    call(address(x), address(y), rows, cols, address(step), address(shift), step.numel(), qmin, qmax, threads())
-    return y
+def _pack(item: LSQItem, rows: tuple[int, int, int], *tensors: Tensor | None) -> bytes:
+    floor = -1.0 if item.floor is None else item.floor
+    addresses = (0 if t is None else address(t) for t in tensors)
+    return _PACK(*addresses, *rows, floor, item.grad_scale, item.qmin, item.qmax)
 
 
-def backward(
-    grad: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None, qmin: int, qmax: int, dim: int | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """See ``reference.backward``."""
-    layout = _rows(x, scale, offset, dim)
-    if layout is None or x.numel() == 0:
-        return reference.backward(grad, x, scale, offset, qmin, qmax, dim)
-    rows, cols, step, shift = layout
-    grad, x = dense(grad), dense(x)
-    dx, d_step = torch.empty_like(x), torch.empty_like(step)
-    d_offset = None if shift is None else torch.empty_like(shift)
-    addresses = [address(t) for t in (grad, x, dx)]
-    call = function("qm_lsq_backward", "pppiippiffppi")
-    call(
-        *addresses,
-        rows,
-        cols,
-        address(step),
-        address(shift),
-        step.numel(),
-        qmin,
-        qmax,
-        address(d_step),
-        address(d_offset),
-        threads(),
-    )
-    return dx, _fit(d_step, scale), None if offset is None else _fit(d_offset, offset)
+def forward_items(items: Sequence[LSQItem]) -> list[Tensor]:
+    """Every item quantized; x float32 without gaps in memory."""
+    outs, packed = empty_for([t.x for t in items]), []
+    kept = []  # what the call reads has to live until it is over
+    for i, item in enumerate(items):
+        rows = _rows(item)
+        if rows is None:
+            outs[i] = forward_one(reference, item)
+            continue
+        kept.append([None if t is None else dense(t) for t in item[1:3]])
+        packed.append(_pack(item, rows, item.x, None, outs[i], None, *kept[-1], None, None))
+    run_items("qm_lsq_forward", packed)
+    return outs
 
 
-def _fit(grad: Tensor, parameter: Tensor) -> Tensor:
-    """One entry per group, or their sum for a parameter with one entry."""
-    return (grad if parameter.numel() == grad.numel() else grad.sum()).reshape(parameter.shape)
+def backward_items(grads: Sequence[Tensor], items: Sequence[LSQItem]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Gradients of x, scale and offset of every item; gradients lie in memory as their x does."""
+    to_x = empty_for([t.x for t in items])
+    parameters = [t for item in items for t in (item.scale, item.offset) if t is not None]
+    to_parameters = iter(empty_together(parameters))
+    found, packed, kept = [], [], []
+    for grad, item, dx in zip(grads, items, to_x, strict=True):
+        d_scale, d_offset = next(to_parameters), None if item.offset is None else next(to_parameters)
+        rows = _rows(item)
+        if rows is None:
+            found.append(backward_one(reference, grad, item))
+            continue
+        kept.append([None if t is None else dense(t) for t in item[1:3]])
+        packed.append(_pack(item, rows, item.x, grad, None, dx, *kept[-1], d_scale, d_offset))
+        found.append((dx, d_scale, d_offset))
+    run_items("qm_lsq_backward", packed)
+    return found

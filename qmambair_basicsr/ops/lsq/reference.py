@@ -6,10 +6,14 @@ Both functions are free of autograd. ``x`` is float32 or float64 and of any shap
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..limits import limited
+from .item import LSQItem, backward_one, forward_one
 
 DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 
@@ -70,3 +74,13 @@ def backward(
     doffset = None if offset is None else _collect(dx - grad, offset, dim)
     clamped.round_().sub_(v.mul_(inside)).mul_(grad)
     return dx, _collect(clamped, scale, dim), doffset
+
+
+def forward_items(items: Sequence[LSQItem]) -> list[Tensor]:
+    """Every item quantized, one after the other."""
+    return [forward_one(sys.modules[__name__], item) for item in items]
+
+
+def backward_items(grads: Sequence[Tensor], items: Sequence[LSQItem]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Gradients of x, scale and offset of every item."""
+    return [backward_one(sys.modules[__name__], grad, item) for grad, item in zip(grads, items, strict=True)]

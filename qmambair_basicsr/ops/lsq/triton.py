@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..triton_support import DEVICES, is_available, next_power_of_2, on_its_device
+from .item import LSQItem, backward_one, forward_one
 
-__all__ = ["DEVICES", "backward", "forward", "is_available"]
+__all__ = ["DEVICES", "backward_items", "forward_items", "is_available"]
 
 _BLOCK = 1024
 _PARTS = 2048  # programs per launch that leave a partial sum, at most about
@@ -80,3 +83,13 @@ def backward(
         return total.reshape(parameter.shape).to(parameter.dtype)
 
     return dx, collect(sums[0], scale), None if offset is None else collect(sums[1], offset)
+
+
+def forward_items(items: Sequence[LSQItem]) -> list[Tensor]:
+    """Every item quantized; x contiguous or channels_last."""
+    return [forward_one(sys.modules[__name__], item) for item in items]
+
+
+def backward_items(grads: Sequence[Tensor], items: Sequence[LSQItem]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Gradients of x, scale and offset of every item."""
+    return [backward_one(sys.modules[__name__], grad, item) for grad, item in zip(grads, items, strict=True)]

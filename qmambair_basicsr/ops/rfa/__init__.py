@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..backend import choose
 from ..checks import code_bounds, same_device
-from ..learned import first_order, step_gradient, step_in_use
+from ..learned import first_order
 from ..limits import as_type, full_precision
+from ..together import carried_back, flat
+from .item import RFAItem
 
 BACKENDS = ("native", "triton", "reference")
+
+__all__ = ["BACKENDS", "RFAItem", "rfa", "rfa_together"]
 
 
 class _RFA(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, w, scale, offset, thresholds, qmin, floor, grad_scale):
-        step = step_in_use(scale, floor)
-        ctx.save_for_backward(w, step, offset, thresholds, scale)
-        ctx.backend, ctx.qmin, ctx.step = choose("rfa", BACKENDS, w), qmin, (floor, grad_scale)
-        return ctx.backend.forward(w, step, offset, thresholds, qmin)
+    def forward(ctx, layout, *tensors):
+        items = [item._replace(w=item.w.contiguous()) for item in layout.items(tensors)]
+        ctx.backend, ctx.layout = choose("rfa", BACKENDS, items[0].w), layout
+        ctx.save_for_backward(*(t for item in items for t in item[:4]))
+        ctx.set_materialize_grads(False)
+        return tuple(ctx.backend.forward_items(items))
 
     @staticmethod
     @first_order
-    def backward(ctx, grad):
-        *tensors, scale = ctx.saved_tensors
-        dw, d_step, *others = ctx.backend.backward(grad.contiguous(), *tensors, ctx.qmin)
-        return dw, step_gradient(d_step, scale, *ctx.step), *others, None, None, None
+    def backward(ctx, *grads):
+        items = ctx.layout.items(ctx.saved_tensors)
+        return None, *carried_back(lambda g, i, _: ctx.backend.backward_items(g, i), grads, items, (), 4)
 
 
 def rfa(
@@ -38,6 +44,7 @@ def rfa(
     qmin: int,
     floor: float | None = None,
     grad_scale: float = 1.0,
+    min_gap: float | None = None,
 ) -> Tensor:
     """Quantize ``w`` to ``(code - offset / step) * step``, code borders half-way between thresholds.
 
@@ -53,16 +60,35 @@ def rfa(
         floor: the step in use is ``max(|scale|, floor)``, its gradient to ``scale`` ``sign(scale)`` (+1 at 0);
             None for ``scale`` as it is.
         grad_scale: factor on the gradient that reaches ``scale``.
+        min_gap: thresholds in use are sorted with gaps of at least this, see ``item.order``; None for those given.
 
     Raises:
         ValueError: a parameter of another shape; another device; a lowest code that is none.
     """
+    return rfa_together([RFAItem(w, scale, offset, thresholds, qmin, floor, grad_scale, min_gap)])[0]
+
+
+def rfa_together(items: Sequence[RFAItem]) -> list[Tensor]:
+    """:func:`rfa` of several tensors in one call: the same bits as one by one, forward and backward.
+
+    Args:
+        items: at least one; all on one device, all in float64 or none.
+    """
+    given = []
+    for item in items:
+        _check(item)
+        w = full_precision(item.w)
+        given.append(RFAItem(w, *(p if p.dtype == w.dtype else p.to(w.dtype) for p in item[1:4]), *item[4:]))
+    layout, tensors = flat(given, 4)
+    outs = zip(_RFA.apply(layout, *tensors), items, strict=True)
+    return [out if out.dtype == item.w.dtype else as_type(out, item.w.dtype) for out, item in outs]
+
+
+def _check(item: RFAItem) -> None:
+    w, scale, offset, thresholds = item[:4]
     same_device("rfa", w=w, scale=scale, offset=offset, thresholds=thresholds)
     if scale.numel() != 1 or offset.numel() != 1 or thresholds.ndim != 1 or thresholds.numel() < 2:
         shapes = [tuple(t.shape) for t in (scale, offset, thresholds)]
         raise ValueError(f"rfa: scale and offset must be (1,) and thresholds (N,) with N >= 2, got {shapes}")
-    code_bounds("rfa", qmin, qmin)
-    code_bounds("rfa", qmin, qmin + thresholds.numel() - 1)
-    full = full_precision(w)
-    parameters = (p.to(full.dtype) for p in (scale, offset, thresholds))
-    return as_type(_RFA.apply(full.contiguous(), *parameters, qmin, floor, grad_scale), w.dtype)
+    code_bounds("rfa", item.qmin, item.qmin)
+    code_bounds("rfa", item.qmin, item.qmin + thresholds.numel() - 1)

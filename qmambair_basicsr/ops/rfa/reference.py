@@ -6,8 +6,13 @@ N = 2^n, in units of codes. The levels are ``qmin, qmin + 1, ..., qmin + N - 1``
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from .item import RFAItem, backward_one, forward_one
 
 DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 OUTER_SLOPE = 0.1  # slope of the surrogate below the first and above the last threshold
@@ -89,3 +94,13 @@ def backward(
     dthresholds[:-1] -= (total[1:-1] - right) / gap
     dthresholds[1:] -= right / gap
     return dw, dscale, doffset, dthresholds * scale
+
+
+def forward_items(items: Sequence[RFAItem]) -> list[Tensor]:
+    """Every item quantized, one after the other."""
+    return [forward_one(sys.modules[__name__], item) for item in items]
+
+
+def backward_items(grads: Sequence[Tensor], items: Sequence[RFAItem]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Gradients of w, scale, offset and thresholds of every item."""
+    return [backward_one(sys.modules[__name__], grad, item) for grad, item in zip(grads, items, strict=True)]

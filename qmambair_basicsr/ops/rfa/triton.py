@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..triton_support import DEVICES, is_available, on_its_device
+from .item import RFAItem, backward_one, forward_one
 from .reference import OUTER_SLOPE
 
-__all__ = ["DEVICES", "backward", "forward", "is_available"]
+__all__ = ["DEVICES", "backward_items", "forward_items", "is_available"]
 
 _BLOCK = 1024  # forward; backward takes four times as many, for fewer partial sums
 
@@ -78,3 +81,13 @@ def backward(
     dthresholds[:-1] -= (total[1:-1] - moved[1:-1]) / gap
     dthresholds[1:] -= moved[1:-1] / gap
     return dw, dscale.reshape(scale.shape), doffset.reshape(offset.shape), dthresholds * scale
+
+
+def forward_items(items: Sequence[RFAItem]) -> list[Tensor]:
+    """Every item quantized, one after the other."""
+    return [forward_one(sys.modules[__name__], item) for item in items]
+
+
+def backward_items(grads: Sequence[Tensor], items: Sequence[RFAItem]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Gradients of w, scale, offset and thresholds of every item."""
+    return [backward_one(sys.modules[__name__], grad, item) for grad, item in zip(grads, items, strict=True)]
