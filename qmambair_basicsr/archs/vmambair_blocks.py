@@ -134,13 +134,13 @@ class OmniScan(ScanParameters):
         else:
             delta, b, c = self._projected(u, _CHANNEL_PROJECTIONS, (self.channel_rank, STATE), apart=False)
         count, width = self.dtc_projs_bias.shape
-        a = self.site("channel_A", DECAY.value(self.Ac_logs), source=self.Ac_logs)
+        u, delta, b, c = self.joint_sites(channel_u=u, channel_delta=delta, channel_B=b, channel_C=c)
         scanned = ss2d_scan(
-            self.site("channel_u", u),
-            self.site("channel_delta", delta),
-            a.view(count, width, STATE),
-            self.site("channel_B", b),
-            self.site("channel_C", c),
+            u,
+            delta,
+            self.derived_site("channel_A", self.Ac_logs, DECAY).view(count, width, STATE),
+            b,
+            c,
             self.site("channel_D", self.Dsc).view(count, width),
             self.site("channel_dt_bias", self.dtc_projs_bias),
             directions=_CHANNEL_DIRECTIONS,
