@@ -21,9 +21,6 @@ struct Ring {
   static int64_t group_depth(const IntegerArgs& a, bool depthwise) {
     return depthwise ? 1 : padded(a.in / a.groups, 4);
   }
-  static int64_t pixel_bytes(const IntegerArgs& a, bool depthwise) {
-    return depthwise ? padded(a.in, 32) : a.groups * group_depth(a, false);
-  }
   static int64_t row_pixels(const IntegerArgs& a) {
     // whole groups of kPixels are read
     const int64_t last = padded(a.out_width, kPixels) - 1, right = last * a.stride[1] + (a.kernel[1] - 1) * a.dilation[1] + 1;
@@ -32,16 +29,16 @@ struct Ring {
   // rows from the first under a kernel to the last: no two of them share a slot
   static int64_t slot_count(const IntegerArgs& a) { return (a.kernel[0] - 1) * a.dilation[0] + 1; }
   static int64_t scratch(const IntegerArgs& a, bool depthwise) {
-    return Scratch::size<uint8_t>((slot_count(a) + 1) * row_pixels(a) * pixel_bytes(a, depthwise) + 64) +
+    return Scratch::size<uint8_t>((slot_count(a) + 1) * row_pixels(a) * a.groups * group_depth(a, depthwise) + 64) +
            Scratch::size<int64_t>(slot_count(a));
   }
 
   Ring(const IntegerArgs& a, Scratch& memory, int64_t image, int64_t index, bool depthwise)
       : a(a), grid(a.x.grid + 4 * index, a.x.zero), image(image) {
-    depth = group_depth(a, depthwise), pixel = pixel_bytes(a, depthwise), width = row_pixels(a);
+    depth = group_depth(a, depthwise), pixel = a.groups * depth, width = row_pixels(a);
     slots = slot_count(a);
-    rows = memory.take<uint8_t>((slots + 1) * width * pixel + 64);
-    std::memset(rows, (int)a.x.zero, (slots + 1) * width * pixel);
+    rows = memory.take<uint8_t>((slots + 1) * width * pixel + 64);  // vectors of a depthwise kernel read into what follows
+    std::memset(rows, (int)a.x.zero, (slots + 1) * width * pixel + 64);
     empty = rows + slots * width * pixel;
     held = memory.take<int64_t>(slots);
     for (int64_t s = 0; s < slots; s++) held[s] = -1;
@@ -153,34 +150,66 @@ QM_INLINE Vector widened(const uint8_t* p) {
 #endif
 }
 
+// W integers of 16 bits as integers of 32.
+QM_INLINE vi widened_short(const int16_t* p) {
+#if defined(__AVX512F__) && QM_WIDTH == 16
+  return (vi)_mm512_maskz_cvtepi16_epi32(0xffff, _mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__) && QM_WIDTH == 8
+  return (vi)_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p));
+#else
+  typedef int16_t Short __attribute__((vector_size(2 * W)));
+  Short lanes;
+  std::memcpy(&lanes, p, sizeof lanes);
+  return __builtin_convertvector(lanes, vi);
+#endif
+}
+
+template <typename Vector>
+QM_INLINE Vector weights_of(const int16_t* p) {
+  if constexpr (sizeof(Vector{}[0]) == 4) return widened_short(p);
+  Vector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// Writes a vector of sums, of 16 or 32 bits, on top of `start` (null for 0).
+template <typename Vector>
+QM_INLINE void store_sums(Vector sum, const int32_t* start, int32_t* to) {
+  constexpr int kParts = sizeof(sum[0]) == 2 ? 2 : 1;
+  int16_t lanes[2 * W];
+  std::memcpy(lanes, &sum, sizeof sum);
+#pragma GCC unroll 2
+  for (int i = 0; i < kParts; i++) {
+    vi part;
+    if constexpr (kParts == 1) part = sum;
+    else part = widened_short(lanes + i * W);
+    if (start) part += load_int32(start + i * W);
+    std::memcpy(to + i * W, &part, sizeof part);
+  }
+}
+
 // Sums of the channels of kPixels pixels over all taps. Every tap is an address of the codes of the first pixel, the next
 // are `apart` bytes away; n channels, a multiple of 32.
-template <typename Lane>
-QM_INLINE void depthwise_sums(const uint8_t* const* taps, int64_t count, int64_t apart, const int16_t* weights,
-                              const int32_t* start, int64_t n, int32_t* sums, int32_t* ones) {
+template <typename Lane, bool kOnes>
+void depthwise_sums(const uint8_t* const* taps, int64_t count, int64_t apart, const int16_t* weights, const int32_t* start,
+                    int64_t n, int32_t* sums, int32_t* ones) {
   constexpr int L = 4 * W / sizeof(Lane);  // lanes of a vector
-  typedef Lane Vector __attribute__((vector_size(L * sizeof(Lane))));
-  typedef int16_t Packed __attribute__((vector_size(L * 2)));
-  typedef int32_t Wide __attribute__((vector_size(L * 4)));
+  typedef Lane Vector __attribute__((vector_size(4 * W)));
   for (int64_t c = 0; c < n; c += L) {
     Vector sum[kPixels] = {}, one[kPixels] = {};
     for (int64_t t = 0; t < count; t++) {
-      Packed packed;
-      std::memcpy(&packed, weights + t * n + c, sizeof packed);
-      const Vector weight = __builtin_convertvector(packed, Vector);
+      const Vector weight = weights_of<Vector>(weights + t * n + c);
 #pragma GCC unroll 4
       for (int p = 0; p < kPixels; p++) {
         const Vector u = widened<Vector, Lane>(taps[t] + p * apart + c);
         sum[p] += u * weight;
-        if (ones) one[p] += u;
+        if (kOnes) one[p] += u;
       }
     }
-    Wide from;
-    std::memcpy(&from, start + c, sizeof from);
+#pragma GCC unroll 4
     for (int p = 0; p < kPixels; p++) {
-      const Wide all = from + __builtin_convertvector(sum[p], Wide), counted = __builtin_convertvector(one[p], Wide);
-      std::memcpy(sums + p * n + c, &all, sizeof all);
-      if (ones) std::memcpy(ones + p * n + c, &counted, sizeof counted);
+      store_sums(sum[p], start + c, sums + p * n + c);
+      if (kOnes) store_sums(one[p], nullptr, ones + p * n + c);
     }
   }
 }
@@ -199,8 +228,10 @@ void depthwise_row(const IntegerArgs& a, const Ending& ending, const Weights& w,
         at[i * a.kernel[1] + j] = lines[i] + (x * a.stride[1] + j * a.dilation[1]) * ring.pixel;
     int32_t* const count = w.head.ones ? counts : nullptr;
     const int64_t apart = a.stride[1] * ring.pixel;
-    if (w.head.pair <= INT16_MAX) depthwise_sums<int16_t>(at, taps, apart, weights, w.start, lanes, sums, count);
-    else depthwise_sums<int32_t>(at, taps, apart, weights, w.start, lanes, sums, count);
+    const bool narrow = w.head.pair <= INT16_MAX;
+    const auto run = count ? (narrow ? depthwise_sums<int16_t, true> : depthwise_sums<int32_t, true>)
+                           : (narrow ? depthwise_sums<int16_t, false> : depthwise_sums<int32_t, false>);
+    run(at, taps, apart, weights, w.start, lanes, sums, count);
     if (count)
       for (int64_t p = 0; p < n; p++)
         for (int64_t c = 0; c < lanes; c++)
