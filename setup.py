@@ -79,7 +79,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["qmambair_basicsr", "qmambair_basicsr.*"]),
-    package_data={"qmambair_basicsr": ["assets/*", "data/files/*", "studies/data/*.csv"]},
+    package_data={"qmambair_basicsr": ["assets/*", "data/files/*", "inference/*.html", "studies/data/*.csv"]},
     cmdclass={"build_py": BuildWithKernels},
     distclass=PlatformDistribution,
     install_requires=requirements(),

@@ -222,10 +222,22 @@ def _header_of_safetensors(path: Path) -> dict | None:
     return header if isinstance(header, dict) else None
 
 
+def is_packed_file(path: str | os.PathLike) -> bool:
+    """Whether a file is a packed checkpoint, by its header; False where it cannot be read."""
+    try:
+        return _says_packed(_header_of_safetensors(Path(path)) or {})
+    except OSError:
+        return False
+
+
+def _says_packed(header: Mapping) -> bool:
+    about = header.get("__metadata__")
+    return isinstance(about, Mapping) and "packed checkpoint" in str(about.get("format", ""))
+
+
 def _read_safetensors(path: Path, header: Mapping, what: str) -> dict[str, Tensor]:
     """Tensors of a .safetensors file that is not a packed checkpoint."""
-    about = header.get("__metadata__")
-    if isinstance(about, Mapping) and "packed checkpoint" in str(about.get("format", "")):
+    if _says_packed(header):
         raise CheckpointError(
             f"{what} {path} is a packed checkpoint: integer codes for inference, without the weights that training and an "
             "option file need. Give the .pth it was made from here; export, verify and run commands take it as it is"

@@ -15,6 +15,7 @@ from basicsr.archs.arch_util import Upsample
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from ..layers.detection import Keys, detects, ratio
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .blocks import BlockSequence, conv_channels_last
@@ -101,6 +102,43 @@ def _(net: EAMamba) -> NetworkInfo:
         behind_scan=BEHIND_SCAN,
         blocks=("encoder_level?.*", "latent.*", "decoder_level?.*", "refinement.*"),
     )
+
+
+@detects("EAMamba")
+def _(keys: Keys) -> dict:
+    return (
+        keys.unet()
+        | _mixing(keys, keys.unet_blocks())
+        | {
+            "dual_pixel_task": "skip_conv.weight" in keys,
+            "upscale": 2 if "upsample.0.weight" in keys else 1,
+        }
+    )
+
+
+def _mixing(keys: Keys, blocks: list[tuple[str, int]]) -> dict:
+    """Options of the blocks. ``scan_type`` cannot be seen; it is ``diagonal`` in every published configuration."""
+    block = blocks[0][0]
+    inner, gated = keys[f"{block}.mamba.out_proj.weight"][1], f"{block}.ffn.dwconv.weight" in keys
+    scans, scanned = keys[f"{block}.mamba.dt_projs_bias"]
+    wide = [(keys[f"{b}.ffn.project_in.weight"][0] // (2 if gated else 1), width) for b, width in blocks]
+    plane = f"{block}.mamba.conv.weight"
+    return {
+        "bias": f"{block}.ffn.project_in.bias" in keys,
+        "layernorm_type": "WithBias" if f"{block}.norm1.body.bias" in keys else "BiasFree",
+        "channel_mixer_type": "GDFN" if gated else "Simple",
+        "ffn_expansion_factor": ratio(*wide),
+        "mamba_cfg": {
+            "scan_type": "diagonal",
+            "scan_count": scans,
+            "scan_merge_method": "concate" if scans * scanned == inner else "add",
+            "disable_z_branch": keys[f"{block}.mamba.in_proj.weight"][0] == inner,
+            "d_state": keys[f"{block}.mamba.A_logs"][1],
+            "d_conv": keys[plane][-1] if plane in keys else 3,
+            "expand": ratio(*((keys[f"{b}.mamba.out_proj.weight"][1], width) for b, width in blocks)),
+            "conv_2d": plane in keys and len(keys[plane]) == 4,
+        },
+    }
 
 
 @ARCH_REGISTRY.register()
@@ -210,6 +248,18 @@ def _(net: EAMambaSR) -> NetworkInfo:
         behind_scan=BEHIND_SCAN,
         blocks=("layers.*.blocks.*",),
     )
+
+
+@detects("EAMambaSR")
+def _(keys: Keys) -> dict:
+    width, channels = keys["conv_first.weight"][:2]
+    return _mixing(keys, [("layers.0.blocks.0", width)]) | {
+        "inp_channels": channels,
+        "out_channels": keys["conv_last.weight"][0],
+        "dim": width,
+        "num_blocks": keys.counts("layers", "blocks"),
+        "upscale": keys.shuffled("upsample"),
+    }
 
 
 @ARCH_REGISTRY.register()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
+from ..layers.detection import Keys, detects, ratio
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .mair_blocks import MaIRBlock
@@ -122,6 +123,20 @@ def _(net: MaIR) -> NetworkInfo:
     )
 
 
+@detects("MaIR")
+def _(keys: Keys) -> dict:
+    """``scan_len`` cannot be seen: 8 in the published classic super-resolution and in MaIR-T (``d_state`` 1), else 4."""
+    options, block = keys.group_net(), "layers.0.residual_group.blocks.0"
+    state, width = keys[f"{block}.self_attention.A_logs"][1], options["embed_dim"]
+    return options | {
+        "depths": keys.counts("layers", "residual_group.blocks"),
+        "d_state": state,
+        "ssm_ratio": ratio((keys[f"{block}.self_attention.out_proj.weight"][1], width)),
+        "mlp_ratio": ratio((keys[f"{block}.conv_blk.fc1.weight"][0], width)),
+        "scan_len": 8 if state == 1 or options["upsampler"] == "pixelshuffle" else 4,
+    }
+
+
 @ARCH_REGISTRY.register()
 @quantized_form(MaIR)
 class QMaIR(MaIR):
@@ -210,6 +225,19 @@ def _(net: MaIRUNet) -> NetworkInfo:
         behind_scan=BEHIND_SCAN,
         blocks=("encoder_level?.*", "latent.*", "decoder_level?.*", "refinement.*"),
     )
+
+
+@detects("MaIRUNet")
+def _(keys: Keys) -> dict:
+    """``scan_len`` cannot be seen; it is 4 in the published configuration."""
+    blocks = keys.unet_blocks()
+    options = {"ssm_ratio": ratio(*((keys[f"{b}.self_attention.out_proj.weight"][1], width) for b, width in blocks))}
+    hidden = {block: (keys[f"{block}.mlp.fc1.weight"][0], width) for block, width in blocks}
+    if "encoder_level1.0" in hidden:
+        options["flp_ratio"] = ratio(hidden.pop("encoder_level1.0"))
+    if hidden:
+        options["mlp_ratio"] = ratio(*hidden.values())
+    return keys.unet() | options | {"dual_pixel_task": "skip_conv.weight" in keys}
 
 
 @ARCH_REGISTRY.register()

@@ -14,6 +14,7 @@ from basicsr.archs.arch_util import Upsample
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from ..layers.detection import Keys, detects, ratio
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .blocks import BLOCK_SOURCES, ResidualStateSpaceBlock, ResidualStateSpaceGroup, conv_channels_last, residual_conv
@@ -223,3 +224,14 @@ def _(net: MambaIR) -> NetworkInfo:
         sources=BLOCK_SOURCES,
         blocks=("layers.*.residual_group.blocks.*",),
     )
+
+
+@detects("MambaIR")
+def _(keys: Keys) -> dict:
+    """``img_range`` cannot be seen; it is 1 in every published configuration."""
+    options, scan = keys.group_net(), "layers.0.residual_group.blocks.0.self_attention"
+    return options | {
+        "depths": keys.counts("layers", "residual_group.blocks"),
+        "d_state": keys[f"{scan}.A_logs"][1],
+        "mlp_ratio": ratio((keys[f"{scan}.out_proj.weight"][1], options["embed_dim"])),
+    }

@@ -15,6 +15,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from ..layers.detection import Keys, detects, ratio
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .blocks import BLOCK_SOURCES, BlockSequence, ResidualStateSpaceBlock, conv_channels_last
@@ -218,6 +219,16 @@ def _(net: MambaIRUNet) -> NetworkInfo:
         sources=BLOCK_SOURCES,
         blocks=("encoder_level?.*", "latent.*", "decoder_level?.*", "refinement.*"),
     )
+
+
+@detects("MambaIRUNet")
+def _(keys: Keys) -> dict:
+    blocks = keys.unet_blocks()
+    return keys.unet() | {
+        "mlp_ratio": ratio(*((keys[f"{b}.self_attention.out_proj.weight"][1], width) for b, width in blocks)),
+        "d_state": keys[f"{blocks[0][0]}.self_attention.A_logs"][1],
+        "dual_pixel_task": "skip_conv.weight" in keys,
+    }
 
 
 @ARCH_REGISTRY.register()

@@ -6,6 +6,7 @@ of the official weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..constants import ConstantBuffers
+from ..layers.detection import Keys, detects, ratio
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .blocks import conv_channels_last, residual_conv
@@ -267,6 +269,28 @@ def _(net: MambaIRv2) -> NetworkInfo:
         blocks=("layers.*.residual_group.layers.*",),
         random_routing=net.eval_routing != "argmax",
     )
+
+
+@detects("MambaIRv2", "MambaIRv2Light")
+def _(keys: Keys) -> dict:
+    """``img_range`` cannot be seen; it is 1 in every published configuration. Tokens are routed without noise."""
+    options, layer = keys.group_net(), "layers.0.residual_group.layers.0"
+    depths = keys.counts("layers", "residual_group.layers")
+    table = "layers.{}.residual_group.layers.0.win_mhsa.relative_position_bias_table"
+    mixers = ("sg.conv.weight", "dwconv.depthwise_conv.0.weight")
+    kernel = next(keys[key][-1] for key in (f"{layer}.convffn1.{mixer}" for mixer in mixers) if key in keys)
+    return options | {
+        "depths": depths,
+        "num_heads": [keys[table.format(i)][1] for i in range(len(depths))],
+        "d_state": keys[f"{layer}.assm.selectiveScan.A_logs"][1],
+        "window_size": math.isqrt(keys["relative_position_index_SA"][0]),
+        "inner_rank": keys[f"{layer}.embeddingA.weight"][0],
+        "num_tokens": keys[f"{layer}.assm.embeddingB.weight"][0],
+        "convffn_kernel_size": kernel,
+        "mlp_ratio": ratio((keys[f"{layer}.convffn1.fc1.weight"][0], options["embed_dim"])),
+        "qkv_bias": f"{layer}.wqkv.bias" in keys,
+        "eval_routing": "argmax",
+    }
 
 
 @ARCH_REGISTRY.register()

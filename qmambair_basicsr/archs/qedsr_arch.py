@@ -11,6 +11,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from ..layers.detection import Keys, detects
 from ..layers.info import NetworkInfo, network_info
 from .quantized import quantized_form
 
@@ -26,6 +27,20 @@ def _(net: EDSR) -> NetworkInfo:
         full_precision=("conv_first", "conv_after_body", "upsample.*", "conv_last"),
         blocks=("body.*",),
     )
+
+
+@detects("EDSR")
+def _(keys: Keys) -> dict:
+    """``res_scale`` cannot be seen: 0.1 in the published networks of 256 features, else 1; ``img_range`` is 255."""
+    features, channels = keys["conv_first.weight"][:2]
+    return {
+        "num_in_ch": channels,
+        "num_out_ch": keys["conv_last.weight"][0],
+        "num_feat": features,
+        "num_block": keys.count("body"),
+        "upscale": keys.shuffled("upsample"),
+        "res_scale": 0.1 if features == 256 else 1,
+    }
 
 
 @ARCH_REGISTRY.register()

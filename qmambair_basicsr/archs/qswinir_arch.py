@@ -9,6 +9,7 @@ scaled already, keys, the attention map and values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +18,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
 from ..constants import ConstantBuffers
+from ..layers.detection import Keys, detects, ratio
 from ..layers.info import NetworkInfo, network_info
 from ..layers.matmul import MatMul
 from .quantized import quantized_form
@@ -85,6 +87,26 @@ def _(net: SwinIR) -> NetworkInfo:
         group_convs=("layers.*.conv",),
         blocks=("layers.*.residual_group.blocks.*",),
     )
+
+
+@detects("SwinIR")
+def _(keys: Keys) -> dict:
+    """``img_range`` cannot be seen: 255 in the published JPEG network, which alone has windows of 7, else 1."""
+    options, block = keys.group_net(), "layers.0.residual_group.blocks.0"
+    depths = keys.counts("layers", "residual_group.blocks")
+    window = math.isqrt(keys[f"{block}.attn.relative_position_index"][0])
+    masks = [shape[0] for name, shape in keys.items() if name.endswith(".attn_mask")]  # of the windows of img_size
+    heads = (f"layers.{i}.residual_group.blocks.0.attn.relative_position_bias_table" for i in range(len(depths)))
+    return options | {
+        "depths": depths,
+        "num_heads": [keys[table][1] for table in heads],
+        "window_size": window,
+        "img_size": window * math.isqrt(masks[0]) if masks else window,
+        "mlp_ratio": ratio((keys[f"{block}.mlp.fc1.weight"][0], options["embed_dim"])),
+        "qkv_bias": f"{block}.attn.qkv.bias" in keys,
+        "ape": "absolute_pos_embed" in keys,
+        "img_range": 255.0 if window == 7 else 1.0,
+    }
 
 
 @ARCH_REGISTRY.register()

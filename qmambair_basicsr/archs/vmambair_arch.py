@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from ..layers.detection import Keys, detects, ratio
 from ..layers.info import NetworkInfo, network_info
 from ..schema.rules import Choice
 from ..strict import strict_options, unknown
@@ -275,6 +276,22 @@ def _(net: VmambaIRUNet) -> NetworkInfo:
         behind_scan=("*.attn.out_conv",),
         blocks=("encoder_level?.*", "latent.*", "decoder_level?.*", "refinement.*"),
     )
+
+
+@detects("VmambaIR")
+def _(keys: Keys) -> dict:
+    """``VmambaIR`` stands for all four classes: which it is shows in the tail and in the scan of the channels."""
+    options, blocks = keys.unet(), keys.unet_blocks()
+    first, enlarges = blocks[0][0], "tail.1.weight" in keys
+    scan = f"{first}.attn.conv_cin.weight"
+    width = keys[scan][0] if scan in keys else None
+    fitting = (n for n, v in VARIANTS.items() if (v.enlarges, v.channel_scan.width) == (enlarges, width))
+    return options | {
+        "variant": next(fitting),
+        "LayerNorm_type": "WithBias" if f"{first}.norm1.body.bias" in keys else "BiasFree",
+        "ffn_expansion_factor": ratio(*((keys[f"{b}.ffn.project_out.weight"][1], width) for b, width in blocks)),
+        "dual_pixel_task": "skip_conv.weight" in keys,
+    }
 
 
 @ARCH_REGISTRY.register()

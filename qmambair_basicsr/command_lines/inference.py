@@ -48,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     choice = model.add_mutually_exclusive_group()
     choice.add_argument("--task", choices=TASKS, help="which of the shipped networks (default: sr)")
     add(choice, "--model", "a file of weights, or the name of a shipped one", repeated=True)
+    add(model, "-opt", "of a --model whose keys do not say what it is")
+    add(model, "--bits", "of a --model whose keys do not say it")
     model.add_argument("--scale", type=int, choices=(2, 3, 4), help="of the shipped network for sr (default: 2)")
     model.add_argument(
         "--outscale", type=factor, metavar="FACTOR", help="resize the results to this multiple (default: the network's)"

@@ -23,24 +23,30 @@ def open(
     device: str = "cpu",
     threads: int | None = None,
     half: bool = False,
+    opt: str | os.PathLike | None = None,
+    bits: tuple[int, int] | None = None,
 ) -> Restorer:
     """Open a restoration network from a file of weights alone.
 
     Args:
-        path: packed checkpoint (.safetensors), BasicSR checkpoint or bare state_dict (.pth, .safetensors).
+        path: packed checkpoint (.safetensors), BasicSR checkpoint or bare state_dict (.pth, .safetensors), or the name of
+            a shipped network.
         backend: ``integer`` (native kernels on integer codes; CPU, quantized networks), ``float`` (PyTorch), ``onnx``
             (exported on the fly, onnxruntime), or ``auto``: integer where it can run the network, else float.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``.
         threads: of PyTorch and the native kernels, for the whole process; None leaves them as they are.
         half: compute in half precision (GPUs only).
+        opt: option file whose ``network_g`` describes the network; found from the keys without it.
+        bits: of weights and activations, where the keys of quantizers do not show them.
 
     Returns:
         The network as an object with ``scale``, ``channels``, ``bits``, ``task`` and ``restore(array)``.
 
     Raises:
         CheckpointError, PackedCheckpointError: the file cannot be read, or is of no known network.
+        OptionFileError: ``opt`` describes no network.
         BackendError: the backend or device is not there, or cannot run this network.
     """
     from .opening import open_restorer
 
-    return open_restorer(path, backend, device, threads, half)
+    return open_restorer(path, backend, device, threads, half, opt, bits)

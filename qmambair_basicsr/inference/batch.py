@@ -24,6 +24,7 @@ from .restorer import Restorer
 from .restoring import How, restored_size, restored_strips
 from .self_check import LEAST_PSNR, self_check
 from .shipped import model_for
+from .showing import PAGE, Page, Truths
 
 __all__ = ["Outcome", "run"]
 
@@ -64,7 +65,8 @@ def open_network(args: argparse.Namespace) -> Restorer:
     if args.scale and (args.model or args.task not in (None, "sr")):
         raise ValueError("--scale chooses among the shipped networks for sr; --outscale resizes the results of any")
     path = args.model[0] if args.model else model_for(args.task or "sr", args.scale or args.outscale or 2).path
-    return open_restorer(path, args.backend, args.device, args.threads, args.half)
+    bits = None if args.bits is None else (args.bits, args.bits)
+    return open_restorer(path, args.backend, args.device, args.threads, args.half, args.opt, bits)
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,32 @@ def plan(size: Size, job: Job, restorer: Restorer, how: How, quality: int) -> Pl
     return Plan(wanted, Layout(mode, width, height, sixteen, quality), tuple(notes))
 
 
-def restore_file(job: Job, restorer: Restorer, how: How, args: argparse.Namespace, progress) -> Outcome:
+@dataclass
+class Run:
+    """What all pictures of a run share.
+
+    Attributes:
+        restorer: opened network.
+        how: tiles, flips and size.
+        args: the command line.
+        truths: ground truth.
+        page: what becomes the page; None without.
+    """
+
+    restorer: Restorer
+    how: How
+    args: argparse.Namespace
+    truths: Truths
+    page: Page | None
+
+
+def restore_file(job: Job, run: Run, progress) -> Outcome:
     """Restore one picture.
 
     Raises:
         Exception: of many kinds; nothing is written then.
     """
-    started = time.perf_counter()
+    started, restorer, how, args = time.perf_counter(), run.restorer, run.how, run.args
     picture = read_picture(job.source)
     height, width = picture.pixels.shape[:2]
     made = plan(
@@ -131,9 +152,21 @@ def restore_file(job: Job, restorer: Restorer, how: How, args: argparse.Namespac
             )
     del picture
     strips = restored_strips(restorer, before, how, progress)
+    kept = None
+    if run.page is not None:
+        strips, kept = run.page.watch(before, (made.layout.height, made.layout.width), strips)
     write_picture(job.target, strips, made.wanted, made.layout, before.about)
+    seconds = time.perf_counter() - started
     size = (width, height), (made.layout.width, made.layout.height)
-    return Outcome(job, "done", "", time.perf_counter() - started, size, tuple(notes))
+    if (psnr := run.truths.psnr(job)) is not None:
+        notes.append(psnr)
+    if kept is not None:
+        run.page.add(job.source.name, kept, [_sizes(*size), f"{seconds:.1f} s", *notes])
+    return Outcome(job, "done", "", seconds, size, tuple(notes))
+
+
+def _sizes(before: tuple[int, int], after: tuple[int, int]) -> str:
+    return f"{before[0]}x{before[1]} -> {after[0]}x{after[1]}"
 
 
 class Reporter:
@@ -175,8 +208,7 @@ def line_of(outcome: Outcome) -> str:
         return f"FAILED {job.source}: {outcome.reason}"
     if outcome.state == "skipped":
         return f"{job.target} is finished already"
-    (width, height), (wide, high) = outcome.size or ((0, 0), (0, 0))
-    text = f"{job.source} -> {job.target} ({width}x{height} -> {wide}x{high}"
+    text = f"{job.source} -> {job.target} ({_sizes(*outcome.size)}"
     text += ")" if outcome.state == "planned" else f", {outcome.seconds:.1f} s)"
     return text + "".join(f"; {note}" for note in outcome.notes)
 
@@ -200,6 +232,9 @@ def outcomes(
         try:
             if job.finished and not args.overwrite:
                 outcome = Outcome(job, "skipped")
+                if run.page is not None and not args.dry_run:
+                    psnr = run.truths.psnr(job)
+                    run.page.add_finished(job, job.source.name, [] if psnr is None else [psnr])
             elif args.dry_run:
                 size = read_size(job.source)
                 made = plan(size, job, restorer, how, args.quality)
@@ -211,7 +246,7 @@ def outcomes(
                     f"{restorer.tiles(size.height, size.width, how.tile, how.overlap).count} tiles",
                 )
             else:
-                outcome = restore_file(job, restorer, how, args, report.tiles)
+                outcome = restore_file(job, run, report.tiles)
         except Exception as err:  # whatever is wrong with one picture, or with us and it, the others are restored
             if args.debug:
                 traceback.print_exc()
@@ -250,15 +285,20 @@ def run(args: argparse.Namespace) -> int:
     for folder in sorted({job.target.parent for job in jobs}):
         if folder.is_dir() and not args.dry_run:
             remove_leftovers(folder)
+    page = Page(str(restorer)) if args.page and not args.dry_run else None
+    shared = Run(restorer, how, args, Truths(args.truth, restorer.scale), page)
     report = Reporter(len(jobs))
     report.console.print(escape(f"{len(jobs)} pictures, {restorer}"))
     started, done, stopped = time.perf_counter(), [], False
     with report.progress:
         try:
-            for outcome in outcomes(jobs, restorer, how, args, report):
+            for outcome in outcomes(jobs, shared, report):
                 done.append(outcome)
         except KeyboardInterrupt:
             stopped = True
+    if page is not None:
+        page.write(args.out / PAGE)
+        report.console.print(escape(f"page: {args.out / PAGE}"))
     sys.stdout.write(summary(done, time.perf_counter() - started) + "\n")
     if stopped:
         sys.stderr.write(f"stopped with {len(jobs) - len(done)} pictures left: the same command goes on there\n")

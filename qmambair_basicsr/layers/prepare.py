@@ -94,6 +94,11 @@ def site_kinds(net: nn.Module, info: NetworkInfo | None = None) -> tuple[str, ..
     return tuple(kind for kind in KINDS if kind in found)
 
 
+def sites_within(net: nn.Module) -> list[Site]:
+    """Every site that a full-precision network has for :func:`prepare`, in module order."""
+    return [site for _, sites in _sites(net, network_info(net)) for site in sites]
+
+
 def _sites(net: nn.Module, info: NetworkInfo) -> list[tuple[nn.Module, list[Site]]]:
     """Modules that can be quantized with their sites, in module order."""
     found = []

@@ -1,0 +1,199 @@
+"""Networks found from keys alone: every registered one, full precision and quantized, and files that are none."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
+from tiny_networks import OURS, QUANTIZED, TINY_NETWORK, tiny_network
+
+from qmambair_basicsr.archs.vmambair_arch import VARIANTS
+from qmambair_basicsr.checkpoints import write_file
+from qmambair_basicsr.inference.detection import UnknownNetworkError, detect
+from qmambair_basicsr.inference.opening import network_from
+from qmambair_basicsr.inference.quantizer_detection import UnknownBitsError
+from qmambair_basicsr.layers.detection import RULES
+from qmambair_basicsr.layers.info import TWINS, network_info
+from qmambair_basicsr.quantizers.registry import QUANTIZER_REGISTRY
+
+FULL = sorted({*OURS, *TWINS.values()} - set(QUANTIZED))
+PUBLISHED = {
+    "weight": {"type": "RFA", "bits": 4},
+    "act": {"type": "LSQOffset", "bits": 4},
+    "scan": {"type": "DLS", "bits": 4},
+}
+
+
+def meta(block):
+    with torch.device("meta"):
+        return build_network(dict(block))
+
+
+def state_of(block):
+    """Keys and shapes without memory."""
+    return meta(block).state_dict()
+
+
+def options(name, **changes):
+    """Constructor options of a small full-precision network."""
+    keys = inspect.signature(ARCH_REGISTRY.get(name)).parameters
+    return {key: value for key, value in (TINY_NETWORK | {"eval_routing": "argmax"} | changes).items() if key in keys}
+
+
+def same(block, found):
+    """Whether two descriptions build networks with the same keys, shapes and facts."""
+    a, b = meta(block), meta(found)
+    shapes = [{key: tuple(t.shape) for key, t in net.state_dict().items()} for net in (a, b)]
+    return shapes[0] == shapes[1] and network_info(a) == network_info(b)
+
+
+def test_every_full_precision_network_has_a_rule():
+    assert set(FULL) - VARIANTS.keys() <= RULES.keys()  # VmambaIR stands for its four classes
+
+
+@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"upscale": 3, "upsampler": "pixelshuffle", "depths": [1, 3], "num_heads": [2, 3], "resi_connection": "3conv"},
+        {"upscale": 4, "upsampler": "pixelshuffle", "mlp_ratio": 2.0, "qkv_bias": False, "window_size": 16},
+        {"upsampler": "", "upscale": 1, "in_chans": 1, "inp_channels": 1, "out_channels": 1, "patch_norm": False},
+        {"num_blocks": [0, 2, 1, 1], "bias": True, "LayerNorm_type": "BiasFree", "layernorm_type": "BiasFree"},
+        {"mamba_cfg": {"scan_type": "diagonal", "scan_count": 8, "scan_merge_method": "add", "disable_z_branch": True}},
+        {"channel_mixer_type": "GDFN", "ffn_expansion_factor": 1.5, "dual_pixel_task": True, "d_state": 16},
+    ],
+    ids=["small", "x3", "x4", "same size", "levels", "merge", "mixer"],
+)
+def test_full_precision_networks(name, changes):
+    block = {"type": name, **options(name, **changes)}
+    if changes and block == {"type": name, **options(name)}:
+        pytest.skip("knows none of these options")
+    try:
+        state = state_of(block)
+    except ValueError as err:
+        pytest.skip(f"no such network: {err}")
+    found = detect(state)
+    assert same(block, found), found
+    if name not in VARIANTS:
+        assert found["type"] == name
+    else:
+        assert found["variant"] == name
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("policy", ["code", "paper"])
+def test_quantized_networks(name, policy):
+    block = tiny_network(name, PUBLISHED, eval_routing="argmax")
+    block["quant"]["act_policy"] = policy if "scan" in block["quant"] else "code"
+    net = meta(block)
+    found = detect(net.state_dict())
+    assert found["type"] == name and same(block, found)
+    # not only keys: the same quantizer sits at every site
+    again = meta(found)
+    for (path, a), (other, b) in zip(_quantizers(net), _quantizers(again), strict=True):
+        assert path == other and type(a) is type(b) and a.bits == b.bits, path
+
+
+def _quantizers(net):
+    from qmambair_basicsr.layers.sites import quantizers_of
+
+    return list(quantizers_of(net).items())
+
+
+@pytest.mark.parametrize("kind", sorted(set(QUANTIZER_REGISTRY) - {"Identity"}))
+@pytest.mark.parametrize("bits", [2, 8])
+def test_quantizer_types(kind, bits):
+    spec = {"type": kind, "bits": bits}
+    block = tiny_network("QMambaIR", {"weight": spec, "act": spec, "scan": spec})
+    state = state_of(block)
+    found = detect(state, f"experiments/train_w{bits}a{bits}_x/models/net.pth")
+    assert same(block, found)
+    twins = {"SoftSTE": "LSQ"}  # the same keys: the published one
+    assert {s["type"] for s in found["quant"].values() if isinstance(s, dict)} == {twins.get(kind, kind)}
+    assert found["quant"]["weight"]["bits"] == found["quant"]["act"]["bits"] == bits
+
+
+def test_bits_that_nothing_shows_are_asked_for(tmp_path):
+    spec = {"type": "LSQ", "bits": 3}
+    block = tiny_network("QMambaIR", {"weight": spec, "act": spec, "scan": spec})
+    state = state_of(block)
+    with pytest.raises(UnknownBitsError, match="bits=\\(4, 4\\)"):
+        detect(state, "net.pth")
+    assert detect(state, "net.pth", (3, 3))["quant"]["act"]["bits"] == 3
+    assert detect(state, "train_w4a8.pth")["quant"]["act"]["bits"] == 8
+
+
+@pytest.mark.parametrize("channelwise", [True, False])
+def test_overrides_and_granularity(channelwise):
+    weight = {"type": "LSQ", "bits": 4, **({"granularity": "channel"} if channelwise else {})}
+    block = tiny_network("QMambaIR", {"weight": weight, "act": {"type": "LSQOffset", "bits": 4}})
+    block["quant"]["overrides"] = {
+        "*.in_proj": {"act": {"type": "DLS", "bits": 4}},
+        "*.out_proj": {"weight": {"type": "Identity", "bits": 32}},
+    }
+    assert same(block, detect(state_of(block), "w", (4, 4)))
+
+
+@pytest.mark.parametrize("wrapped", ["params", "params_ema", None])
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_files_are_opened_without_an_option_file(tmp_path, wrapped, ending):
+    block = tiny_network("QMambaIR", PUBLISHED)
+    net = build_network(dict(block)).eval()
+    state, path = net.state_dict(), tmp_path / f"net{ending}"
+    if ending == ".pth":
+        write_file(state if wrapped is None else {wrapped: state}, path)
+    elif wrapped is None:
+        from safetensors.torch import save_file
+
+        save_file(state, path)
+    else:
+        return
+    found = network_from(path)
+    assert all(torch.equal(value, state[key]) for key, value in found.state_dict().items())
+
+
+def test_the_option_file_of_a_training_is_read(tmp_path):
+    """What keys do not show (here the bits) stands in the option file that BasicSR copies beside the weights."""
+    import yaml
+
+    spec = {"type": "LSQ", "bits": 5}
+    block = tiny_network("QMambaIR", {"weight": spec, "act": spec, "scan": spec})
+    net = build_network(dict(block))
+    write_file({"params": net.state_dict()}, tmp_path / "models" / "net_g_latest.pth")
+    (tmp_path / "other.yml").write_text("name: nothing")
+    (tmp_path / "train.yml").write_text(yaml.safe_dump({"name": "train", "network_g": block}))
+    found = network_from(tmp_path / "models" / "net_g_latest.pth")
+    assert found.layers[0].residual_group.blocks[0].self_attention.in_proj.act_quantizer.bits == 5
+
+
+def test_unknown_files_are_answered_with_the_nearest_network():
+    state = state_of({"type": "MambaIR", **options("MambaIR")})
+    state["layers.0.residual_group.blocks.0.extra.weight"] = torch.zeros(1)
+    with pytest.raises(UnknownNetworkError, match=r"net\.pth is of no network.*nearest is MambaIR, .*besides layers"):
+        detect(state, "net.pth")
+    with pytest.raises(UnknownNetworkError, match="resemble those of none"):
+        detect({"a.b": torch.zeros(1)}, "net.pth")
+
+
+def test_official_files_are_found(shared_dir):
+    """Keys and shapes of the authors' releases lead to the configurations that they were published with."""
+    import json
+
+    golden = shared_dir / "golden"
+    files = [golden / "official_state_dicts.json", *sorted((golden / "backbones").glob("official_*.json"))]
+    wrong, invisible = [], {"img_size", "drop_path_rate", "heads", "batch_size", "dynamic_ids", "patch_size"}
+    for file in files:
+        for name, case in json.loads(file.read_text()).items():
+            shapes = case.get("state_dict") or case.get("shapes") or case.get("keys")
+            state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+            found = detect(state, name)
+            for key, value in case["config"].items():
+                if key in invisible or (key == "upscale" and not case["config"].get("upsampler", True)):
+                    continue
+                if key in found and found[key] != value and (found[key] or value):
+                    wrong.append((name, key, value, found[key]))
+    assert not wrong
