@@ -223,10 +223,9 @@ def reason_of(err: Exception, job: Job) -> str:
     return text[:400] if known else f"{type(err).__name__}: {text[:400]}"
 
 
-def outcomes(
-    jobs: list[Job], restorer: Restorer, how: How, args: argparse.Namespace, report: Reporter
-) -> Iterator[Outcome]:
+def outcomes(jobs: list[Job], run: Run, report: Reporter) -> Iterator[Outcome]:
     """Restore picture after picture; one that fails costs no other."""
+    restorer, how, args = run.restorer, run.how, run.args
     for job in jobs:
         report.begin(job)
         try:

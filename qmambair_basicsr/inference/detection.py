@@ -54,7 +54,7 @@ def detect(state: Mapping[str, Tensor], path: str | Path = "(in memory)", bits: 
     keys = Keys({name: tuple(tensor.shape) for name, tensor in state.items()})
     unknown_bits: UnknownBitsError | None = None
     for block, net in _full_precision(keys):
-        extra = {name for name in keys if name not in net.state_dict()}
+        extra = keys.keys() - net.state_dict().keys()
         if not extra:
             return block
         for twin in (name for name, base in TWINS.items() if base == block["type"]):
@@ -108,7 +108,7 @@ def _misfits(net: nn.Module, keys: Keys) -> list[str]:
 
 def _fits(block: Mapping, keys: Keys) -> bool:
     net = _built(block)
-    return net is not None and not _misfits(net, keys) and all(name in net.state_dict() for name in keys)
+    return net is not None and not _misfits(net, keys) and keys.keys() <= net.state_dict().keys()
 
 
 def _pattern(name: str) -> str:

@@ -22,6 +22,7 @@ from ..files import write_text
 __all__ = ["Comparison", "Detail", "collecting", "data_uri", "detail_of", "figure", "write_page"]
 
 LARGEST = 1600, 1200  # pixels of a result that are shown; of larger ones the part with most structure
+_NARROWEST = 320  # pixels on the screen: smaller results are shown at a multiple of their size
 _QUALITY = 92
 
 
@@ -113,6 +114,7 @@ def figure(entry: Comparison) -> str:
     name = html.escape(entry.name)
     facts = "".join(f"<span>{html.escape(fact)}</span>" for fact in entry.facts)
     height, width = entry.after.shape[:2]
+    width, height = (n * max(1, -(-_NARROWEST // width)) for n in (width, height))
     return f"""<figure class="compare">
 <figcaption><h2>{name}</h2>{facts}</figcaption>
 <div class="tools"><input type="range" min="0" max="100" step="0.5" value="50" aria-label="between before and after, {name}">

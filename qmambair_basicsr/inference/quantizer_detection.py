@@ -10,7 +10,7 @@ without parameters) is the default.
 from __future__ import annotations
 
 import copy
-import itertools
+import functools
 import logging
 import re
 from collections import Counter
@@ -74,7 +74,7 @@ def quant_blocks(
     options = {key: copy.deepcopy(value) for key, value in block.items() if key != "type"}
     with torch.device("meta"):
         net = ARCH_REGISTRY.get(twin).before_prepare(**options)
-        found = _matches(net, keys, extra)
+    found = _matches(net, keys, extra)
     if found is None:
         return
     sites, matches = found
@@ -113,26 +113,31 @@ def _matches(net: nn.Module, keys: Keys, extra: set[str]) -> tuple[list[Site], l
 
 def _readings(site: Site, leaves: Mapping[str, tuple[int, ...]]) -> Iterator[Match]:
     """Every quantizer that has exactly these entries at a site."""
-    if not leaves:
-        return
-    for name, cls in QUANTIZER_REGISTRY.items():
-        choices = [
-            [(key, choice) for choice in option.choices] for key, option in cls.options.items() if option.choices
-        ]
+    plain = Site(site.kind, site.role, site.channels, site.channel_dim, site.shape)
+    for name, cls in QUANTIZER_REGISTRY.items() if leaves else ():
         seen = set()
-        for options in [(), *itertools.product(*choices)]:
-            fitting = []
-            for bits in cls.bit_widths:
-                try:
-                    state = cls(bits, site, **dict(options)).state_dict()
-                except (SpecError, ValueError, TypeError):
-                    continue
-                if {key: tuple(t.shape) for key, t in state.items()} == leaves:
-                    fitting.append(bits)
-            widths = (tuple(fitting),)
-            if fitting and widths not in seen:  # the default options first
-                seen.add(widths)
-                yield Match(name, tuple(options), fitting[0] if len(fitting) == 1 else None)
+        for options in [
+            (),
+            *(((key, choice),) for key, option in cls.options.items() for choice in option.choices or ()),
+        ]:
+            few, more = (_entries(name, bits, options, plain) for bits in (cls.bit_widths[0], cls.bit_widths[-1]))
+            if few is None or few.keys() != leaves.keys():
+                continue
+            widths = cls.bit_widths if few != more else cls.bit_widths[-1:]
+            fitting = tuple(bits for bits in widths if _entries(name, bits, options, plain) == leaves)
+            if fitting and fitting not in seen:  # the default options first
+                seen.add(fitting)
+                yield Match(name, options, fitting[0] if few != more and len(fitting) == 1 else None)
+
+
+@functools.cache
+def _entries(name: str, bits: int, options: tuple, site: Site) -> dict[str, tuple[int, ...]] | None:
+    """Entries of a quantizer's state_dict with their shapes; None where there is no such quantizer."""
+    try:
+        state = QUANTIZER_REGISTRY[name](bits, site, **dict(options)).state_dict()
+    except (SpecError, ValueError, TypeError):
+        return None
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 def _types(sites: list[Site], matches: list[list[Match]]) -> dict[str, int]:

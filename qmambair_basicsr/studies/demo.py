@@ -99,6 +99,21 @@ def test(title: str, work: Path, file: str, name: str, weights: Path) -> None:
     run(title, work, command, r"Test \w+: +\d+%.*\b(\d+)/\d+ ", photographs)
 
 
+def restore(work: Path) -> None:
+    """Enlarge the test photographs with the shipped network; page and picture of before and after.
+
+    Raises:
+        DemoError: The run failed.
+    """
+    photographs = work / "datasets" / "PhotosTest"
+    inputs = photographs / "LR_bicubic" / f"X{demo_report.SCALE}"
+    command = ["-m", "qmambair_basicsr.tools.inference", "-i", str(inputs), "-o", "restored"]
+    command += ["--truth", str(photographs / "HR"), "--page", "--overwrite"]
+    run("restored", work, command, r"^\d+/\d+ ", len(list(inputs.iterdir())))
+    demo_report.before_after(inputs, work / "restored", work / "before_after.jpg")
+    console.print(f"picture: {work / 'before_after.jpg'}; page: {work / 'restored' / 'page.html'}", highlight=False)
+
+
 def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_report.Result]:
     """All steps; see the module's docstring.
 
@@ -121,7 +136,7 @@ def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_repo
         shutil.rmtree(work / old, ignore_errors=True)
     write_text(work / "demo.log", "")
 
-    console.print("[bold]1/4[/] photographs")
+    console.print("[bold]1/5[/] photographs")
     counts = demo_photos.prepare(work / "datasets")
     console.print("  " + ", ".join(f"{count} pieces in {name}" for name, count in counts.items()), highlight=False)
     weights = work / "experiments" / "pretrained_models" / f"MambaIR_{TASK.name}.pth"
@@ -129,12 +144,12 @@ def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_repo
     shutil.copyfile(WEIGHTS, weights)
 
     iterations = iterations or shipped(training)["train"]["total_iter"]
-    console.print(f"[bold]2/4[/] calibration and {iterations} iterations of quantization-aware training")
+    console.print(f"[bold]2/5[/] calibration and {iterations} iterations of quantization-aware training")
     command = ["-m", "qmambair_basicsr.train", "-opt", str(OPTIONS / f"{training}.yml")]
     command += ["--force_yml", f"train:total_iter={iterations}"]
     run(f"w{bits}a{bits}", work, command, r"iter: +([\d,]+),", iterations)
 
-    console.print("[bold]3/4[/] tests")
+    console.print("[bold]3/5[/] tests")
     models = work / "experiments" / training / "models"
     runs = (
         ("full precision", "32/32", full, weights),
@@ -150,12 +165,15 @@ def demo(work: Path, bits: int, iterations: int | None = None) -> list[demo_repo
         kib = demo_report.stored_kib(ARCH_REGISTRY.get(section.pop("type"))(**section))
         results.append(demo_report.score(label, width, kib, demo_report.saved(work, name), reference))
 
-    console.print("[bold]4/4[/] result")
+    console.print("[bold]4/5[/] result")
     console.print(demo_report.table(results))
     gain = results[-1].psnr - results[-2].psnr
     console.print(f"training gained {gain:.2f} dB over calibration at {bits} bits", highlight=False)
     demo_report.picture(results, reference, work / "side_by_side.png")
     console.print(f"picture: {work / 'side_by_side.png'}", highlight=False)
+
+    console.print("[bold]5/5[/] photographs restored by the shipped 4-bit network, as qmambair does it")
+    restore(work)
     return results
 
 

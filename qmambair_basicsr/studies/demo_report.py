@@ -115,3 +115,33 @@ def picture(results: list[Result], reference: dict, path: Path, stem: str = "ast
         draw.text((x + 2, 3), text, fill="black")
     with replaced(path) as part:
         sheet.save(part, format="PNG")
+
+
+def before_after(
+    inputs: Path, results: Path, path: Path, stems: tuple[str, ...] = ("chelsea0", "coffee0"), side: int = 72
+) -> None:
+    """Write a detail of photographs beside the same detail of their results, as a JPEG.
+
+    Args:
+        inputs: Folder of the photographs.
+        results: Folder of the results, of the same names.
+        path: JPEG to write.
+        stems: Which photographs; those that are not there are left out.
+        side: Of the detail, in pixels of the photograph.
+    """
+    zoom, gap, panels = 4, 4, []
+    for stem in stems:
+        for folder, factor in ((inputs, 1), (results, SCALE)):
+            file = folder / f"{stem}x{SCALE}.png"
+            if not file.is_file():
+                continue
+            img = cv2.cvtColor(read_image(file), cv2.COLOR_BGR2RGB)
+            size = min(side * factor, *img.shape[:2])
+            top, left = ((n - size) // 2 for n in img.shape[:2])
+            detail = Image.fromarray(img[top : top + size, left : left + size])
+            panels.append(detail.resize((side * zoom, side * zoom), Image.Resampling.NEAREST))
+    sheet = Image.new("RGB", (len(panels) * (side * zoom + gap) - gap, side * zoom), "white")
+    for i, panel in enumerate(panels):
+        sheet.paste(panel, (i * (side * zoom + gap), 0))
+    with replaced(path) as part:
+        sheet.save(part, format="JPEG", quality=88)

@@ -62,9 +62,15 @@ def test_all_steps(tmp_path, monkeypatch):
     assert results[0].psnr > 25, "bicubic of a photograph"
     assert results[-1].psnr > results[-2].psnr, "training an untrained network helps"
     assert results[2].kib == results[3].kib < results[1].kib
-    for text in ("1/4", "10 iterations", "full precision", "training gained", "PSNR"):
+    for text in ("1/5", "10 iterations", "full precision", "training gained", "PSNR"):
         assert text in shown.getvalue()
     assert read_image(tmp_path / "side_by_side.png").shape[1] > 5 * 96
+    assert len(list((tmp_path / "restored").glob("*.png"))) == 2
+    assert (tmp_path / "restored" / "page.html").read_text(encoding="utf-8").count("PSNR") == 2
+    assert read_image(tmp_path / "before_after.jpg").shape[:2] == (
+        4 * 72,
+        2 * 4 * 72 + 4,
+    )  # one of the two is not there
 
 
 def test_failed_run_shows_the_end_of_its_output(tmp_path):

@@ -1,0 +1,80 @@
+"""Which pictures a command line stands for, and what their results are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qmambair_basicsr.inference.inputs import find_jobs
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder with pictures, sub-folders, and files that are none."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "B.PNG", "notes.txt", ".hidden.png", "trip/c.tif", "trip/day 2/d.webp", "trip/.cache/e.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "photos"
+
+
+def targets(jobs, out="out"):
+    return [job.target.relative_to(out).as_posix() for job in jobs]
+
+
+def test_folders_files_and_patterns(photos):
+    out = Path("out")
+    assert targets(find_jobs(["photos"], out)) == ["B.PNG", "a.jpg"]
+    assert targets(find_jobs(["photos"], out, recursive=True)) == ["B.PNG", "a.jpg", "trip/c.tif", "trip/day 2/d.webp"]
+    assert targets(find_jobs(["photos/a.jpg", "photos/trip"], out)) == ["a.jpg", "c.tif"]
+    assert targets(find_jobs(["photos/*.jpg", "photos/**/*.webp"], out)) == ["a.jpg", "trip/day 2/d.webp"]
+    assert targets(find_jobs(["photos/*"], out)) == ["B.PNG", "a.jpg", "c.tif"]
+    assert targets(find_jobs(["photos", "photos/a.jpg", str(photos / "a.jpg")], out)) == ["B.PNG", "a.jpg"]  # each once
+    assert targets(find_jobs(["photos/notes.txt"], out)) == ["notes.png"]  # what is named is tried
+
+
+def test_endings_and_suffixes(photos):
+    assert targets(find_jobs(["photos"], Path("out"), ending="PNG", suffix="_x2")) == ["B_x2.png", "a_x2.png"]
+    with pytest.raises(ValueError, match=r"did you mean '\.webp'"):
+        find_jobs(["photos"], Path("out"), ending="wepb")
+
+
+def test_results_in_a_folder_of_the_pictures_are_not_restored_again(photos):
+    out = photos / "restored"
+    jobs = find_jobs([str(photos)], out, recursive=True)
+    for job in jobs:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        job.target.write_text("result")
+    assert find_jobs([str(photos)], out, recursive=True) == jobs
+
+
+def test_names_that_would_meet_keep_their_endings(photos):
+    (photos / "a.png").touch()
+    jobs = find_jobs(["photos"], Path("out"), ending="png")
+    assert targets(jobs) == ["B.png", "a.jpg.png", "a.png.png"]
+    (photos / "b.png").touch()  # some file systems do not tell b.png from B.PNG
+    with pytest.raises(ValueError, match="would both become"):
+        find_jobs(["photos"], Path("out"))
+
+
+def test_pictures_of_one_name_from_two_places_stop(photos):
+    (photos / "trip" / "a.jpg").touch()
+    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.jpg would both become"):
+        find_jobs(["photos/a.jpg", "photos/trip/a.jpg"], Path("out"))
+
+
+def test_no_picture_is_replaced(photos):
+    with pytest.raises(ValueError, match="would be replaced"):
+        find_jobs(["photos"], photos)
+    assert targets(find_jobs(["photos"], photos, suffix="_x2"), photos) == ["B_x2.PNG", "a_x2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("gone", "no such file"), ("empty", "no picture in it; --recursive"), ("*.gif", "no pattern")]
+)
+def test_an_input_that_stands_for_nothing_stops(photos, given, said):
+    Path("empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=said):
+        find_jobs(["photos", given], Path("out"))
