@@ -253,11 +253,13 @@ def _(net: EAMambaSR) -> NetworkInfo:
 @detects("EAMambaSR")
 def _(keys: Keys) -> dict:
     width, channels = keys["conv_first.weight"][:2]
-    return _mixing(keys, [("layers.0.blocks.0", width)]) | {
+    depths = keys.counts("layers", "blocks")
+    first = next(i for i, depth in enumerate(depths) if depth)
+    return _mixing(keys, [(f"layers.{first}.blocks.0", width)]) | {
         "inp_channels": channels,
         "out_channels": keys["conv_last.weight"][0],
         "dim": width,
-        "num_blocks": keys.counts("layers", "blocks"),
+        "num_blocks": depths,
         "upscale": keys.shuffled("upsample"),
     }
 

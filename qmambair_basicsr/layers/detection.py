@@ -87,7 +87,9 @@ class Keys(Mapping):
         return {"upsampler": "", "upscale": 1}
 
     def shuffled(self, prefix: str) -> int:
-        """Scale of BasicSR's ``Upsample``: 3, or a power of two."""
+        """Scale of BasicSR's ``Upsample``: 3, or a power of two; 1 where there is no layer."""
+        if f"{prefix}.0.weight" not in self:
+            return 1
         out, features = self[f"{prefix}.0.weight"][:2]
         stages = sum(name.startswith(f"{prefix}.") and name.endswith(".weight") for name in self)
         return 3 if out == 9 * features else 2**stages
