@@ -5,7 +5,7 @@
 All variants of one run take turns; seconds are the smallest of all rounds, of the clock (``--clock cpu`` on a busy machine).
 Networks are those of the option files, of random weights calibrated on the image, or of ``--checkpoint``; the integer one
 is read from a packed file. Peak memory is the growth of the peak resident set over the network at rest, a process for each
-variant. There are no figures unless every code of the integer network is that of the value it was made of, and the codes of
+variant (Linux). There are no figures unless every code of the integer network is that of the value it was made of, and the codes of
 the lowered network.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -153,9 +152,10 @@ def measured(networks: dict[str, object], args: argparse.Namespace) -> dict[str,
     return {name: min(seconds[1:]) for name, seconds in best.items()}
 
 
-def peak_mib() -> float:
-    """Peak resident set of this process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident_mib(name: str) -> float:
+    """A line of /proc/self/status in MiB: VmRSS, the resident set, or VmHWM, its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def memory_child(args: argparse.Namespace) -> None:
@@ -165,9 +165,10 @@ def memory_child(args: argparse.Namespace) -> None:
     small, image = image_of(16), image_of(args.memory_size)
     with torch.inference_mode():
         network(small)
-        rest = peak_mib()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        rest = resident_mib("VmRSS")
         network(image)
-    json.dump(peak_mib() - rest, sys.stdout)
+    json.dump(resident_mib("VmHWM") - rest, sys.stdout)
 
 
 def memory_of(name: str, args: argparse.Namespace, folder: Path) -> float:

@@ -92,6 +92,8 @@ struct GlueKernels {
 
 constexpr int64_t kGlueBuffer = 4096;  // values of one block of rows, at least one row
 constexpr int64_t kMaxRank = 64;
+constexpr int64_t kDeltaCodes = 256;  // of a row of dt
+constexpr int64_t kDeltaRows = 512;   // of a block
 constexpr int64_t kMostPrompts = 1024;
 
 enum GlueStatus : int64_t { kGlueDone = 0, kGlueRefused = 1 };

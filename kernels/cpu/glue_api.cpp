@@ -31,8 +31,7 @@ void conclude(const std::vector<ExactMoments>& parts, float* statistics, const G
 
 // task(first, last, moments or null) for blocks of rows.
 template <typename Args, typename Task>
-void by_blocks(const Args& a, int64_t width, const Task& task) {
-  const int64_t block = width < kBlockValues / 16 ? kBlockValues / width / 16 * 16 : 16;
+void by_blocks(const Args& a, int64_t block, const Task& task) {
   const int64_t blocks = (a.rows + block - 1) / block;
   std::vector<ExactMoments> parts(a.statistics ? blocks : 0);
   parallel(blocks, a.threads, [&](int64_t i) {
@@ -64,7 +63,8 @@ QM_API int64_t qm_glue_rows(const GlueArgs* args) {
   if (!sized || !known || !quantizes(a.codes, a.grid, a.zero) || !quantizes(a.codes2, a.grid2, a.zero2) ||
       !rule_fits(a.statistics, a.rule, a.new_grid))
     return kGlueRefused;
-  by_blocks(a, a.columns, [&](int64_t first, int64_t last, ExactMoments* m) { kernels().glue.rows(a, first, last, m); });
+  const int64_t block = a.columns < kBlockValues / 16 ? kBlockValues / a.columns / 16 * 16 : 16;
+  by_blocks(a, block, [&](int64_t first, int64_t last, ExactMoments* m) { kernels().glue.rows(a, first, last, m); });
   return kGlueDone;
 }
 
@@ -72,11 +72,12 @@ QM_API int64_t qm_glue_rows(const GlueArgs* args) {
 QM_API int64_t qm_glue_delta(const DeltaArgs* args) {
   const DeltaArgs& a = *args;
   const bool sized = a.rows > 0 && a.directions > 0 && a.channels > 0 && a.rank > 0 && a.rank <= kMaxRank &&
+                     a.directions * a.rank <= kDeltaCodes &&
                      a.dt_stride >= a.directions * a.rank && a.dt_zero >= 0 && a.dt_zero <= 128;
   if (!sized || !a.dt || !a.dt_grid || !a.weight || !a.scale || (a.factor && !a.ones) ||
       !quantizes(a.codes, a.grid, a.zero) || !rule_fits(a.statistics, a.rule, a.new_grid))
     return kGlueRefused;
-  by_blocks(a, a.directions * a.channels,
+  by_blocks(a, kDeltaRows,
             [&](int64_t first, int64_t last, ExactMoments* m) { kernels().glue.delta(a, first, last, m); });
   return kGlueDone;
 }

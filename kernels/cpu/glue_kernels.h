@@ -202,10 +202,36 @@ bool is_flat(const GlueArgs& a) {
          dense(a.codes, a.codes_stride) && dense(a.codes2, a.codes2_stride);
 }
 
+// A pass that changes nothing: codes and statistics straight from the map.
+void look(const GlueArgs& a, int64_t rows, int64_t columns, MomentSums* moments) {
+  const float grid[4] = {1.f, 0.f, 0.f, 0.f};
+  const Quantizer quantizer(a.codes ? a.grid : grid, a.zero);
+  MomentSums sums = moments ? *moments : MomentSums();
+  for (int64_t r = 0; r < rows; r++) {
+    const float* const row = a.x + r * a.x_stride;
+    if (a.codes)
+      for_vectors(columns, [&](int64_t c, int lanes, bool full) {
+        store_bytes(a.codes + r * a.codes_stride + c, quantizer(load_some(row + c, lanes, full)), lanes, full);
+      });
+    if (moments)
+      for_vectors(columns, [&](int64_t c, int lanes, bool full) { sums.add(load_some(row + c, lanes, full), lanes, full); });
+  }
+  if (moments) *moments = sums;
+}
+
+void look_rows(const GlueArgs& given, int64_t first, int64_t last, bool flat, MomentSums* moments) {
+  GlueArgs a = given;
+  if (a.codes) a.codes += first * a.codes_stride;
+  a.x += first * a.x_stride;
+  flat ? look(a, 1, (last - first) * a.columns, moments) : look(a, last - first, a.columns, moments);
+}
+
 void glue_rows(const GlueArgs& a, int64_t first, int64_t last, ExactMoments* moments) {
   alignas(64) float buffer[kGlueBuffer + W];
   MomentSums sums;
-  if (is_flat(a)) {
+  if (!a.x_scale && !a.added && !a.sum && !a.norm_weight && !a.activation && !a.other && !a.out && !a.codes2) {
+    look_rows(a, first, last, is_flat(a), moments ? &sums : nullptr);
+  } else if (is_flat(a)) {
     const int64_t end = last * a.columns;
     for (int64_t i = first * a.columns; i < end; i += kGlueBuffer)
       glue_block(a, Block(1, end - i < kGlueBuffer ? end - i : kGlueBuffer), i, true, buffer, moments ? &sums : nullptr);
@@ -248,7 +274,7 @@ void delta_direction(const DeltaArgs& a, const DeltaTables& t, int64_t k, int64_
                      const Quantizer& q, MomentSums* moments) {
   const int64_t R = kRank ? kRank : a.rank, width = t.width;
   const Quantizer quantizer = q;
-  MomentSums sums = *moments;
+  vf low = moments->low, high = moments->high;
   for (int64_t m = first; m < last; m++) {
     vf row[kRank ? kRank : kMaxRank];
     float total = 0.f;
@@ -267,10 +293,14 @@ void delta_direction(const DeltaArgs& a, const DeltaTables& t, int64_t k, int64_
       v = v * load(t.scale + d) + (load(t.constant + d) - less * load(t.factor + d));
       if (kOut) store_some(a.out + to + d, v, lanes, full);
       if (kCodes) store_bytes(a.codes + to + d, quantizer(v), lanes, full);
-      if (kMoments) sums.add(v, lanes, full);
+      if (kMoments) {
+        const vf inside = full ? v : first_lanes(v, lanes, splat(v[0]));
+        low = inside < low ? inside : low;
+        high = inside > high ? inside : high;
+      }
     });
   }
-  *moments = sums;
+  moments->low = low, moments->high = high;
 }
 
 template <int kRank>
@@ -283,8 +313,53 @@ void delta_ranked(const DeltaArgs& a, const DeltaTables& t, int64_t k, int64_t d
   run(a, t, k, d0, n, first, last, quantizer, sums);
 }
 
+// Sums of products of the codes of dt, from which sums and sums of squares of delta follow: delta is linear in the codes.
+// Exact: kDeltaRows products of bytes are below 2^24.
+struct DeltaProducts {
+  alignas(64) float sums[kDeltaCodes + W], products[kMaxRank][kDeltaCodes + W];  // [distance of the second code][code]
+
+  void add(const DeltaArgs& a, int64_t first, int64_t last) {
+    const int64_t R = a.rank, n = a.directions * R;
+    alignas(64) float row[kDeltaCodes + kMaxRank + 2 * W] = {};
+    std::memset(sums, 0, sizeof sums);
+    for (int64_t r = 0; r < R; r++) std::memset(products[r], 0, (n + W) * sizeof(float));
+    for (int64_t m = first; m < last; m++) {
+      const uint8_t* const dt = a.dt + m * a.dt_stride;
+      for (int64_t i = 0; i < n; i++) row[i] = (float)((int)dt[i] - (int)a.dt_zero);
+      for (int64_t i = 0; i < n; i += W) {
+        const vf v = load(row + i);
+        store(sums + i, load(sums + i) + v);
+        for (int64_t r = 0; r < R; r++) store(products[r] + i, load(products[r] + i) + v * load(row + i + r));
+      }
+    }
+  }
+
+  // Adds sum and sum of squares of delta over `count` rows of direction k, channels [d0, d0 + n).
+  void finish(const DeltaArgs& a, const DeltaTables& t, int64_t k, int64_t n, double count, double* sum, double* squares) const {
+    const int64_t R = a.rank;
+    for (int64_t d = 0; d < n; d++) {
+      double w[kMaxRank], linear = 0, square = 0;
+      const double constant = t.constant[d];
+      for (int64_t r = 0; r < R; r++) {
+        w[r] = (double)t.scale[d] * t.weight[r * t.width + d] - (double)t.ones * t.factor[d];
+        linear += w[r] * sums[k * R + r];
+      }
+      for (int64_t i = 0; i < R; i++) {
+        double along = 0;
+        for (int64_t j = i; j < R; j++) along += w[j] * products[j - i][k * R + i] * (j > i ? 2 : 1);
+        square += w[i] * along;
+      }
+      *sum += linear + count * constant;
+      *squares += square + 2 * constant * linear + count * constant * constant;
+    }
+  }
+};
+
 void delta_rows(const DeltaArgs& a, int64_t first, int64_t last, ExactMoments* moments) {
   DeltaTables tables;
+  DeltaProducts products;
+  double sum = 0, squares = 0;
+  if (moments) products.add(a, first, last);
   const int64_t D = a.channels, most = kDeltaWeights / kMaxRank;
   const float grid[4] = {1.f, 0.f, 0.f, 0.f};
   const Quantizer quantizer(a.codes ? a.grid : grid, a.zero);
@@ -295,8 +370,11 @@ void delta_rows(const DeltaArgs& a, int64_t first, int64_t last, ExactMoments* m
       const int64_t n = D - d0 < most ? D - d0 : most;
       tables.fill(a, k, d0, n);
       run(a, tables, k, d0, n, first, last, quantizer, moments != nullptr, &sums);
+      if (moments) products.finish(a, tables, k, n, (double)(last - first), &sum, &squares);
     }
-  if (moments) sums.finish((double)(last - first) * (double)(a.directions * D), moments);
+  if (!moments) return;
+  sums.finish((double)(last - first) * (double)(a.directions * D), moments);
+  moments->sum = sum, moments->squares = squares;
 }
 
 }  // namespace

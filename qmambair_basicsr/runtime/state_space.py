@@ -178,6 +178,20 @@ class NativeCAB:
             if not isinstance(layer, nn.GELU):
                 self.layers.append(native_conv(layer, activation="gelu" if isinstance(behind, nn.GELU) else "none"))
         self.channels = self.layers[-1].outputs
+        layers = list(self.attention)[1:]  # the mean over the map is taken of the rows
+        self.attention_layers = layers
+        self.plain = [type(layer) for layer in layers] == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.Sigmoid]
+
+    def _attend(self, mean: Tensor) -> Tensor:
+        """Channel means (C,) -> (C,)."""
+        if not self.plain:
+            x = mean.view(1, -1, 1, 1)
+            for layer in self.attention_layers:
+                x = layer(x)
+            return x.flatten()
+        first, _, second, _ = self.attention_layers
+        hidden = torch.addmv(first.bias, first.weight.flatten(1), mean).relu_()
+        return torch.addmv(second.bias, second.weight.flatten(1), hidden).sigmoid_()
 
     def emit(self, program: Program, given: Target) -> tuple[Tensor, Tensor]:
         """Steps from the codes of the normalised map to the result (M, C) and the attention (C,) to multiply it by."""
@@ -190,15 +204,9 @@ class NativeCAB:
         result = program.floats("cab", self.channels)
         program.layer(self.layers[-1], given.codes, out=result)
         attention = program.workspace.take("attention", (self.channels,))
-        others = list(self.attention)[1:]  # the mean over the map is taken of the rows
+        attend = self._attend
 
-        def attend() -> None:
-            x = result.mean(0).view(1, -1, 1, 1)
-            for module in others:
-                x = module(x)
-            attention.copy_(x.flatten())
-
-        program.call(attend)
+        program.call(lambda: attention.copy_(attend(result.mean(0))))
         return result, attention
 
 

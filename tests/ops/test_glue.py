@@ -133,7 +133,8 @@ def test_delta(size, shifted):
     assert torch.equal(written.data, (coded(out, GRID) + 8).to(torch.uint8))
     exact = out.double()
     std = exact.std() if exact.numel() > 1 else exact[0, 0] * 0
-    assert torch.equal(statistics, torch.stack((exact.mean(), std, exact.min(), exact.max())).float())
+    torch.testing.assert_close(statistics[:2], torch.stack((exact.mean(), std)).float(), rtol=1e-6, atol=1e-7)
+    assert torch.equal(statistics[2:], torch.stack((out.min(), out.max())))
 
 
 @pytest.mark.parametrize("prompts", [1, 7, 16, 64, 100])
