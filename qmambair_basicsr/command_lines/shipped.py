@@ -18,4 +18,5 @@ def build_parser() -> argparse.ArgumentParser:
     add(parser, "--out", default=Path("shipped"))
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     parser.add_argument("--table", action="store_true", help="test full precision and the network, beside the input")
+    add(parser, "--sets", "of --table; default: all", default=[], nargs="+")
     return parser

@@ -6,16 +6,25 @@ import argparse
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from basicsr.data import build_dataset
+from basicsr.metrics import calculate_metric
+from basicsr.utils import tensor2img
+from torch import Tensor
+from tqdm import trange
+
+from ..data.matlab_resize import imresize
 from ..files import write_text
+from ..inference import open as open_network
+from ..inference.networks import load_network
 from ..inference.shipped import shipped_model
 from ..recipes.option_names import Row, parse
 from ..recipes.option_table import TASKS, recipe_of
-from .reduced_tasks import input_quality
-from .result_log import latest_log, read_results
 
 __all__ = ["run"]
 
@@ -74,39 +83,50 @@ def steps(name: str, out: Path) -> list[Step]:
     return [*before, train, Step(words, packed, quantized)]
 
 
-def tests(name: str) -> list[Row]:
-    """Test files of a shipped network: full precision, then quantized."""
-    row = parse(shipped_model(name).options)
-    return [Row("test", row.family, row.task, bits, method) for bits, method in ((32, ""), (row.bits, row.method))]
+def table(name: str, sets: Sequence[str] = ()) -> Iterator[str]:
+    """Rows of a Markdown table: PSNR / SSIM of each test set's inputs, of full precision, and of the shipped file.
 
+    Images are restored whole, the shipped file by :func:`qmambair_basicsr.inference.open` as users run it.
 
-def table(name: str) -> list[str]:
-    """Rows of a Markdown table: PSNR / SSIM of each test set's inputs, of full precision, and of the shipped network.
+    Args:
+        name: of the network.
+        sets: names of test sets; empty for all of its task.
 
-    Tests are run where their newest log lacks figures.
+    Raises:
+        CheckpointError: the full-precision network has not been trained here.
     """
-    rows = tests(name)
-    results = [_tested(row) for row in rows]
-    opt, lines = rows[0].options(), []
-    for section in opt["datasets"].values():
-        columns = [input_quality(section, opt), *(result[section["name"]] for result in results)]
-        cells = (f"{c['psnr']:.2f} / {c['ssim']:.4f}".replace("/ 0.", "/ .") for c in columns)
-        gain = columns[-1]["psnr"] - columns[0]["psnr"]
-        lines.append(f"| {name} | {section['name']} | {' | '.join(cells)} | {gain:+.2f} |")
-    return lines
+    model = shipped_model(name)
+    row = parse(model.options)
+    full = Row("test", row.family, row.task, 32).options()
+    restorer = open_network(model.path)
+
+    def shipped(given: Tensor) -> Tensor:
+        image = restorer.restore(given[0].permute(1, 2, 0).numpy(), tile="off")
+        return torch.from_numpy(image).permute(2, 0, 1)[None]
+
+    networks = [load_network(full["network_g"], full["path"]["pretrain_network_g"]), shipped]
+    for section in full["datasets"].values():
+        if not sets or section["name"] in sets:
+            columns = _quality(section, full, networks)
+            cells = (f"{c['psnr']:.2f} / {c['ssim']:.4f}".replace("/ 0.", "/ .") for c in columns)
+            gain = columns[-1]["psnr"] - columns[0]["psnr"]
+            yield f"| {name} | {section['name']} | {' | '.join(cells)} | {gain:+.2f} |"
 
 
-def _tested(row: Row) -> dict[str, dict[str, float]]:
-    wanted = {section["name"] for section in row.options()["datasets"].values()}
-
-    def results() -> dict:
-        log = latest_log(Path("results"), row.name)
-        return read_results(log)[0] if log else {}
-
-    if not wanted <= results().keys():
-        write_text(_file(row), row.text())
-        _run("test", "-opt", str(_file(row)), "--force_yml", "val:save_img=false")
-    return results()
+def _quality(section: dict, opt: dict, networks: Sequence[Callable[[Tensor], Tensor]]) -> list[dict[str, float]]:
+    """Mean metrics of a test set's inputs (enlarged by MATLAB bicubic) and of what each network makes of them."""
+    dataset = build_dataset(section | {"phase": "test", "scale": opt["scale"]})
+    totals: list[Counter] = [Counter() for _ in range(1 + len(networks))]
+    for index in trange(len(dataset), desc=section["name"], disable=None):
+        item = dataset[index]
+        truth, given = tensor2img(item["gt"]), tensor2img(item["lq"])
+        images = [given if opt["scale"] == 1 else imresize(given, opt["scale"])]
+        with torch.no_grad():
+            images += [tensor2img(network(item["lq"][None])) for network in networks]
+        for total, image in zip(totals, images, strict=True):
+            for metric, settings in opt["val"]["metrics"].items():
+                total[metric] += calculate_metric({"img": image, "img2": truth}, settings)
+    return [{metric: value / len(dataset) for metric, value in total.items()} for total in totals]
 
 
 def _run(*words: str) -> None:
@@ -133,6 +153,6 @@ def run(args: argparse.Namespace) -> int:
         _run(*step.words)
     if args.table:
         head = ["| network | test set | input | full precision | shipped | gain |", "|---|---|---|---|---|---:|"]
-        lines = head + [line for name in args.networks for line in table(name)]
-        sys.stdout.write("\n".join(lines) + "\n")
+        for line in (*head, *(line for name in args.networks for line in table(name, args.sets))):
+            sys.stdout.write(f"{line}\n")
     return 0

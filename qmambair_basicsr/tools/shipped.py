@@ -5,8 +5,8 @@
 Runs this repository's own commands in the working folder, whose ``datasets`` must be prepared
 (``qmambair_basicsr/assets/README.md`` says how): full-precision training (of the network it starts from, too),
 quantization-aware training, and the packed file ``OUT/NAME.safetensors``. What is there already is not made again, an
-interrupted training goes on. ``--table`` tests both networks on every test set of the task and prints PSNR / SSIM beside
-those of the inputs.
+interrupted training goes on. ``--table`` restores every test set of the task by the full-precision network and by the file
+that ships, and prints PSNR / SSIM beside those of the inputs.
 """
 
 from __future__ import annotations

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from basicsr.metrics import calculate_metric
+from skimage import data
 
+from qmambair_basicsr.data.image_files import write_image
+from qmambair_basicsr.data.matlab_resize import bicubic_downscale, imresize
+from qmambair_basicsr.inference import open as open_network
 from qmambair_basicsr.inference.shipped import ASSETS, shipped
-from qmambair_basicsr.recipes.option_names import parse
+from qmambair_basicsr.recipes.option_names import Row, parse
 from qmambair_basicsr.studies import shipped_training
 from qmambair_basicsr.tools.shipped import main
 
@@ -28,12 +34,26 @@ def test_every_start_is_shipped_or_made_by_an_earlier_step(model):
     assert str(steps[-2].makes) in steps[-1].words
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
-def test_both_networks_are_tested_on_the_same_sets(model):
-    full, quantized = shipped_training.tests(model.name)
-    assert full.options()["datasets"] == quantized.options()["datasets"]
-    assert "quant" not in full.options()["network_g"]
-    assert full.options()["path"]["pretrain_network_g"] == parse(model.options).options()["path"]["pretrain_network_g"]
+def test_table_measures_input_full_precision_and_the_shipped_file(tmp_path, monkeypatch):
+    """The figures are those of the metrics on what the network and the restorer return."""
+    monkeypatch.chdir(tmp_path)
+    row = parse(shipped()["sr_x2"].options)
+    clean = np.ascontiguousarray(data.astronaut()[20:84, 180:244, ::-1])
+    write_image(tmp_path / "datasets/Set5/HR/a.png", clean)
+    low = bicubic_downscale(clean, 2)
+    write_image(tmp_path / "datasets/Set5/LR_bicubic/X2/ax2.png", low)
+    (tmp_path / "qmambair_basicsr").symlink_to(ASSETS.parent)
+    (line,) = shipped_training.table("sr_x2", ["Set5"])
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:2] == ["sr_x2", "Set5"]
+    settings = Row("test", row.family, row.task, 32).options()["val"]["metrics"]["psnr"]
+    before = calculate_metric({"img": imresize(low, 2), "img2": clean}, settings)
+    after = calculate_metric(
+        {"img": open_network(ASSETS / "sr_x2.safetensors").restore(low[..., ::-1])[..., ::-1], "img2": clean}, settings
+    )
+    assert float(cells[2].split(" / ")[0]) == pytest.approx(before, abs=0.006)
+    assert float(cells[4].split(" / ")[0]) == pytest.approx(after, abs=0.006)
+    assert float(cells[5]) == pytest.approx(after - before, abs=0.006)
 
 
 def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
