@@ -175,7 +175,7 @@ QAT |= {
     ("MambaIR", task): replace(_TINY_QAT, total_iter=n, gt_size=48, batch=2, calibration=16, **data)
     for task, n, data in (
         ("tinyDN", 2_500, {"val": "BSDS400T91 val s25"}),
-        ("tinyCAR", 3_000, {"train": "BSDS400T91 q10 to q50 log", "val": "BSDS400T91 val q10"}),
+        ("tinyCAR", 5_500, {"train": "BSDS400T91 q10 to q50 log", "val": "BSDS400T91 val q10"}),
         ("tinyReal", 1_500, {"val_freq": 10_000}),
     )
 }
