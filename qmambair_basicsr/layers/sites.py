@@ -248,7 +248,7 @@ class SiteModule(nn.Module):
 
     def derived_site(self, name: str, parameter: Tensor, derived: Derived) -> Tensor:
         """:meth:`site` of a tensor that follows from a parameter, which is worked out only where it is needed."""
-        if self.quantizers is not None and name not in self._transformed:
+        if isinstance(self.quantizers, SiteQuantizers) and name not in self._transformed:
             lent = self.quantizers.weight_caches[name].lent
             if lent is not None:
                 return lent
@@ -256,6 +256,7 @@ class SiteModule(nn.Module):
 
     def joint_sites(self, **tensors: Tensor) -> list[Tensor]:
         """:meth:`site` of several tensors that are computed anew in each forward and are ready at the same time."""
-        if self.quantizers is None or not self._transformed.keys().isdisjoint(tensors):
+        apart = not isinstance(self.quantizers, SiteQuantizers)  # full precision, or lowered
+        if apart or not self._transformed.keys().isdisjoint(tensors):
             return [self.site(name, tensor) for name, tensor in tensors.items()]
         return quantize_together([(self.quantizers[name], tensor) for name, tensor in tensors.items()])
