@@ -239,10 +239,10 @@ def render(opt: dict) -> str:
                 lines.append(f"{indent}# {remark}")
             flat = isinstance(value, dict) and not any(isinstance(v, dict) for v in value.values())
             if isinstance(value, dict) and not (flat and len(path) >= 2):
-                lines.append(f"{indent}{key}:")
+                lines.append(f"{indent}{_leaf(key)}:")
                 walk(value, here)
             else:
-                lines.append(f"{indent}{key}: {_leaf(value)}")
+                lines.append(f"{indent}{_leaf(key)}: {_leaf(value)}")
             if here == ("name",):
                 lines.append(
                     "# registers this package when a BasicSR checkout's own train.py or test.py reads the file"

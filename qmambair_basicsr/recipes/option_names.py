@@ -1,7 +1,8 @@
 """Names of option files: what a name means, which names there are, and whether the files of a folder are as made.
 
 A name is ``{train|test}_{network}_{task}`` for full precision and
-``{train|test}_Q{network}_{task}_w{bits of weights}a{bits of activations}[_{method}]`` for a quantized network.
+``{train|test}_Q{network}_{task}_w{bits of weights}a{bits of activations}[_{method}]`` for a quantized network;
+``{ptq|test}_Q{network}_{task}_w..a.._{method}`` with a post-training method (``ptq_contents``).
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from ..strict import nearest
 from .option_contents import Bits, methods, network_options, render, stem, test_options, train_options
 from .option_networks import WITH_ATTENTION
 from .option_table import CONV_FP, DISTILL, PAIRS, PUBLISHED, TASKS
+from .ptq_contents import METHODS as PTQ_METHODS
+from .ptq_contents import ptq_options, ptq_test_options, quant_options
 
 PHASES = ("train", "test")
 WIDTHS = (8, 4, 2)  # that :func:`names` lists; others from 1 to 8 can be made where the quantizers have them
-_NAME = re.compile(r"(train|test)_(\w+?)_([A-Za-z]+\d*(?:x\d|q\d+)?)(?:_w(\d+)a(\d+)(?:_(\w+))?)?")
+_NAME = re.compile(r"(train|test|ptq)_(\w+?)_([A-Za-z]+\d*(?:x\d|q\d+)?)(?:_w(\d+)a(\d+)(?:_(\w+))?)?")
 
 
 class OptionNameError(ValueError):
@@ -31,11 +34,11 @@ class Row:
     """One option file.
 
     Attributes:
-        phase: ``train`` or ``test``.
+        phase: ``train``, ``test``, or ``ptq`` for post-training quantization.
         family: full-precision network, ``MambaIR`` ...
         task: key of ``TASKS``.
         bits: of weights and activations; 32 for the full-precision network.
-        method: see ``option_contents.train_options``.
+        method: see ``option_contents.train_options`` and ``ptq_contents.ptq_options``.
     """
 
     phase: str
@@ -51,7 +54,10 @@ class Row:
 
     def options(self) -> dict:
         """Contents of the file, without its ``plugin`` line."""
-        build = train_options if self.phase == "train" else test_options
+        if self.method in PTQ_METHODS:
+            build = ptq_options if self.phase == "ptq" else ptq_test_options
+        else:
+            build = train_options if self.phase == "train" else test_options
         return build(self.family, TASKS[self.task], self.bits, self.method)
 
     def text(self) -> str:
@@ -81,6 +87,15 @@ def rows(every: bool = False) -> Iterator[Row]:
             yield from (Row(phase, family, task, bits, method) for bits in WIDTHS for method in ways)
 
 
+def post_training() -> Iterator[Row]:
+    """Files of every network and task by the post-training methods, at four and two bits."""
+    for family, task in PAIRS:
+        for bits in (4, 2):
+            for method in PTQ_METHODS:
+                yield Row("ptq", family, task, bits, method)
+                yield Row("test", family, task, bits, method)
+
+
 def parse(name: str) -> Row:
     """The file that a name stands for.
 
@@ -94,7 +109,7 @@ def parse(name: str) -> Row:
     found = _row(name)
     if isinstance(found, Row):
         return found
-    known = [row.name for row in rows(every=True)]
+    known = [row.name for row in (*rows(every=True), *post_training())]
     near = nearest(name, known, cutoff=0.0)
     raise OptionNameError(f"no option file {name!r} can be made: {found}; the nearest is {near[0]}")
 
@@ -103,7 +118,10 @@ def _row(name: str) -> Row | str:
     """The file, or why there is none."""
     match = _NAME.fullmatch(name)
     if match is None:
-        return "a name is {train|test}_{network}_{task}, followed for a quantized network by _w4a4 or _w4a4_{method}"
+        return (
+            "a name is {train|test}_{network}_{task}, followed for a quantized network by _w4a4 or _w4a4_{method}, or "
+            "{ptq|test}_{network}_{task}_w4a4_{post-training method}"
+        )
     phase, network, task, weight, act, method = match.groups(default="")
     families = {f"Q{family}" if weight else family: family for family, _ in PAIRS}
     if network not in families:
@@ -111,9 +129,14 @@ def _row(name: str) -> Row | str:
     family = families[network]
     if (family, task) not in PAIRS:
         return f"task {task!r} is none of {family}'s: {', '.join(t for f, t in PAIRS if f == family)}"
+    if phase == "ptq" and method not in PTQ_METHODS:
+        return f"post-training method {method!r} is none of {', '.join(PTQ_METHODS)}"
     if not weight:
         return Row(phase, family, task, 32)
-    if method not in all_methods(family) or (name.endswith("_") or method.endswith("_")):
+    if method in PTQ_METHODS and phase == "train":
+        return f"{method} is a post-training method: its file begins with ptq_"
+    known = method in PTQ_METHODS or method in all_methods(family)
+    if not known or name.endswith("_") or method.endswith("_"):
         return f"method {method!r} is none of {', '.join(filter(None, all_methods(family)))}"
     bits = int(weight), int(act)
     row = Row(phase, family, task, bits[0] if bits[0] == bits[1] else bits, method)
@@ -127,7 +150,10 @@ def _refused(row: Row) -> str | None:
     if 32 in (row.bits if isinstance(row.bits, tuple) else (row.bits,)):
         return "32 bits is full precision; leave _w..a.. and the Q out"
     try:
-        QuantSpec.from_dict(network_options(row.family, TASKS[row.task], row.bits, row.method)["quant"])
+        if row.method in PTQ_METHODS:
+            QuantSpec.from_dict(quant_options(row.family, row.bits, row.method))
+        else:
+            QuantSpec.from_dict(network_options(row.family, TASKS[row.task], row.bits, row.method)["quant"])
     except ValueError as err:
         return str(err).removesuffix(".")
     return None

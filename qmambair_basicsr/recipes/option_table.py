@@ -260,23 +260,27 @@ CONV_FP = "convfp"  # the same of a placement: SwinIR's convolutions in full pre
 
 # Files in ``options/``, as (phase, family, task, bits, method): x2 of the super-resolution networks, the light x4 that the
 # authors released, the shipped network and the demo, each in full precision and at 4 and 2 bits, and what README reports
-PUBLISHED = tuple(
-    (phase, family, task, bits, "")
-    for family, task in (
-        ("MambaIR", "SRx2"),
-        ("MambaIR", "lightSRx2"),
-        ("MambaIR", "lightSRx4"),
-        ("MambaIR", "tinySRx2"),
-        ("MambaIR", "demoSRx2"),
-        ("MambaIRv2Light", "lightSRx2"),
+PUBLISHED = (
+    tuple(
+        (phase, family, task, bits, "")
+        for family, task in (
+            ("MambaIR", "SRx2"),
+            ("MambaIR", "lightSRx2"),
+            ("MambaIR", "lightSRx4"),
+            ("MambaIR", "tinySRx2"),
+            ("MambaIR", "demoSRx2"),
+            ("MambaIRv2Light", "lightSRx2"),
+        )
+        for phase in ("train", "test")
+        for bits in (32, 4, 2)
     )
-    for phase in ("train", "test")
-    for bits in (32, 4, 2)
-) + tuple(
-    (phase, "MambaIRv2Light", "lightSRx2", bits, method)
-    for method in (DISTILL, f"{DISTILL}_lsq")
-    for phase in ("train", "test")
-    for bits in (4, 2)
+    + tuple(
+        (phase, "MambaIRv2Light", "lightSRx2", bits, method)
+        for method in (DISTILL, f"{DISTILL}_lsq")
+        for phase in ("train", "test")
+        for bits in (4, 2)
+    )
+    + tuple((phase, "MambaIRv2Light", "lightSRx2", bits, "SPR2Q") for phase in ("ptq", "test") for bits in (4, 2))
 )
 
 

@@ -1,0 +1,123 @@
+"""Option files of post-training quantization: the same sites, images and seed for every method.
+
+Files are ``ptq_Q{network}_{task}_w4a4_{method}`` and ``test_Q{network}_{task}_w4a4_{method}``. Sites are those of SPR2Q's tables,
+in which the other methods ran on the Mamba modules and the rest was quantized by SPR2Q's uniform quantizer: all linears,
+convolutions inside the blocks, projections, scan inputs without D, states, products of attention, and token routing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .option_contents import network_options, stem, test_options, train_options, widths
+from .option_data import DATA
+from .option_networks import WITHOUT_SCAN
+from .option_table import DISTILL, Task
+
+ROUTED = ("MambaIRv2", "MambaIRv2Light")  # window attention and token routing
+CALIBRATION = {"batches": 16, "batch_size": 2}  # 32 patches, as 2DQuant and SPR2Q
+
+
+@dataclass(frozen=True)
+class PTQ:
+    """How a method is run.
+
+    Attributes:
+        options: its own, where they are not the defaults.
+        iterations: ``total_iter`` for about an hour on two CPU cores; 1 for methods without iterations.
+        weight: options of the weights' quantizers beside type and bits.
+        kind: type of the weights' quantizers.
+        grouped: parts whose inputs have a range for each channel.
+    """
+
+    options: dict = field(default_factory=dict)
+    iterations: int = 1
+    weight: dict = field(default_factory=dict)
+    kind: str = "MinMax"
+    grouped: tuple[str, ...] = ()
+
+
+_LOADING = ("use_hflip", "use_rot", "dataset_enlarge_ratio", "prefetch_mode")
+_ROWS = {"granularity": "channel"}
+
+METHODS = {
+    "MinMax": PTQ(),
+    "Percentile": PTQ(),
+    "Quamba": PTQ(),
+    "Quamba2": PTQ(grouped=("u", "x_proj")),
+    "MambaQuant": PTQ(weight=_ROWS),
+    "PTQ4VM": PTQ(iterations=1200, weight={**_ROWS, "symmetric": True}),
+    "TwoDQuant": PTQ({"schedule": "cosine"}, 600),
+    "SPR2Q": PTQ({"schedule": "cosine", "routing": 50}, 600),
+    "BRECQ": PTQ({}, 1200, _ROWS),
+    "FIMAQ": PTQ({"images": 2}, 1200, _ROWS),
+    "APHQViT": PTQ({"images": 4}, 1200, _ROWS),
+    "QuantDLLM": PTQ(kind="AnyOrder"),
+}
+"""Name of a method -> how it is run."""
+
+
+def quant_options(family: str, bits: int | tuple[int, int], method: str) -> dict:
+    """The ``quant:`` block; arguments as :func:`ptq_options`."""
+    run, (weight, act) = METHODS[method], widths(bits)
+    plain, off = {"type": "MinMax", "bits": act}, {"type": "Identity"}
+    rows = {"type": run.kind, "bits": weight, **run.weight}
+    quant = {"weight": rows, "act": plain}
+    overrides = {}
+    if family not in WITHOUT_SCAN:
+        quant |= {"scan": plain, "state": plain}
+        overrides["*.D"] = {"scan": off}
+        for part in run.grouped:
+            overrides[f"*.{part}"] = {"scan" if part == "u" else "act": {**plain, **_ROWS}}
+    if family in ROUTED:
+        quant |= {"attention": plain, "routing": plain}
+        if run.kind == "MinMax" and not run.weight:
+            overrides["*.wqkv"] = {"weight": {**rows, **_ROWS}}  # queries, keys and values have bounds of their own
+    if family == "SwinIR":
+        quant["attention"] = plain
+    if family not in ("EDSR", "MambaIRUNet"):
+        quant["conv"] = "fp"
+    return quant | ({"overrides": overrides} if overrides else {})
+
+
+def ptq_options(family: str, task: Task, bits: int | tuple[int, int], method: str) -> dict:
+    """Contents of a file that quantizes.
+
+    Args:
+        family: ``MambaIR`` ...; the quantized network's type is ``Q`` + family.
+        task: row of ``TASKS``.
+        bits: of weights and activations.
+        method: key of ``METHODS``.
+    """
+    run = METHODS[method]
+    like = train_options(family, task, 4, DISTILL)
+    if task.scale > 1:  # photographs that are at hand; 32 x 32 patches of the network's input
+        sets, train = like["datasets"], {key: like["datasets"]["train"][key] for key in _LOADING}
+        sets["train"] = {**DATA["BSDS400T91 train"].options(task.scale), **train}
+        sets["train"] |= {"gt_size": 32 * task.scale, "batch_size_per_gpu": 2, "num_worker_per_gpu": 1}
+        sets["val"] = DATA["BSDS400T91 val"].options(task.scale)
+    opt = {
+        "name": stem("ptq", family, task.name, bits, method),
+        "model_type": "PTQModel",
+        **{key: like[key] for key in ("scale", "num_gpu", "manual_seed", "datasets")},
+        "network_g": network_options(family, task, 32)
+        | {"type": f"Q{family}", "quant": quant_options(family, bits, method)},
+        "path": {key: like["path"][key] for key in ("pretrain_network_g", "strict_load_g", "resume_state")},
+        "ptq": {"method": {"type": method, **run.options}, "calibration": dict(CALIBRATION)},
+        "train": {"total_iter": run.iterations},
+        **{key: like[key] for key in ("val", "logger", "dist_params")},
+    }
+    opt["val"]["val_freq"] = max(run.iterations, 1)
+    opt["logger"] |= {"save_checkpoint_freq": 50, "print_freq": 10 if run.iterations > 1 else 1}
+    return opt
+
+
+def ptq_test_options(family: str, task: Task, bits: int | tuple[int, int], method: str) -> dict:
+    """Contents of the test file of a quantized network; arguments as :func:`ptq_options`."""
+    opt = test_options(family, task, 4)
+    opt["name"] = stem("test", family, task.name, bits, method)
+    opt["network_g"]["quant"] = quant_options(family, bits, method)
+    opt["path"]["pretrain_network_g"] = (
+        f"experiments/{stem('ptq', family, task.name, bits, method)}/models/net_g_latest.pth"
+    )
+    return opt
