@@ -21,6 +21,7 @@ from ..layers.policy import remark
 from ..layers.sites import sites_of
 from ..metrics.perceptual import MetricError
 from ..metrics.strict_metric import check_metric, needs_truth
+from ..ptq import PTQ_METHODS
 from ..recipes.option_files import TEST_KEYS, OptionFileError, read_options
 from ..schema.forced import apply
 from .benchmark_table import (
@@ -43,6 +44,7 @@ _METHODS = {
     ("LSQ", "LSQ", "LSQ"): "LSQ",
     ("QuantSR", "QuantSR", "QuantSR"): "QuantSR",
 }
+_PTQ_NAMES = {"TwoDQuant": "2DQuant", "FIMAQ": "FIMA-Q", "APHQViT": "APHQ-ViT", "QuantDLLM": "Quant-dLLM"}
 _EXTRA_METRICS = {
     "lpips": {"type": "calculate_lpips"},
     "lpips_vgg": {"type": "calculate_lpips", "net": "vgg"},
@@ -55,7 +57,10 @@ class RunError(RuntimeError):
 
 
 def describe(opt: dict) -> Entry:
-    """Model, task, method and bits of an option file; the task is the third part of its name."""
+    """Model, task, method and bits of an option file; the task is the third part of its name.
+
+    A post-training method leaves an ordinary network: it is known by the last part of the name alone.
+    """
     network = opt["network_g"]
     parts = opt["name"].split("_")
     task = parts[2] if len(parts) > 2 else opt["name"]
@@ -64,11 +69,14 @@ def describe(opt: dict) -> Entry:
         return Entry(network["type"], task, "FP", (32, 32))
     kinds = tuple((quant.get(site) or {}).get("type", "-") for site in ("weight", "act", "scan"))
     bits = tuple((quant.get(site) or {}).get("bits", 32) for site in ("weight", "act"))
+    model = full_precision_twin(network["type"]) or network["type"]
+    if parts[-1] in PTQ_METHODS:
+        return Entry(model, task, _PTQ_NAMES.get(parts[-1], parts[-1]), bits)
     methods = _METHODS
     if "scan" not in quant and not _scans(network):
         kinds, methods = kinds[:2], {known[:2]: name for known, name in _METHODS.items()}
     method = (methods.get(kinds) or "+".join(dict.fromkeys(kinds))) + remark(quant)
-    return Entry(full_precision_twin(network["type"]) or network["type"], task, method, bits)
+    return Entry(model, task, method, bits)
 
 
 def _scans(network: dict) -> bool:

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from qmambair_basicsr import made_from
+from qmambair_basicsr.recipes import option_names
 from qmambair_basicsr.recipes.option_contents import OPTIONS
 from qmambair_basicsr.recipes.option_files import read_options
 from qmambair_basicsr.schema.forced import apply
@@ -379,3 +380,12 @@ def test_command_line(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--help"])
     assert "--read-only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("method", "name"), [("SPR2Q", "SPR2Q"), ("PTQ4VM", "PTQ4VM"), ("TwoDQuant", "2DQuant")])
+def test_rows_of_post_training_methods_stand_beside_published_ones(method, name):
+    row = option_names.parse(f"test_QMambaIRv2Light_lightSRx2_w4a4_{method}")
+    entry = library.describe(row.options())
+    assert (entry.model, entry.task, entry.method, entry.bits) == ("MambaIRv2Light", "lightSRx2", name, (4, 4))
+    paper = read_published().get(entry.key("Set5", "psnr"))
+    assert {"SPR2Q": "37.72", "PTQ4VM": "37.17"}.get(method) == (paper and paper.value)

@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 import qmambair_basicsr
+from qmambair_basicsr import schema
+from qmambair_basicsr.ptq import PTQ_METHODS
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY
-from qmambair_basicsr.recipes import option_contents, option_names
+from qmambair_basicsr.recipes import option_contents, option_names, ptq_contents
 from qmambair_basicsr.recipes.option_table import PAIRS
 from qmambair_basicsr.tools import make_options
 
@@ -188,3 +190,19 @@ def test_published_main_job_has_the_released_recipe():
         assert (opt["train"]["optim_g"]["lr"], opt["train"]["total_iter"]) == (lr, 20_000)
         assert opt["train"]["scheduler"]["milestones"] == [10_000, 15_000, 17_500, 18_750]
         assert list(opt["network_g"]["quant"]["weight"].values()) == ["RFA", 2]
+
+
+def test_files_of_post_training_methods(tmp_path):
+    """Every method of ``ptq`` has a recipe; its files are what the schema and a YAML reader take."""
+    assert set(ptq_contents.METHODS) == set(PTQ_METHODS)
+    for row in option_names.post_training():
+        assert option_names.parse(row.name) == row
+    for method in PTQ_METHODS:
+        for family, task in (("MambaIRv2Light", "lightSRx2"), ("MambaIR", "lightSRx2")):
+            text = option_names.parse(f"ptq_Q{family}_{task}_w4a4_{method}").text()
+            found = schema.parse(text)
+            assert schema.problems(found.data, True, look_at_files=False) == []
+    with pytest.raises(option_names.OptionNameError, match="post-training method 'SPR3Q'"):
+        option_names.parse("ptq_QMambaIR_lightSRx2_w4a4_SPR3Q")
+    with pytest.raises(option_names.OptionNameError, match="its file begins with ptq_"):
+        option_names.parse("train_QMambaIR_lightSRx2_w4a4_SPR2Q")

@@ -1,0 +1,126 @@
+"""sensitivity: scores, direct measurement, allocation, files."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from basicsr.archs import build_network
+
+from qmambair_basicsr.layers.sites import network_sites
+from qmambair_basicsr.ptq.mixed import Rated, allocate, by_blocks, measured, scores
+from qmambair_basicsr.recipes.option_files import read_options
+from qmambair_basicsr.tools import sensitivity
+
+PLAIN = {"type": "MinMax", "bits": 4}
+NETWORK = {"type": "QMambaIR", "upsampler": "pixelshuffledirect", "embed_dim": 30, "depths": [1], "d_state": 2,
+           "mlp_ratio": 1.2, "upscale": 2, "quant": {"weight": PLAIN, "act": PLAIN, "scan": PLAIN}}  # fmt: skip
+
+
+def network(**quant):
+    torch.manual_seed(0)
+    config = copy.deepcopy(NETWORK)
+    config["quant"] |= quant
+    return build_network(config).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(1, 3, 16, 16, generator=generator) for _ in range(8)]
+
+
+def test_scores_estimate_what_is_measured(images):
+    """Rank correlation over all sites and widths; equal orders of magnitude at the finer width."""
+    net = network()
+    rated, direct = (
+        {r.label: r for r in found} for found in (scores(net, images, [4, 6]), measured(net, images, [4, 6]))
+    )
+    assert rated.keys() == direct.keys() and len(rated) > 15
+    varied = [label for label, r in direct.items() if r.costs[4] > 1e-12]  # D is constant here
+    assert len(varied) > 15 and all(direct[label].costs[6] < direct[label].costs[4] for label in varied)
+    pairs = [(rated[label].costs[b], direct[label].costs[b]) for label in varied for b in (4, 6)]
+    estimate, truth = torch.tensor(pairs, dtype=torch.float64).log().unbind(1)
+    ranks = torch.stack((estimate.argsort().argsort(), truth.argsort().argsort())).double()
+    assert torch.corrcoef(ranks)[0, 1] > 0.8
+    assert (estimate - truth).abs().median() < 1.5
+
+
+def test_same_seed_same_scores(images):
+    first, again, other = (scores(network(), images[:2], [2], seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_allocation_spends_bits_where_they_count():
+    rated = [
+        Rated(str(i), str(i), "weight", 10, {2: c, 4: c / 16, 8: 0.0}) for i, c in enumerate((100.0, 1.0, 0.01, 0.0))
+    ]
+    chosen = allocate(rated, 4)
+    assert sum(chosen.values()) <= 16 and list(chosen.values()) == sorted(chosen.values(), reverse=True)
+    assert chosen["3"] == 2  # nothing to gain
+    assert set(allocate(rated, 2).values()) == {2}
+    with pytest.raises(ValueError, match="an average of 9 bits cannot be made of 2, 4, 8 bits"):
+        allocate(rated, 9)
+
+
+def test_blocks_of_quant_dllm(images):
+    chosen = by_blocks(network(weight={"type": "AnyOrder", "bits": 2}), images[:1], 0.2)
+    assert sorted(chosen.values()) == [1] * 2 + [2] * (len(chosen) - 4) + [3] * 2
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "images").mkdir()
+    random = np.random.RandomState(0)
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / "images" / f"{i}.png"), random.randint(0, 256, (24, 24, 3), dtype=np.uint8))
+    (tmp_path / "net.yml").write_text(yaml.safe_dump({"name": "train_Q_x_w4a4", "network_g": NETWORK}))
+    return tmp_path
+
+
+def arguments(files, *more):
+    return ["-opt", f"{files}/net.yml", "--images", f"{files}/images", "--middle", "16", "--count", "1", *more]
+
+
+def test_file_with_overrides_builds_the_network(files, capsys):
+    pytest.importorskip("matplotlib", reason="extra: plot")
+    out = files / "mixed.yml"
+    more = ("--average", "3.5", "--output", str(out), "--plot", str(files / "map.png"), "--csv")
+    assert sensitivity.main(arguments(files, *more)) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    opt = read_options(out)
+    assert opt["name"] == "mixed" and cv2.imread(str(files / "map.png")) is not None
+    net = build_network(opt["network_g"])
+    weights = [p for p in network_sites(net) if p.site.kind == "weight"]
+    assert {p.site.label: str(p.quantizer.bits) for p in weights} == {row["site"]: row["bits"] for row in rows}
+    sizes = [p.tensor().numel() for p in weights]
+    average = sum(p.quantizer.bits * n for p, n in zip(weights, sizes, strict=True)) / sum(sizes)
+    assert 2.5 < average <= 3.5 and len({p.quantizer.bits for p in weights}) > 1
+    assert all(p.quantizer.bits == 4 for p in network_sites(net) if p.site.kind == "act")
+
+
+def test_direct_measurement_and_markdown(files, capsys):
+    assert sensitivity.main(arguments(files, "--direct", "--markdown", "--kind", "scan", "--bits", "4")) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert "measured 4b" in head and len(rows) == 7
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--average", "3"), "--average needs --output"),
+        (("--abmp",), "--abmp needs --output"),
+        (("--average", "1", "--output", "x.yml"), "an average of 1.0 bits cannot be made of 2, 4, 8 bits"),
+        (("--kind", "attention"), "nothing of kind attention is quantized"),
+    ],
+    ids=["output", "abmp", "average", "kind"],
+)
+def test_what_cannot_be_done_is_said(files, capsys, more, message):
+    assert sensitivity.main(arguments(files, *more)) == 2
+    assert message in capsys.readouterr().err
