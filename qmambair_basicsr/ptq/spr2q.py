@@ -22,7 +22,7 @@ behind its last iteration.
 Rectified are linears (queries, keys and values each with rectifiers of their own), as in the release; of the scan's
 projections and of convolutions only the bounds are trained. The rest is 2DQuant: bounds from DOBI, the loss, one pair of
 bounds for the input of queries, keys and values. ``quant: state`` quantizes the scan's states as released. One bit works: two
-levels. On networks without attention it rectifies what linears they have (our decision).
+levels. On networks without attention it rectifies what linears they have (our decision); one without linears is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from ..layers.merging import merge
 from ..layers.transforms import Layout, Place, Transform, TransformError, attach, places, transforms_of
-from ..quantizers.spec import Option
+from ..quantizers.spec import Option, SpecError
 from .bounds import SPLIT, settle_bounds
 from .method import register_method
 from .training import OptimizedMethod
@@ -128,6 +128,10 @@ class SPR2Q(TwoDQuant):
             shape = place.layout.weight_shape
             parts = 3 if name.rpartition(".")[2] in SPLIT and shape[0] % 3 == 0 else 1
             found[name] = Rectifiers(shape, rank, count, parts, network, generator)
+        if not found:
+            raise SpecError(
+                f"SPR2Q rectifies linears, and {type(self.net).__name__} has none; TwoDQuant is what is left of it"
+            )
         attach(self.net, found)
         super().attach()
 

@@ -1,0 +1,103 @@
+"""Every registered method on every kind of network: finite, an ordinary network, the same with the same seed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
+
+from qmambair_basicsr.ptq import PTQ_METHODS, build_method, quantize
+from qmambair_basicsr.ptq.training import full_precision
+from qmambair_basicsr.quantizers import SpecError
+from qmambair_basicsr.recipes.ptq_contents import METHODS, quant_options
+
+V2 = {"embed_dim": 12, "d_state": 4, "depths": [1], "num_heads": [2], "window_size": 4, "inner_rank": 6, "num_tokens": 5,
+      "upscale": 2, "upsampler": "pixelshuffledirect", "mlp_ratio": 1.0}  # fmt: skip
+NETWORKS = {
+    "MambaIR": {"upsampler": "pixelshuffledirect", "embed_dim": 30, "depths": [1], "d_state": 2, "mlp_ratio": 1.2, "upscale": 2},
+    "MambaIRv2Light": V2,
+    "SwinIR": {"upscale": 2, "img_size": 8, "window_size": 4, "depths": [2], "embed_dim": 12, "num_heads": [2],
+               "mlp_ratio": 2.0, "upsampler": "pixelshuffledirect"},
+    "EDSR": {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2},
+}  # fmt: skip
+UNET = {"dim": 30, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "d_state": 2}
+QUICK = {"SPR2Q": {"routing": 2, "rank": 2}, "FIMAQ": {"images": 1, "rank": 2}, "APHQViT": {"images": 1}}
+
+
+def network(family, method, bits=4):
+    config = {"type": f"Q{family}", **copy.deepcopy(NETWORKS.get(family, UNET))}
+    config["quant"] = quant_options(family, bits, method)
+    torch.manual_seed(0)
+    return build_network(config).eval()
+
+
+def run(family, method, bits=4, size=8, length=8):
+    net, generator = network(family, method, bits), torch.Generator().manual_seed(1)
+    full = full_precision(net)
+    images = [torch.rand(1, 3, size, size, generator=generator) for _ in range(2)]
+    made = build_method({"type": method, **QUICK.get(method, {})})
+    quantize(net, made, images, iterations=max(8, length) if made.trains else None)
+    with torch.no_grad():
+        error = [((net(x) - full(x)).square().mean() / full(x).var()).item() for x in images]
+    return net, sum(error) / len(error)
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+@pytest.mark.parametrize("method", sorted(PTQ_METHODS))
+def test_method_leaves_an_ordinary_network_near_full_precision(method, family):
+    if f"Q{family}" not in ARCH_REGISTRY:
+        pytest.skip(f"no Q{family} here")
+    if (method, family) == ("SPR2Q", "EDSR"):
+        with pytest.raises(SpecError, match="SPR2Q rectifies linears, and QEDSR has none"):
+            run(family, method)
+        return
+    net, error = run(family, method)
+    assert error < 0.5
+    again, same = run(family, method)
+    assert same == error
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
+    fresh = network(family, method)
+    fresh.load_state_dict(net.state_dict(), strict=True)
+    x = torch.rand(1, 3, 8, 12)
+    with torch.no_grad():
+        assert torch.equal(fresh(x), net(x))
+
+
+@pytest.mark.parametrize("method", ["MinMax", "SPR2Q", "PTQ4VM"])
+def test_u_net(method):
+    """The largest of the small networks: one method of each kind."""
+    net, error = run("MambaIRUNet", method, size=16, length=16)
+    assert error < 2 and all(tensor.isfinite().all() for tensor in net.state_dict().values())
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_spr2q_at_few_bits(bits):
+    _, error = run("MambaIRv2Light", "SPR2Q", bits)
+    assert error < 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"gating": "network"}, {"loss": "formula", "feature_weight": 0.02}], ids=["gate", "loss"]
+)
+def test_options_of_spr2q_train(options):
+    net = network("MambaIR", "SPR2Q")
+    images = [torch.rand(2, 3, 8, 8)]
+    quantize(net, build_method({"type": "SPR2Q", "routing": 2, **options}), images, iterations=6)
+    assert net(images[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["MinMax", "MambaQuant"])
+def test_gptq_and_bias_correction_go_with_static_methods(method):
+    net = network("MambaIR", method)
+    images = [torch.rand(1, 3, 8, 8) for _ in range(2)]
+    options = {"weights": "gptq", "bias_correction": True}
+    quantize(net, build_method({"type": method, **options}), images)
+    assert net(images[0]).isfinite().all()
+
+
+def test_recipes_are_of_registered_methods():
+    assert set(METHODS) == set(PTQ_METHODS)
