@@ -108,3 +108,14 @@ def test_mistakes_are_named():
         collect(net, [], {"2": lambda _: MinMaxObserver()})
     with pytest.raises(ValueError, match=r"0\.act: .*NaN or infinity"):
         collect(net, [data * torch.nan], {"0": lambda _: MinMaxObserver()})
+
+
+@pytest.mark.parametrize("kind", ["LSQ", "DLS"])
+def test_full_precision_is_that_of_quantizers_that_work_together_too(kind):
+    """Unwatched sites of a calibrated scan pass unchanged: what lies behind them is as before calibration."""
+    net, data = network(kind, 2), images()
+    wanted = {"2": lambda site: MinMaxObserver() if site.site.operand == "act" else None}
+    before = collect(net, [data], wanted)["2.act"]
+    calibrate(net, [data])
+    after = collect(net, [data], wanted)["2.act"]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
