@@ -27,7 +27,7 @@ CROP = np.s_[20:116, 180:276]  # astronaut's face and hair
 CASES = {
     "sr": [("bicubic", 0.6)],
     "denoise": [(10, 1.5), (25, 5.0), (50, 7.0)],
-    "jpeg": [(10, 0.5), (40, 0.4)],
+    "jpeg": [(10, 0.5), (40, 0.15)],
     "realdenoise": [((2e-3, 6e-3), 1.5)],
 }
 DEGRADED = [(model, *case) for model in MODELS for case in CASES[model.task]]
