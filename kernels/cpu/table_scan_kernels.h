@@ -46,6 +46,7 @@ struct TableScan {
   const float *decays, *steps;
   float* y;
   float *states, *tile_B, *tile_C, *inputs, *skip;
+  float* last_rows;  // of the last block where it is no whole one: groups of channels run to its end
   uint8_t* codes;
   void* memory;
 
@@ -73,23 +74,27 @@ struct TableScan {
   // Memory; zero beyond the channels and the states.
   bool allocate() {
     const int64_t of_states = blocks * W * row, of_tile = kTokens * row, of_inputs = joint ? blocks * W * kJoint : 0;
+    const int64_t of_last = joint && channels % W ? (int64_t)W * levels * row : 0;
     const int64_t of_codes = joint ? (2 * kTokens + 2) * width / 4 : 0, of_skip = blocks * W;
-    const int64_t bytes = (of_states + 2 * of_tile + of_inputs + of_codes + of_skip) * (int64_t)sizeof(float);
+    const int64_t bytes = (of_states + 2 * of_tile + of_inputs + of_last + of_codes + of_skip) * (int64_t)sizeof(float);
     if (posix_memalign(&memory, 64, bytes)) return false;
     std::memset(memory, 0, bytes);
     states = (float*)memory;
     tile_B = states + of_states;
     tile_C = tile_B + of_tile;
     inputs = tile_C + of_tile;
-    skip = inputs + of_inputs;
+    last_rows = inputs + of_inputs;
+    skip = last_rows + of_last;
     codes = (uint8_t*)(skip + of_skip);
     return true;
   }
 
-  // dt x of every pair of codes.
-  void fill_inputs() {
+  // dt x of every pair of codes, and the rows of the last block.
+  void fill_tables() {
     float value[16];
     x.values_of_codes(1 << a.x.bits, value);
+    const int64_t whole_blocks = channels / W * W, rest = channels - whole_blocks;
+    if (rest) std::memcpy(last_rows, decays + whole_blocks * levels * row, rest * levels * row * sizeof(float));
     for (int64_t c = 0; c < channels; c++)
       for (int d = 0; d < 1 << a.delta.bits; d++)
         for (int i = 0; i < 1 << a.x.bits; i++) inputs[c * kJoint + 16 * d + i] = steps[c * levels + d] * value[i];
@@ -192,31 +197,27 @@ struct TableScan {
     });
   }
 
-  // Has what the next tile reads on its way: the part of the map that block `block` adds to, and a share of the codes. Where
-  // they lie the hardware cannot guess, and there is little arithmetic to hide behind. Inlined: GCC drops calls that only
-  // prefetch.
-  QM_INLINE void fetch(const Places& at, int64_t block) {
-    const int64_t channel = block * W, last = channel + W < channels ? channel + W - 1 : channels - 1;
-    for (int t = 0; t < at.count; t++) {
-      __builtin_prefetch(y + at.y[t] + channel, 1);
-      __builtin_prefetch(y + at.y[t] + last, 1);
-    }
-    const int64_t begin = block * at.count / blocks, end = (block + 1) * at.count / blocks;
-    const auto ask = [&](const Entrance& from, const int64_t* places, int64_t count, int64_t start) QM_LAMBDA {
-      const int64_t size = from.from.kind == kCodes ? 1 : 4;
-      const char* const base = (const char*)from.from.data + (from.place + start) * size;
+  // Has a share of what the next tile reads on its way, part `part` of `parts`: where it lies the hardware cannot guess, and
+  // there is little arithmetic to hide behind. Inlined: GCC drops calls that only prefetch.
+  QM_INLINE void fetch(const Places& at, int64_t part, int64_t parts) {
+    const int64_t begin = part * at.count / parts, end = (part + 1) * at.count / parts;
+    const auto ask = [&](const void* data, const int64_t* places, int64_t size, int64_t count) QM_LAMBDA {
       for (int64_t t = begin; t < end; t++) {
-        const char* const p = base + places[t] * size;
-        for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(p + i);
-        __builtin_prefetch(p + count * size - 1);
+        const char* const p = (const char*)data + places[t] * size;
+        for (const char* line = p - ((uintptr_t)p & 63); line < p + count * size; line += 64) __builtin_prefetch(line);
       }
     };
-    ask(delta, at.delta, channels, first), ask(x, at.x, channels, first);
-    ask(B, at.B, state, 0), ask(C, at.C, state, 0);
+    const auto ask_for = [&](const Entrance& from, const int64_t* places, int64_t start, int64_t count) QM_LAMBDA {
+      const int64_t size = from.from.kind == kCodes ? 1 : 4;
+      ask((const char*)from.from.data + (from.place + start) * size, places, size, count);
+    };
+    ask_for(delta, at.delta, first, channels), ask_for(x, at.x, first, channels);
+    ask_for(B, at.B, 0, state), ask_for(C, at.C, 0, state);
+    ask(y, at.y, sizeof(float), channels);
   }
 
   void run() {
-    if (joint) fill_inputs();
+    if (joint) fill_tables();
     fill_skip();
     uint32_t places[kTokens][W];
     float input[kTokens][W];
@@ -232,10 +233,10 @@ struct TableScan {
       if (joint) join(at);
       for (int64_t block = 0; block < blocks; block++) {
         const int64_t c = block * W;
-        if (more) fetch(next, block);
+        if (more) fetch(next, block, blocks);
         const int lanes = channels - c < W ? (int)(channels - c) : W;
         const BlockTile tile = {at.count, y + c, at.y, tile_B, tile_C};
-        const float* const rows = decays + c * levels * row;
+        const float* const rows = joint && lanes < W ? last_rows : decays + c * levels * row;
         float* const own = states + c * row;
         if (joint) {
           recur_sized(

@@ -44,11 +44,12 @@ def operand(shape, kind, bits, generator, images=0, span=3.0, offset=0.0):
     return OnGrid(codes.to(torch.uint8), grid, bits)
 
 
-def make(batch, height, width, count, channels, state, bits=4, kind="codes", apart=False, images=0, seed=0):
+def make(batch, height, width, count, channels, state, bits=4, kind="codes", apart=False, images=0, seed=0, x_bits=0):
     """Operands and constants of a scan: x, delta, B, C, and A, D, delta_bias."""
+    x_bits = x_bits or bits
     g = torch.Generator().manual_seed(seed)
     pixels = (batch, height, width)
-    x = operand((*pixels, count, channels) if apart else (*pixels, channels), kind, bits, g, images, offset=0.1)
+    x = operand((*pixels, count, channels) if apart else (*pixels, channels), kind, x_bits, g, images, offset=0.1)
     delta = operand((*pixels, count, channels), "codes" if kind == "values" else kind, bits, g, images, offset=-0.5)
     b, c = (operand((*pixels, count, state), kind, bits, g, images) for _ in range(2))
     rates = -torch.rand(count, channels, state, generator=g) * state - 0.1
@@ -86,14 +87,15 @@ def test_equals_the_definition_in_float64(use_backend, nan_memory, name, kind, b
     channels=st.integers(1, 70),
     state=st.integers(1, 64),
     bits=st.integers(1, 8),
+    x_bits=st.integers(1, 8),
     kind=st.sampled_from(KINDS),
     count=st.integers(1, 4),
     apart=st.booleans(),
     merge=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_shape(size, channels, state, bits, kind, count, apart, merge, seed):
-    maps, constants = make(*size, count, channels, state, bits, kind, apart, seed=seed)
+def test_any_shape(size, channels, state, bits, x_bits, kind, count, apart, merge, seed):
+    maps, constants = make(*size, count, channels, state, bits, kind, apart, seed=seed, x_bits=x_bits)
     how = {"directions": DIRECTIONS[:count], "merge": merge}
     want = scanned(maps, constants, torch.float64, **how)
     if not libraries():
