@@ -9,7 +9,7 @@ from torch import nn
 
 from ..quantizers.base import Quantizer
 from ..quantizers.site import Derived
-from ..quantizers.together import item_of, quantize_together
+from ..quantizers.together import item_of, run_items
 from .sites import PlacedSite, network_sites
 from .weight_cache import Loan, WeightCache
 
@@ -63,19 +63,17 @@ class ParameterBatch:
             return
         if self._places is None or self._net is not net or not all(place.holds() for place in self._places):
             self._places, self._net = _places_of(net), net
-        pairs, caches = [], []
+        items, caches = [], []
         for place in self._places:
-            if not _untransformed(place):
-                continue
             parameter = place.owner._parameters[place.parameter]
+            item = item_of(place.quantizer, parameter) if _untransformed(place) else None
+            if item is None:
+                continue
             if place.derived is not None:
-                if item_of(place.quantizer, parameter) is None:
-                    continue
-                parameter = place.derived.value(parameter)
-            if item_of(place.quantizer, parameter) is not None:
-                pairs.append((place.quantizer, parameter))
-                caches.append(place.cache)
-        for cache, value in zip(caches, quantize_together(pairs), strict=True):
+                item = place.quantizer.item(place.derived.value(parameter))
+            items.append(item)
+            caches.append(place.cache)
+        for cache, value in zip(caches, run_items(items), strict=True):
             loan = Loan(value)
             cache.lend(loan)
             self._loans.append((cache, loan))

@@ -19,8 +19,9 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
         op: operator, for the message.
         tensors: by the names of the operator's arguments; None where an argument is left out.
     """
-    given = {name: t.device for name, t in tensors.items() if t is not None}
-    if len(set(given.values())) > 1:
+    devices = [t.device for t in tensors.values() if t is not None]
+    if devices.count(devices[0]) != len(devices):
+        given = {name: t.device for name, t in tensors.items() if t is not None}
         listed = ", ".join(f"{name} on {device}" for name, device in given.items())
         raise ValueError(f"{op}: all tensors must be on one device, got {listed}")
 

@@ -22,16 +22,19 @@ def quantize_together(pairs: Sequence[tuple[Quantizer, Tensor]]) -> list[Tensor]
     A quantizer is called by itself where there is more to do than its operator does: while it calibrates or before it is
     initialised, where somebody watches it with a hook, or where its class has its own way.
     """
-    results: list[Tensor | None] = [None] * len(pairs)
-    calls: dict[tuple, list[tuple[int, LSQItem | DLSItem | RFAItem]]] = {}
-    for i, (quantizer, x) in enumerate(pairs):
-        item = item_of(quantizer, x)
-        if item is None:
-            results[i] = quantizer(x)
-        else:
-            calls.setdefault((type(item), x.dtype == torch.float64, x.device), []).append((i, item))
+    items = [item_of(quantizer, x) for quantizer, x in pairs]
+    results = iter(run_items([item for item in items if item is not None]))
+    return [quantizer(x) if item is None else next(results) for item, (quantizer, x) in zip(items, pairs, strict=True)]
+
+
+def run_items(items: Sequence[LSQItem | DLSItem | RFAItem]) -> list[Tensor]:
+    """The results of operator calls, of any kinds, in as few calls as possible."""
+    results: list[Tensor | None] = [None] * len(items)
+    calls: dict[tuple, list[int]] = {}
+    for i, item in enumerate(items):
+        calls.setdefault((type(item), item[0].dtype == torch.float64, item[0].device), []).append(i)
     for (kind, *_), members in calls.items():
-        for (i, _), out in zip(members, OPERATORS[kind]([item for _, item in members]), strict=True):
+        for i, out in zip(members, OPERATORS[kind]([items[i] for i in members]), strict=True):
             results[i] = out
     return results
 

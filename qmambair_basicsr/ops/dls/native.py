@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layout import empty_for
-from ..native_library import address, dense, is_available, run_items
+from ..native_library import dense, is_available, run_items
 from . import reference
 from .item import DLSItem
 
@@ -22,7 +22,7 @@ _PACK = struct.Struct("10P2q2d2f").pack  # DlsItem in kernels/cpu/quant.h
 
 
 def _pack(item: DLSItem, *tensors: Tensor | None) -> bytes:
-    addresses = (0 if t is None else address(t) for t in tensors)
+    addresses = [0 if t is None else t.data_ptr() for t in tensors]
     sizes = item.rows, item.x.numel() // item.rows
     return _PACK(*addresses, *sizes, item.cap_share, item.grad_scale, item.qmin, item.qmax)
 

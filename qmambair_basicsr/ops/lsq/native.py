@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..layout import empty_for, empty_together
-from ..native_library import address, dense, is_available, run_items
+from ..native_library import dense, is_available, run_items
 from . import reference
 from .item import LSQItem, backward_one, forward_one
 
@@ -36,7 +36,7 @@ def _rows(item: LSQItem) -> tuple[int, int, int] | None:
 
 def _pack(item: LSQItem, rows: tuple[int, int, int], *tensors: Tensor | None) -> bytes:
     floor = -1.0 if item.floor is None else item.floor
-    addresses = (0 if t is None else address(t) for t in tensors)
+    addresses = [0 if t is None else t.data_ptr() for t in tensors]
     return _PACK(*addresses, *rows, floor, item.grad_scale, item.qmin, item.qmax)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..layout import empty_for, empty_together
-from ..native_library import address, dense, is_available, run_items
+from ..native_library import dense, is_available, run_items
 from . import reference
 from .item import RFAItem, backward_one, forward_one
 
@@ -26,7 +26,7 @@ def _fits(item: RFAItem) -> bool:
 
 
 def _pack(item: RFAItem, *tensors: Tensor | None) -> bytes:
-    addresses = (0 if t is None else address(t) for t in tensors)
+    addresses = [0 if t is None else t.data_ptr() for t in tensors]
     floor, min_gap = (-1.0 if t is None else t for t in (item.floor, item.min_gap))
     sizes = item.w.numel(), item.thresholds.numel()
     return _PACK(*addresses, *sizes, floor, item.grad_scale, min_gap, item.qmin, 0.0)
