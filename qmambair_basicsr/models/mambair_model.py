@@ -27,6 +27,7 @@ from . import data_order, non_finite
 from .random_stream import seeded
 from .resume_plan import IMPLEMENTATIONS
 from .resuming import ResumableTraining
+from .step_options import StepOptions, recompute_blocks
 
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
 
@@ -64,6 +65,8 @@ class MambaIRModel(ResumableTraining):
                 remove_leftovers(opt["path"][folder])
         self.prepare_resuming()
         self.check_validation()
+        self.step_options = StepOptions.from_options(opt) if self.is_train else StepOptions()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.step_options.amp == "fp16")
 
         self.net_g = build_network(opt["network_g"]).to(self.device)
         self.print_network(self.net_g)
@@ -105,6 +108,8 @@ class MambaIRModel(ResumableTraining):
     def init_training_settings(self) -> None:
         """Build EMA, losses, optimizer and schedulers from ``opt['train']``."""
         self.net_g.train()
+        if self.step_options.checkpoint:
+            recompute_blocks(self.get_bare_model(self.net_g))
         self.ema_decay = self.opt["train"].get("ema_decay", 0)
         if self.ema_decay > 0:
             self.build_ema()
@@ -180,20 +185,57 @@ class MambaIRModel(ResumableTraining):
         self._iteration, self._state = current_iter, None
         self.optimizer_g.zero_grad()
         with self.step_randomness():
-            losses = self.compute_losses()
-            total = sum(losses.values())
-            if not math.isfinite(total.item()):
-                raise self.non_finite_error(losses)
-            total.backward()
+            losses = self.accumulated_gradients()
+        self.scaler.unscale_(self.optimizer_g)
         # a gradient norm costs one pass over the gradients and keeps NaN out of the weights and the optimizer
-        if not math.isfinite(non_finite.gradient_norm(self.net_g.parameters())):
+        finite = math.isfinite(non_finite.gradient_norm(self.net_g.parameters()))
+        if not finite and (not self.scaler.is_enabled() or self.scaler.get_scale() <= 1):
             raise self.non_finite_error(losses)
         if "grad_clip" in self.opt["train"]:
             nn.utils.clip_grad_norm_(self.net_g.parameters(), self.opt["train"]["grad_clip"])
-        self.optimizer_g.step()
+        self.scaler.step(self.optimizer_g)  # in float16 not where a gradient overflowed: the next scale is smaller
+        self.scaler.update()
         self.log_dict = self.reduce_loss_dict(losses)
+        if not finite:
+            return
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def accumulated_gradients(self) -> OrderedDict[str, Tensor]:
+        """Forward and backward of the current batch, part by part; the losses, means over the parts.
+
+        Raises:
+            non_finite.NonFiniteError: a loss is NaN or infinite.
+        """
+        parts, batch = self.step_options.accumulate, {name: getattr(self, name) for name in self._batch_names()}
+        sums: OrderedDict[str, Tensor] = OrderedDict()
+        for part in range(parts):
+            for name, tensor in batch.items():
+                setattr(self, name, tensor.chunk(parts)[part])
+            last = part == parts - 1
+            shared = isinstance(self.net_g, DistributedDataParallel) and not last
+            with self.net_g.no_sync() if shared else contextlib.nullcontext():
+                with self.autocast():
+                    losses = self.compute_losses()
+                total = sum(losses.values()) / parts
+                if not math.isfinite(total.item()):
+                    raise self.non_finite_error(losses)
+                self.scaler.scale(total).backward()
+            for name, value in losses.items():
+                value = value.detach() / parts
+                sums[name] = sums[name] + value if name in sums else value
+        for name, tensor in batch.items():
+            setattr(self, name, tensor)
+        return sums
+
+    def _batch_names(self) -> list[str]:
+        """Attributes that hold the current batch."""
+        return [name for name in ("lq", "gt") if isinstance(getattr(self, name, None), Tensor)]
+
+    def autocast(self) -> torch.autocast:
+        """What a training step's forward runs in: products in ``train: amp``."""
+        options = self.step_options
+        return torch.autocast(self.device.type, options.dtype, enabled=options.amp is not None)
 
     def step_key(self) -> tuple[int, ...]:
         """Random key of the current training step."""
@@ -207,12 +249,12 @@ class MambaIRModel(ResumableTraining):
 
     def replay_forward(self) -> None:
         """Run the network on the current batch as the current step did, without gradients."""
-        with torch.no_grad(), self.step_randomness():
+        with torch.no_grad(), self.step_randomness(), self.autocast():
             self.get_bare_model(self.net_g)(self.lq)
 
     def compute_losses(self) -> OrderedDict[str, Tensor]:
         """Run the network on the current batch; weighted losses by log name (``l_...``), which are summed."""
-        self.output = self.net_g(self.lq)
+        self.output = self.net_g(self.lq).to(self.lq.dtype)
         losses = OrderedDict()
         if self.cri_pix is not None:
             losses["l_pix"] = self.cri_pix(self.output, self.gt)

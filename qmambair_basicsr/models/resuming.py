@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from os import path as osp
 
+import torch
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 
@@ -21,6 +22,7 @@ class ResumableTraining(CheckedValidation):
     seed: int
     rank: int
     order: data_order.TrainingOrder | None
+    scaler: torch.amp.GradScaler
 
     def prepare_resuming(self) -> None:
         """Prepares the methods below; called when a model is built."""
@@ -43,6 +45,8 @@ class ResumableTraining(CheckedValidation):
             "manual_seed": self.seed,
             "data_order": self.order.position(epoch, current_iter) if self.order else None,
         }
+        if self.scaler.is_enabled():
+            state["grad_scaler"] = self.scaler.state_dict()
         self._write_state(osp.join(self.opt["path"]["training_states"], f"{current_iter}.state"), state)
 
     @master_only
@@ -77,6 +81,8 @@ class ResumableTraining(CheckedValidation):
         else:
             ignored = differences
         self._iteration = iteration
+        if self.scaler.is_enabled() and resume_state.get("grad_scaler"):
+            self.scaler.load_state_dict(resume_state["grad_scaler"])
         if resume_state.get("manual_seed", self.seed) != self.seed:
             ignored = [*ignored, f"manual_seed: {self.seed} (state: {resume_state['manual_seed']})"]
             self.seed = resume_state["manual_seed"]

@@ -101,6 +101,13 @@ def network_fits_data(opt: Mapping) -> Iterator[Problem]:
             yield Problem(f"network_g.{inputs[1]}", f"is {inputs[0]}, but {where} gives {given} ({where}.{key})")
 
 
+def parts(opt: Mapping) -> Iterator[Problem]:
+    """The parts that a batch is cut into against the batch."""
+    count, size = get(opt, "train.accumulate", int), get(opt, "datasets.train.batch_size_per_gpu", int)
+    if count and size and count > 0 and size % count:
+        yield Problem("train.accumulate", f"must divide datasets.train.batch_size_per_gpu, {size}; got {count}")
+
+
 def patches(opt: Mapping) -> Iterator[Problem]:
     """The training patch against the scale and the sizes the network takes."""
     size, scale = get(opt, "datasets.train.gt_size", int), get(opt, "scale", int) or 1
@@ -269,6 +276,7 @@ def problems(opt: Mapping, training: bool | None, kind: str) -> Iterator[Problem
         yield from quantization(opt)
     if training is not False:
         yield from patches(opt)
+        yield from parts(opt)
         yield from loader(opt)
         yield from schedule(opt)
         yield from saving(opt)

@@ -193,6 +193,9 @@ def _train(strict: bool) -> Section:
     if strict:
         keys |= {
             "grad_clip": Number(0, above=True),
+            "amp": optional(Choice(("bf16", "fp16"))),
+            "accumulate": Number(1, whole=True),
+            "checkpoint": Flag(),
             "distill_opt": optional(PIXEL_LOSS),
             "feature_opt": optional(FEATURE_LOSS),
         }
