@@ -158,7 +158,9 @@ def run_child(args: argparse.Namespace, name: str, side: int) -> dict:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name}, {side} x {side}, failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    figures = json.loads(done.stdout.splitlines()[-1])
+    sys.stderr.write(f"{name}, {side} x {side}: {figures}\n")  # of a run of minutes
+    return figures
 
 
 def exponent(sides, values) -> float:
