@@ -106,7 +106,7 @@ bool finish_given(const IntegerFinish& f, int64_t out, bool ones) {
 }
 
 bool blob_fits(const IntegerArgs& a) {
-  if (!a.blob || a.blob_bytes < (int64_t)sizeof(PackedHead)) return false;
+  if (!a.blob || (uintptr_t)a.blob % alignof(PackedHead) || a.blob_bytes < (int64_t)sizeof(PackedHead)) return false;
   const PackedHead& h = *(const PackedHead*)a.blob;
   if (h.magic != kPackedMagic) return false;
   if (!weights_sized(h.groups, h.out, h.in, h.taps, h.zero, h.ones, h.depthwise)) return false;

@@ -63,9 +63,10 @@ struct CodeGrid {
 
   CodeGrid(const float* grid, int64_t zero, bool plain = false) : added(plain ? 0 : (int32_t)zero) {
     step = splat(grid[0]), shift = splat(grid[1]);
-    // whatever a grid says, a code fits its byte
+    // whatever a grid says: 16-bit sums of products are proved for codes from -zero to zero
+    const float most = zero < 128 ? (float)zero : 127.f;
     low = splat(grid[2] > -(float)zero ? grid[2] : -(float)zero);
-    high = splat(grid[3] < 255.f - (float)zero ? grid[3] : 255.f - (float)zero);
+    high = splat(grid[3] < most ? grid[3] : most);
   }
 
   QM_INLINE vb codes(vf x) const {

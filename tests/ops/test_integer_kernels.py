@@ -288,7 +288,7 @@ def test_nan_and_infinity_give_codes():
     assert kernels.quantize(x, grid, 8)[:9].tolist() == [8, 15, 0, 15, 0, 8, 8, 10, 8]
     assert kernels.quantize(x, grid, 8, signed=True)[-9:].tolist() == [0, 7, -8, 7, -8, 0, 0, 2, 0]
     wild = torch.tensor([1.0, 0, -1e9, 1e9])
-    assert kernels.quantize(x, wild, 8)[:3].tolist() == [8, 255, 0], "a code fits its byte whatever the grid says"
+    assert kernels.quantize(x, wild, 8)[:3].tolist() == [8, 16, 0], "codes stay within +-zero whatever the grid says"
 
 
 @settings(max_examples=60, deadline=None)
@@ -358,3 +358,11 @@ def test_the_longest_sums_do_not_saturate(bits):
         q = torch.full((7, 5000), low if sign > 0 else -low - 1, dtype=torch.int8)
         got = IntegerLayer(pack(weights, -low), torch.ones(1))(Rows(q, torch.tensor([1.0, 0, -128, 127]), -low))
         assert torch.equal(got.long(), q.long() @ weights.long().t())
+
+
+def test_a_grid_wider_than_its_codes_cannot_overflow():
+    """16-bit sums are proved for codes within +-zero: a grid that says more is held to that."""
+    weights = torch.full((17, 3000), 7, dtype=torch.int8)
+    wide = torch.tensor([1.0, 0, -1e9, 1e9])
+    got = IntegerLayer(pack(weights, 8), torch.ones(1))(Rows(torch.full((5, 3000), 200.0), wide, 8))
+    assert bool((got == 8 * 7 * 3000).all())
