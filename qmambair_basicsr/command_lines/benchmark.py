@@ -21,4 +21,5 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics", nargs="+", default=[], choices=EXTRA_METRICS, help="besides the file's")
     add(parser, "--force_yml", "of every test", default=[], nargs="+")
     add(parser, "--rerun")
+    add(parser, "--page", "of details and errors of the tests' images")
     return parser

@@ -24,6 +24,7 @@ from ..metrics.strict_metric import check_metric, needs_truth
 from ..ptq import PTQ_METHODS
 from ..recipes.option_files import TEST_KEYS, OptionFileError, read_options
 from ..schema.forced import apply
+from .benchmark_page import write_benchmark_page
 from .benchmark_table import (
     Entry,
     csv_table,
@@ -203,14 +204,17 @@ def write_tables(entries: Sequence[Entry], failures: Sequence[str], out: Path) -
 
 def run(args: argparse.Namespace) -> int:
     """Run the files of ``tools.benchmark`` and write their tables; returns 0, or 1 when at least one file failed."""
-    entries, failures = [], []
+    entries, failures, shown = [], [], []
     for file in args.opt:
         try:
             entries.append(measure(file, args))
+            shown.append((read_options(file, TEST_KEYS), entries[-1]))
         except (OptionFileError, RunError, MetricError) as err:
             failures.append(str(err))
             logger.error("%s", err)
         write_tables(entries, failures, args.out)
+    if args.page and entries:
+        write_benchmark_page(args.out / "page.html", shown, args.results)
     for task in dict.fromkeys(entry.task for entry in entries):
         sys.stdout.write((args.out / f"{task}.md").read_text(encoding="utf-8"))
     logger.info("%d rows, %d failures, tables in %s", len(entries), len(failures), args.out)

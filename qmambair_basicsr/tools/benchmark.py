@@ -7,7 +7,8 @@ Every file is run by ``python -m qmambair_basicsr.test`` in the working director
 holds every figure, of these weights, options, images and code, is not run again, so an interrupted benchmark goes on
 where it stopped. ``--rerun`` runs all. ``--read-only`` runs nothing and takes what the logs hold, unless that is of other
 inputs. A file that fails is listed in ``failures.txt``; the others are not affected. Tables
-(``<task>.md``, ``.csv``, ``.tex``) are rewritten after every file.
+(``<task>.md``, ``.csv``, ``.tex``) are rewritten after every file. ``--page`` writes ``page.html``: details of the tests'
+images below each other, with their errors as heat maps.
 """
 
 from __future__ import annotations

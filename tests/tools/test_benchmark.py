@@ -9,16 +9,19 @@ import os
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from qmambair_basicsr import made_from
+from qmambair_basicsr.data.image_files import write_image
 from qmambair_basicsr.recipes import option_names
 from qmambair_basicsr.recipes.option_contents import OPTIONS
 from qmambair_basicsr.recipes.option_files import read_options
 from qmambair_basicsr.schema.forced import apply
 from qmambair_basicsr.studies import benchmark as library
+from qmambair_basicsr.studies.benchmark_page import heat_map, most_structure
 from qmambair_basicsr.studies.benchmark_table import Entry, csv_table, latex_table, markdown_table, read_published
 from qmambair_basicsr.studies.result_log import latest_log, read_results
 from qmambair_basicsr.tools import benchmark
@@ -389,3 +392,26 @@ def test_rows_of_post_training_methods_stand_beside_published_ones(method, name)
     assert (entry.model, entry.task, entry.method, entry.bits) == ("MambaIRv2Light", "lightSRx2", name, (4, 4))
     paper = read_published().get(entry.key("Set5", "psnr"))
     assert {"SPR2Q": "37.72", "PTQ4VM": "37.17"}.get(method) == (paper and paper.value)
+
+
+def test_page_of_details_and_errors(logs):
+    """Two of three tests left images; a column for each ground truth, a row for each test."""
+    rng = np.random.default_rng(0)
+    truth = np.full((120, 150, 3), 90, np.uint8)
+    truth[10:110, 40:140] = rng.integers(0, 255, (100, 100, 3))
+    opt = read_options(FILES[0])
+    section = next(iter(opt["datasets"].values()))
+    write_image(Path(section["dataroot_gt"]) / "baby.png", truth)
+    for file, change in zip(FILES[:2], (0, 16), strict=True):
+        name = f"babyx2_{file.stem}.png" if change else f"baby_{file.stem}.png"
+        path = logs / "results" / file.stem / "visualization" / section["name"] / name
+        write_image(path, truth + (truth < 200).astype(np.uint8) * change)
+    assert benchmark.main(["-opt", *map(str, FILES), "--read-only", "--page"]) == 0
+    text = (logs / "benchmark" / "page.html").read_text(encoding="utf-8")
+    assert text.count("<tr>") == 1 + 1 + 3 and text.count("data:image/png") == 1 + 2 + 2
+    assert "equal" in text and "no image" in text and "24.0" not in text.split("equal")[0]
+    assert f"{section['name']}: baby" in text and "https://" not in text
+    shown = most_structure(truth)
+    assert 10 <= shown.top <= 14 and 40 <= shown.left <= 44 and (shown.height, shown.width) == (96, 96)
+    assert (heat_map(truth, truth) == heat_map(truth, truth)[0, 0]).all()
+    assert heat_map(truth, 255 - truth).std() > heat_map(truth, truth).std()
