@@ -74,6 +74,8 @@ VOCABULARY = {
     "--seed": Flag("seed of random numbers", natural, "N"),
     "--force_yml": Flag("changes to the option file, as train and test take them", str, "KEY:KEY=VALUE"),
     # images
+    "--networks": Flag("networks to work on", str, "NAME"),
+    "--source": Flag("folder with train/ and test/", Path, "FOLDER"),
     "--images": Flag("folder of the network's input images", Path, "FOLDER"),
     "--truth": Flag("folder of ground-truth images", Path, "FOLDER"),
     "--calibration": Flag("folder of calibration images", Path, "FOLDER"),
@@ -92,6 +94,7 @@ VOCABULARY = {
     "--out": Flag("folder to write to", Path, "FOLDER"),
     "--output": Flag("file to write", Path, "FILE"),
     "--page": Flag("write an HTML page to look at"),
+    "--dry-run": Flag("say what would be done and do nothing"),
     "--overwrite": Flag("replace files that exist"),
     "--rerun": Flag("make everything again, whatever is finished"),
     "--read-only": Flag("run nothing; tables of what is finished"),

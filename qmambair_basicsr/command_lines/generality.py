@@ -13,11 +13,9 @@ from . import for_command
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
     parser = for_command("tools.generality")
-    parser.add_argument(
-        "--source", type=Path, required=True, metavar="FOLDER", help="folder with train/ and test/; see above"
-    )
+    add(parser, "--source", "see above", required=True)
     add(parser, "--out", default=Path("generality"))
-    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS), help="default: all")
+    add(parser, "--networks", "default: all", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
     add(parser, "--sets", "default: all", default=list(ALL_SETS), nargs="+", choices=ALL_SETS)
     add(parser, "--bits", "widths of weights and activations", default=[4, 2], nargs="+")
     add(parser, "--iterations", "of full-precision training", default=3000)
@@ -25,7 +23,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--quantized-iterations", type=positive, default=1000, metavar="N", help="of every quantized training"
     )
     parser.add_argument(
-        "--seeds", type=positive, default=1, metavar="N", help="trainings of each kind, which differ in the seed"
+        "--repeats",
+        dest="seeds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="trainings of each kind, which differ in the seed (default: 1)",
     )
     add(parser, "--rerun")
     return parser

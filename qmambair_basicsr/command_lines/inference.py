@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(existing, "--overwrite")
     work = parser.add_argument_group("besides")
-    work.add_argument("--dry-run", action="store_true", help="say what would be done and write nothing")
+    add(work, "--dry-run")
     work.add_argument(
         "--self-check", action="store_true", help="measure what backend, bits and tiles change, on each picture"
     )

@@ -13,9 +13,7 @@ from . import for_command
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
     parser = for_command("tools.reduced_tasks")
-    parser.add_argument(
-        "--source", type=Path, required=True, metavar="FOLDER", help="folder with train/ and test/; see above"
-    )
+    add(parser, "--source", "see above", required=True)
     add(parser, "--out", default=Path("reduced_tasks"))
     parser.add_argument("--tasks", nargs="+", choices=tuple(REDUCED), default=list(REDUCED), help="default: all")
     add(parser, "--sets", "default: all", default=[], nargs="+", choices=ALL_SETS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..arguments import add, add_formats, positive
+from ..arguments import add, add_formats
 from . import for_command
 
 
@@ -19,9 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(parser, "--images", "like those it will see", required=True)
     add(parser, "--count", default=4)
     add(parser, "--middle", default=64)
-    parser.add_argument(
-        "--bits", type=positive, nargs="+", default=[2, 4, 8], metavar="N", help="widths to rate (default: 2 4 8)"
-    )
+    add(parser, "--bits", "those to rate", default=[2, 4, 8], nargs="+")
     parser.add_argument(
         "--kind",
         choices=("weight", "act", "scan", "attention", "all"),

@@ -20,11 +20,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(parser, "--param-key", default="params")
     parser.add_argument("--artifact", action="append", required=True, help=".safetensors or .onnx, may be repeated")
-    parser.add_argument(
+    add(
+        parser,
         "--backend",
-        choices=("float", "integer"),
+        "of a packed checkpoint: fake quantization, or native kernels on its integer codes",
         default="float",
-        help="what a packed checkpoint is run with: fake quantization (default), or native kernels on its integer codes",
+        choices=("float", "integer"),
     )
     add(parser, "--images", required=True)
     add(parser, "--truth")

@@ -1,6 +1,6 @@
 """Do DLS and RFA help beyond MambaIR? Eight small networks, one recipe, on a CPU: full precision, LSQ, QuantSR, Q-MambaIR.
 
-    python -m qmambair_basicsr.tools.generality --source FOLDER [--out generality] [--networks SwinIR MaIR] [--seeds 3]
+    python -m qmambair_basicsr.tools.generality --source FOLDER [--out generality] [--networks SwinIR MaIR] [--repeats 3]
 
 ``FOLDER`` is that of ``tools.reduced_tasks``. Every network is trained in full precision from scratch and then, from these
 weights, at every width by every method, with the same iterations, patches, batches, optimizer, learning rate and loss.
