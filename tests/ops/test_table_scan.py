@@ -21,7 +21,7 @@ from qmambair_basicsr.ops.table_scan import (
     table_row,
     table_scan,
 )
-from qmambair_basicsr.ops.table_scan.code_scan import CodeScan
+from qmambair_basicsr.ops.table_scan.code_scan import CodeScan, pays
 
 NAMES = with_instruction_sets(list(BACKENDS))
 KINDS = ("codes", "entering", "values")
@@ -222,6 +222,16 @@ def test_what_does_not_fit_is_named():
         build_tables(delta.grid, 9, rates, bias)
     with pytest.raises(ValueError, match="delta_bias must have shape"):
         build_tables(delta.grid, 4, rates, bias[:2])
+
+
+@pytest.mark.skipif(not libraries(), reason="the CPU kernels are not built")
+def test_tables_are_made_where_they_pay(monkeypatch):
+    monkeypatch.delenv(ENV, raising=False)
+    like = torch.empty(1)
+    assert pays(8, 64, True, like) and pays(4, 64, False, like) and pays(8, 1024, False, like)
+    assert not pays(8, 256, False, like)
+    monkeypatch.setenv(ENV, "reference")
+    assert not pays(4, 4096, True, like)
 
 
 def test_shapes_of_tables():
