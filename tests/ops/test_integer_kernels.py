@@ -133,24 +133,27 @@ def check(case: Layer, shape: tuple[int, int, int], kind: str) -> None:
 
 SIZES = st.sampled_from([1, 2, 3, 4, 5, 7, 15, 16, 17, 31, 33, 60, 64, 65, 72])
 BITS = st.integers(2, 8)
+GEOMETRY = st.tuples(*[st.tuples(*[st.integers(low, 2)] * 2) for low in (1, 0, 1)])
+
+
+def layers(**options):
+    """Random layers."""
+    flags = dict.fromkeys(("ones", "shifted", "bias"), st.booleans())
+    return st.builds(
+        Layer, **flags, **options, weight_bits=BITS, bits=BITS, images=st.integers(1, 2), seed=st.integers(0, 99)
+    )
+
+
+def check_map(case: Layer, height: int, width: int, kind: str) -> None:
+    """A convolution of maps of this size, or of the smallest ones that its kernel fits on."""
+    _, padding, dilation = case.geometry
+    sides = zip((height, width), dilation, case.kernel, padding, strict=True)
+    check(case, (case.images, *(max(n, d * (k - 1) + 1 - 2 * p) for n, d, k, p in sides)), kind)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    case=st.builds(
-        Layer,
-        groups=st.just(1),
-        out=SIZES,
-        inputs=SIZES,
-        kernel=st.none(),
-        weight_bits=BITS,
-        bits=BITS,
-        ones=st.booleans(),
-        shifted=st.booleans(),
-        bias=st.booleans(),
-        images=st.integers(1, 2),
-        seed=st.integers(0, 99),
-    ),
+    case=layers(groups=st.just(1), out=SIZES, inputs=SIZES, kernel=st.none()),
     rows=st.integers(1, 64),
     kind=st.sampled_from(KINDS),
 )
@@ -160,62 +163,36 @@ def test_linear(case, rows, kind):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    case=st.builds(
-        Layer,
+    case=layers(
         groups=st.integers(1, 3),
         out=st.sampled_from([1, 2, 5, 16, 17, 60]),
         inputs=st.sampled_from([1, 3, 4, 6, 16]),
         kernel=st.tuples(st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 3])),
-        geometry=st.tuples(*[st.tuples(*[st.integers(low, 2)] * 2) for low in (1, 0, 1)]),
-        weight_bits=BITS,
-        bits=BITS,
-        ones=st.booleans(),
-        shifted=st.booleans(),
-        bias=st.booleans(),
-        images=st.integers(1, 2),
-        seed=st.integers(0, 99),
+        geometry=GEOMETRY,
     ),
     height=st.integers(1, 9),
     width=st.integers(1, 20),
     kind=st.sampled_from(KINDS),
 )
 def test_convolution(case, height, width, kind):
-    _, padding, dilation = case.geometry
-    size = [
-        max(n, d * (k - 1) + 1 - 2 * p)
-        for n, d, k, p in zip((height, width), dilation, case.kernel, padding, strict=True)
-    ]
-    check(case, (case.images, *size), kind)
+    check_map(case, height, width, kind)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    case=st.builds(
-        Layer,
+    case=layers(
         groups=st.sampled_from([2, 3, 16, 31, 33, 72, 180]),
         out=st.just(1),
         inputs=st.just(1),
         kernel=st.sampled_from([(1, 1), (3, 3), (5, 5), (1, 7)]),
-        geometry=st.tuples(*[st.tuples(*[st.integers(low, 2)] * 2) for low in (1, 0, 1)]),
-        weight_bits=BITS,
-        bits=BITS,
-        ones=st.booleans(),
-        shifted=st.booleans(),
-        bias=st.booleans(),
-        images=st.integers(1, 2),
-        seed=st.integers(0, 99),
+        geometry=GEOMETRY,
     ),
     height=st.integers(1, 7),
     width=st.integers(1, 9),
     kind=st.sampled_from(KINDS),
 )
 def test_depthwise(case, height, width, kind):
-    _, padding, dilation = case.geometry
-    size = [
-        max(n, d * (k - 1) + 1 - 2 * p)
-        for n, d, k, p in zip((height, width), dilation, case.kernel, padding, strict=True)
-    ]
-    check(case, (case.images, *size), kind)
+    check_map(case, height, width, kind)
 
 
 @settings(max_examples=40, deadline=None)
