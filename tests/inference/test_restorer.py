@@ -192,3 +192,16 @@ def test_the_onnx_backend_runs_what_is_exported(packed, monkeypatch):
     made = Restorer(net, "onnx", CPU, False)
     image = photo(20, 24)
     assert made.backend == "onnx" and np.array_equal(made.restore(image), image.repeat(2, 0).repeat(2, 1))
+
+
+def test_tiles_of_a_network_of_convolutions_have_no_seam():
+    """With the default overlap, where the context is that of convolutions alone, a tile knows what the whole knows."""
+    net = build_network(
+        {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 4, "upscale": 2, "img_range": 1.0}
+    )
+    opened = Restorer(net.eval(), "float", CPU, False)
+    image = np.random.default_rng(0).random((110, 90, 3)).astype(np.float32)
+    whole = opened.restore(image, tile="off")
+    assert opened.tiles(110, 90, 64).count == 6
+    tiled = opened.restore(image, tile=64)
+    assert np.abs(tiled - whole).max() < 1 / 255
