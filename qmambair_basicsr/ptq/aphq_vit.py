@@ -63,7 +63,9 @@ class APHQViT(BRECQ):
         self.importance = importance / importance.mean().clamp_min(1e-30)  # the loss is relative to its first value
 
     def reconstruction(self, iteration: int, length: int, result: Tensor, target: Tensor) -> Tensor:
-        return 2 * self.relative("rec", ((result - target).square() * self.importance).mean(), target)
+        return 2 * self.relative(
+            "rec", ((result - target).square() * self.importance).mean(), (target.square() * self.importance).mean()
+        )
 
     def unit_state(self) -> dict[str, Any]:
         return {} if self.unit is None else {**super().unit_state(), "importance": self.importance}

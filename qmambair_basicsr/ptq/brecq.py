@@ -107,16 +107,15 @@ class BRECQ(BlockReconstruction):
 
     def reconstruction(self, iteration: int, length: int, result: Tensor, target: Tensor) -> Tensor:
         """Distance of a block's output to its target."""
-        return self.relative("rec", (result - target).square().mean(), target)
+        return self.relative("rec", (result - target).square().mean(), target.square().mean())
 
-    def relative(self, name: str, loss: Tensor, target: Tensor) -> Tensor:
+    def relative(self, name: str, loss: Tensor, size: Tensor) -> Tensor:
         """A loss divided by its first value in this block.
 
         With activations in full precision that is next to nothing, as soft rounding begins at the weights themselves;
-        1e-4 of the target's size is the least that counts.
+        1e-4 of ``size``, what the loss would be of an output of zeros, is the least that counts.
         """
-        least = 1e-4 * target.square().mean().item()
-        return loss / self.first.setdefault(name, max(loss.item(), least, 1e-30))
+        return loss / self.first.setdefault(name, max(loss.item(), 1e-4 * size.item(), 1e-30))
 
     def unit_state(self) -> dict[str, Any]:
         return {"first": dict(self.first)} if self.unit is not None else {}
