@@ -119,7 +119,8 @@ def _quality(section: dict, opt: dict, networks: Sequence[Callable[[Tensor], Ten
     totals: list[Counter] = [Counter() for _ in range(1 + len(networks))]
     for index in trange(len(dataset), desc=section["name"], disable=None):
         item = dataset[index]
-        truth, given = tensor2img(item["gt"]), tensor2img(item["lq"])
+        # copies: tensor2img clips in place, and noise must reach the networks as it is
+        truth, given = tensor2img(item["gt"].clone()), tensor2img(item["lq"].clone())
         images = [given if opt["scale"] == 1 else imresize(given, opt["scale"])]
         with torch.no_grad():
             images += [tensor2img(network(item["lq"][None])) for network in networks]

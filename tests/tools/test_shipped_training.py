@@ -56,6 +56,15 @@ def test_table_measures_input_full_precision_and_the_shipped_file(tmp_path, monk
     assert float(cells[5]) == pytest.approx(after - before, abs=0.006)
 
 
+def test_noise_reaches_the_networks_unclipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "datasets/CBSD68/HR/a.png", np.zeros((16, 16, 3), np.uint8))
+    opt = Row("test", "MambaIR", "tinyDN", 32).options()
+    seen = []
+    shipped_training._quality(opt["datasets"]["test_1"], opt, [lambda x: seen.append(float(x.min())) or x])
+    assert seen[0] < -0.05
+
+
 def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = []
