@@ -1,6 +1,6 @@
 """Option files, unchanged but for the network's size, run two iterations in the folder layout they name.
 
-All that are committed, and of those made on demand one of every network and task, and one of every method.
+All that are committed, and of those made on demand one of every network and task, and one of every method of training.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ MADE = [
         if method and DISTILL not in method
     ),
     Row("train", "SwinIR", "lightSRx2", 2, f"{DISTILL}_{CONV_FP}"),
+    Row("test", "MambaIRv2Light", "lightSRx2", 4, "SPR2Q"),
     *(Row("train", family, task, 2, DISTILL) for family, task in (("MambaIR", "ColorDN15"), ("MambaIRUNet", "RealDN"))),
 ]
 
@@ -103,7 +104,7 @@ def _forced(row, opt):
     network = {f"network_g:{key}": value for key, value in SMALL[row.family].items()}
     settings = {"num_gpu": 0, **network}
     task = TASKS[row.task]
-    if row.phase == "train":
+    if row.phase != "test":
         settings |= {
             "datasets:train:gt_size": _patch(row, opt) * task.scale,
             "datasets:train:batch_size_per_gpu": 1,
@@ -112,7 +113,8 @@ def _forced(row, opt):
         # lists name files of the real set
         listed = [part for part in ("train", "val") if "meta_info_file" in opt["datasets"][part]]
         settings |= {f"datasets:{part}:meta_info_file": "~" for part in listed}
-        settings |= {} if row.bits == 32 else {"quant_train:calibration:batches": 1}
+        section = "ptq" if row.phase == "ptq" else "quant_train"
+        settings |= {} if row.bits == 32 else {f"{section}:calibration:batches": 1}
     return [f"{key}={value}".replace(" ", "") for key, value in settings.items()]
 
 
@@ -122,7 +124,7 @@ def _provide_weights(opt, phase, bits):
     if path is None or Path(path).exists():
         return
     section = dict(opt["network_g"])
-    if phase == "train" and bits != 32:
+    if phase != "test" and bits != 32:
         section = {k: v for k, v in section.items() if k != "quant"} | {"type": full_precision_twin(section["type"])}
     if opt["path"].get("strict_load_g") is False:
         section["upscale"] = 2  # weights of the x2 network for x3 and x4
@@ -144,12 +146,12 @@ def test_two_iterations(folder, monkeypatch, row):
     command = ["-opt", str(file), "--force_yml", *_forced(row, row.options())]
     monkeypatch.setattr(sys, "argv", ["run", *command])
     parse = getattr(parse_options, "__wrapped__", parse_options)
-    _provide_weights(parse(str(folder), is_train=phase == "train")[0], phase, bits)
-    opt, _ = checked(parse)(str(folder), is_train=phase == "train")  # with the check that the commands make
-    if phase == "train":
+    _provide_weights(parse(str(folder), is_train=phase != "test")[0], phase, bits)
+    opt, _ = checked(parse)(str(folder), is_train=phase != "test")  # with the check that the commands make
+    if phase != "test":
         Path(opt["path"]["models"]).mkdir(parents=True, exist_ok=True)
     model = build_model(opt)
-    if phase == "train":
+    if phase != "test":
         before = {k: v.clone() for k, v in model.net_g.named_parameters()}
         for step, batch in enumerate(DataLoader(build_dataset(opt["datasets"]["train"]), batch_size=1), start=1):
             model.feed_data(batch)
