@@ -313,7 +313,6 @@ def test_bad_file(tmp_path, photographs, caplog, workers):
     [
         (("sr", "--scales", "1"), "at least 2, got 1"),
         (("sr", "--scales", "70"), "too small for scale 70"),
-        (("jpeg", "--quality", "0"), "got 0"),
         (("crop", "--size", "50"), "--size must be a positive multiple of 12"),
         (("crop", "--size", "36", "--step", "0"), "--step must be"),
         (("crop", "--size", "36", "--step", "12"), "LR_bicubic"),
@@ -328,6 +327,15 @@ def test_errors(tmp_path, photographs, caplog, argv, words):
     shutil.copytree(photographs, tmp_path / "datasets" / "x" / "HR")
     assert _run(tmp_path, argv[0], "--set", "x", "--workers", 1, *argv[1:]) == 1
     assert words in caplog.text
+
+
+@pytest.mark.parametrize("quality", ["0", "101", "-1", "high"])
+def test_impossible_quality_is_refused_while_arguments_are_read(tmp_path, capsys, quality):
+    """Before anything of the data is looked at, as for every argument with a range of its own."""
+    with pytest.raises(SystemExit) as stop:
+        _run(tmp_path, "jpeg", "--set", "x", f"--quality={quality}")
+    assert stop.value.code == 2
+    assert f"--quality: {quality!r} is no quality from 1 to 100" in capsys.readouterr().err
 
 
 def test_two_inputs_of_one_name(tmp_path, photographs, caplog):
