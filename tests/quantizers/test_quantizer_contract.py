@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantizer_cases import CASES, CHANNELS, SHAPE, disturb, every, make, sample, short
 
-from qmambair_basicsr.quantizers import DLS, QUANTIZER_REGISTRY, QuantizerSpec, Site, build_quantizer, ste
+from qmambair_basicsr.quantizers import DLS, QUANTIZER_REGISTRY, AffineCodes, QuantizerSpec, Site, build_quantizer, ste
 
 
 @every
@@ -248,16 +248,21 @@ def test_quantizing_twice_changes_nothing(kind, bits, role, options, data):
     assert torch.equal(quantizer(once), once)
 
 
-@given(values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40), bits=st.integers(2, 8))
+@given(values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40), data=st.data())
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("kind", [k for k in QUANTIZER_REGISTRY if k != "Identity"])
-def test_any_values_give_finite_values_on_the_grid(kind, values, bits):
+def test_any_values_give_finite_values_on_the_grid(kind, values, data):
     cls = QUANTIZER_REGISTRY[kind]
+    bits = data.draw(st.sampled_from([b for b in cls.bit_widths if b < 32]), label="bits")
     x = torch.tensor(values).view(1, -1)
     for role in cls.roles:
         quantizer = build_quantizer(QuantizerSpec(kind, bits), Site.of_role(role, x.shape[1], 1))
         quantizer.init_from(x)
         y = quantizer.eval()(x)
-        codes, scale, zero = quantizer.to_int(x)
         assert torch.isfinite(y).all()
-        assert torch.equal((codes - zero) * scale, y)
+        encoded = quantizer.encode(x)
+        assert torch.equal(encoded.values(), y)
+        assert encoded.codes.max() - encoded.codes.min() < 2**bits
+        if cls.kind is AffineCodes:
+            codes, scale, zero = quantizer.to_int(x)
+            assert torch.equal((codes - zero) * scale, y)
