@@ -41,11 +41,13 @@ def run_items(items: Sequence[LSQItem | DLSItem | RFAItem]) -> list[Tensor]:
 
 def item_of(quantizer: nn.Module, x: Tensor) -> LSQItem | DLSItem | RFAItem | None:
     """The operator call that is all of ``quantizer(x)``; None where that is not one."""
-    if not _plain(type(quantizer)) or quantizer.calibrating or not quantizer.is_initialized():
+    if not _plain(type(quantizer)) or quantizer.calibrating:
         return None
     if "forward" in vars(quantizer):  # calibration.collect lets tensors pass unquantized
         return None
     if quantizer._forward_hooks or quantizer._forward_pre_hooks or nn.modules.module._has_any_global_hook():
+        return None
+    if not quantizer.is_initialized():  # last: a network on the meta device, which is watched, has no answer
         return None
     return quantizer.item(x)
 
