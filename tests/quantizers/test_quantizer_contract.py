@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -266,3 +267,9 @@ def test_any_values_give_finite_values_on_the_grid(kind, values, data):
         if cls.kind is AffineCodes:
             codes, scale, zero = quantizer.to_int(x)
             assert torch.equal((codes - zero) * scale, y)
+        else:  # values are worked out from the codes, so ask the whole grid: none of it lies nearer
+            every_code = range(-(2 ** (bits - 1)), 2 ** (bits - 1))
+            codes = (torch.full_like(encoded.codes, code) for code in every_code)
+            grid = torch.stack([replace(encoded, codes=code).values() for code in codes])
+            rounding = 1e-6 * (x.abs() + grid.abs().amax(0))
+            assert ((y - x).abs() <= (grid - x).abs().amin(0) + rounding).all()
