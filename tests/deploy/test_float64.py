@@ -119,7 +119,7 @@ def largest_difference(path, net, image):
             else given[site.name][site.call][..., site.direction, :]
         )
         differences.append(np.abs(tensors[site.source].reshape(-1) - wanted.numpy().reshape(-1)).max())
-    assert len(differences) >= 8 and np.isfinite(differences).all()
+    assert len(differences) >= min(8, len(activation_sites(net))) and np.isfinite(differences).all()
     return max(differences)
 
 
@@ -129,7 +129,9 @@ def check_all(path, net, image):
     exact = artifact.reference
     assert not [check.name for check in artifact.weights if check.equal is False]
     checks = artifact.activations(image, iter)
-    assert {check.name for check in checks} == {placed.name for placed in activation_sites(exact)}
+    # an input that is quantized slice by slice has a check for each
+    names = {check.name.partition(" ")[0] for check in checks}
+    assert names == {placed.name for placed in activation_sites(exact)}
     assert largest_difference(path, exact, image) < 1e-12, "something on the way computes in less than FP64"
     for check in checks:
         assert check.whole_network == check.count
