@@ -232,7 +232,8 @@ def main() -> None:
         table = Table(*columns)
         for variant, value in seconds.items():
             row = [variant, f"{value:.3f}", f"{first / value:.2f}"]
-            row += [] if args.no_memory else [f"{memory_of(variant, args, folder):.0f}"]
+            if not args.no_memory:  # ONNX files are for one size of image
+                row.append("-" if variant in onnx else f"{memory_of(variant, args, folder):.0f}")
             table.add_row(*row)
     threads = f"{args.threads} thread{'s' * (args.threads > 1)}"
     console.print(f"{args.network}, {args.bits} bits, {args.size} x {args.size}, {threads}", table)
