@@ -82,6 +82,8 @@ def read_file(path: str | os.PathLike, what: str = "checkpoint") -> object:
     try:
         if (header := _header_of_safetensors(path)) is not None:
             return _read_safetensors(path, header, what)
+        if path.suffix == ".safetensors":  # torch.load would hand it to safetensors, whose error is none of those below
+            raise ValueError("it has no header of a safetensors file")
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ class Job:
         """Whether the result is there and is not older than the picture."""
         try:
             result = self.target.stat()
-            return result.st_size > 0 and result.st_mtime >= self.source.stat().st_mtime
+            return (
+                stat.S_ISREG(result.st_mode) and result.st_size > 0 and result.st_mtime >= self.source.stat().st_mtime
+            )
         except OSError:
             return False
 
@@ -58,6 +61,8 @@ def find_jobs(
     """
     if ending is not None:
         format_of(ending)
+    if "\0" in suffix or any(mark and mark in suffix for mark in (os.sep, os.altsep)):
+        raise ValueError(f"--suffix {suffix!r} is no part of a file's name; use -o for another folder")
     found: dict[Path, Path] = {}
     for given in inputs:
         before = len(found)

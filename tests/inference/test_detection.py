@@ -204,3 +204,14 @@ def test_official_files_are_found(shared_dir):
                 if key in found and found[key] != value and (found[key] or value):
                     wrong.append((name, key, value, found[key]))
     assert not wrong
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 500, b"abcd"], ids=["noise", "cut"])
+def test_a_safetensors_file_without_a_header_is_named(tmp_path, content):
+    from qmambair_basicsr.checkpoints import CheckpointError
+    from qmambair_basicsr.inference.opening import network_from
+
+    file = tmp_path / "net.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="no header of a safetensors file"):
+        network_from(file)

@@ -78,3 +78,16 @@ def test_an_input_that_stands_for_nothing_stops(photos, given, said):
     Path("empty").mkdir()
     with pytest.raises(FileNotFoundError, match=said):
         find_jobs(["photos", given], Path("out"))
+
+
+def test_a_suffix_with_a_folder_in_it_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="--suffix"):
+        find_jobs([str(tmp_path)], tmp_path / "out", suffix="../x")
+
+
+def test_a_folder_of_a_results_name_is_no_finished_result(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    (job,) = find_jobs([str(tmp_path)], tmp_path / "out")
+    assert not job.finished
