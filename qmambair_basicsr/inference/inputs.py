@@ -108,8 +108,14 @@ def _ending_of(file: Path, ending: str | None) -> str:
 
 def _files(given: str, recursive: bool, out: Path) -> Iterator[tuple[Path, Path]]:
     """(file, place below the folder of results) of what one input stands for."""
+    if not str(given).strip():
+        raise ValueError("-i: an empty name; give pictures, folders or patterns")
     path = Path(given)
-    if path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as err:  # a name longer than the system allows
+        raise ValueError(f"-i: {str(given)[:80]}...: {err.strerror}") from err
+    if is_file:
         yield path, Path(path.name)
     elif path.is_dir():
         yield from _in_folder(path, recursive, out)

@@ -146,7 +146,9 @@ class Restorer:
         if height * width <= size * size:
             return Tiles(whole_spans(height), whole_spans(width))
         if not 0 <= overlap < size:
-            raise ValueError(f"overlap: {overlap} pixels leave nothing of tiles of {size}; use less")
+            raise ValueError(
+                f"overlap: {overlap} pixels leave nothing of tiles of {size}; use less, such as {size // 4}"
+            )
         return Tiles(balanced_spans(height, size, overlap), balanced_spans(width, size, overlap))
 
     def restore(

@@ -80,6 +80,12 @@ def test_an_input_that_stands_for_nothing_stops(photos, given, said):
         find_jobs(["photos", given], Path("out"))
 
 
+@pytest.mark.parametrize(("given", "said"), [("", "an empty name"), (" ", "an empty name"), ("x" * 5000, "-i: xxx")])
+def test_an_input_that_is_no_name_stops(photos, given, said):
+    with pytest.raises(ValueError, match=said):
+        find_jobs(["photos", given], Path("out"))
+
+
 def test_a_suffix_with_a_folder_in_it_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(ValueError, match="--suffix"):
