@@ -130,3 +130,9 @@ def test_a_file_that_cannot_be_read_is_one_error(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OptionError, match="give an option file"):
         schema.read_file(name)
+
+
+def test_a_message_stays_short():
+    problems = [schema.Problem(f"key{index}", "x" * 5000) for index in range(100)]
+    text = str(schema.error("file.yml", [*problems, *problems]))
+    assert len(text) < 41 * 1600 and text.endswith("and 60 more")

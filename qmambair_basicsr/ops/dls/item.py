@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -43,3 +44,17 @@ def backward_one(
     tensors = (as_rows(grad, item), as_rows(item.x, item), item.w, item.v, stats, grid)
     dx, dw, dv = module.backward(*tensors, item.cap_share, item.grad_scale)
     return dx.as_strided(item.x.shape, item.x.stride()), dw, dv
+
+
+def forward_each(module: ModuleType, items: Sequence[DLSItem]) -> tuple[list[Tensor], list[Tensor]]:
+    """Every item quantized, and its statistics and grid, (rows, 4) each: those of the first item, of the second ..."""
+    results = [forward_one(module, item) for item in items]
+    return [out for out, *_ in results], [t for _, *kept in results for t in kept]
+
+
+def backward_each(
+    module: ModuleType, grads: Sequence[Tensor], items: Sequence[DLSItem], kept: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Gradients of x, w and v of every item; ``kept`` as :func:`forward_each` gave it."""
+    pairs = zip(kept[::2], kept[1::2], strict=True)
+    return [backward_one(module, grad, item, *pair) for grad, item, pair in zip(grads, items, pairs, strict=True)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..limits import limited
-from .item import DLSItem, backward_one, forward_one
+from .item import DLSItem, backward_each, forward_each
 
 DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 RELATIVE_FLOOR = 2.0**-20  # smallest step, relative to the largest magnitude of the group
@@ -134,14 +134,12 @@ def grid_backward(
 
 
 def forward_items(items: Sequence[DLSItem]) -> tuple[list[Tensor], list[Tensor]]:
-    """Every item quantized, and its statistics and grid, (rows, 4) each: those of the first item, of the second ..."""
-    results = [forward_one(sys.modules[__name__], item) for item in items]
-    return [out for out, *_ in results], [t for _, *kept in results for t in kept]
+    """See ``item.forward_each``."""
+    return forward_each(sys.modules[__name__], items)
 
 
 def backward_items(
     grads: Sequence[Tensor], items: Sequence[DLSItem], kept: Sequence[Tensor]
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Gradients of x, w and v of every item; ``kept`` as :func:`forward_items` gave it."""
-    module, pairs = sys.modules[__name__], zip(kept[::2], kept[1::2], strict=True)
-    return [backward_one(module, grad, item, *pair) for grad, item, pair in zip(grads, items, pairs, strict=True)]
+    """See ``item.backward_each``."""
+    return backward_each(sys.modules[__name__], grads, items, kept)
