@@ -34,7 +34,7 @@ __all__ = [
 
 _PACKAGES = ("torch", "basicsr")
 # of this package: what figures depend on
-_CODE = ("archs", "data", "inference", "layers", "metrics", "models", "ops", "quantizers")
+_CODE = ("archs", "calibration", "data", "inference", "layers", "metrics", "models", "ops", "quantizers")
 _HERE = Path()
 _ROOTS = ("dataroot", "meta_info")  # beginnings of the keys of a data set's files
 # keys of a data set's section that do not decide about its samples, or repeat another key
@@ -167,11 +167,12 @@ def of_training(opt: Mapping, folder: Path = _HERE) -> dict[str, str | None]:
     kept = ("model_type", "scale", "network_g", "manual_seed", "train", "quant_train")
     data = opt["datasets"]["train"]
     sampling = [data.get(key) for key in ("batch_size_per_gpu", "dataset_enlarge_ratio")]
+    method = [opt["ptq"]] if "ptq" in opt else []  # absent, the digest is that of trainings without one
     return {
         "initial weights": weights_of(path.get("pretrain_network_g"), folder),
         "teacher": weights_of(teacher.get("path") if isinstance(teacher, Mapping) else None, folder),
         "training data": data_of(data, folder),
-        "options": digest_of([*({key: opt.get(key) for key in kept}.items()), sampling]),
+        "options": digest_of([*({key: opt.get(key) for key in kept}.items()), sampling, *method]),
         "versions": digest_of([version(name) for name in _PACKAGES]),
     }
 

@@ -108,3 +108,13 @@ def test_training(opt, tmp_path):
     changed = made_from.differences(before, made_from.of_training(train, tmp_path))
     assert changed == ["initial weights", "teacher", "training data", "options"]
     assert made_from.reason(changed) == "other initial weights, teacher, training data, options"
+
+
+def test_a_post_training_method_is_part_of_a_training(opt, tmp_path):
+    train = {**opt, "datasets": {"train": opt["datasets"]["test_1"]}}
+    records = [
+        made_from.of_training({**train, **more}, tmp_path)
+        for more in ({}, {"ptq": {"method": "SPR2Q"}}, {"ptq": {"method": "GPTQ"}})
+    ]
+    for a, b in ((0, 1), (1, 2)):
+        assert made_from.differences(records[a], records[b]) == ["options"]
