@@ -19,7 +19,12 @@ def build_parser() -> argparse.ArgumentParser:
         "or a packed one (.safetensors); with --backend integer that of the artifact itself without it",
     )
     add(parser, "--param-key", default="params")
-    parser.add_argument("--artifact", action="append", required=True, help=".safetensors or .onnx, may be repeated")
+    parser.add_argument("--artifact", action="append", default=[], help=".safetensors or .onnx, may be repeated")
+    parser.add_argument(
+        "--levels",
+        action="store_true",
+        help="count the distinct values at every quantized site of --checkpoint instead: at most 2^bits on each grid",
+    )
     add(
         parser,
         "--backend",
