@@ -144,7 +144,7 @@ def test_the_command(net, tmp_path, capsys):
     torch.save({"params": net.state_dict()}, tmp_path / "net.pth")
     assert tool.main(words) == 0
     document = json.loads((tmp_path / "levels.json").read_text())
-    assert document["holds"] and document["images"] == ["16x16"] and len(document["sites"]) > 20
+    assert document["holds"] and document["images"] == ["16x19"] and len(document["sites"]) > 20
     assert "| weight | 2 |" in capsys.readouterr().out
     assert tool.main([w for w in words if w not in ("--checkpoint", str(tmp_path / "net.pth"))]) == 2
     assert "--levels needs --checkpoint" in capsys.readouterr().err
