@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ EXTRAS = {
 
 
 class BuildWithKernels(build_py):
-    """Copies the package and builds the CPU kernels into it; without a compiler the PyTorch path remains."""
+    """Copies the package and the sources of the CUDA kernels, builds the CPU kernels; without a compiler PyTorch remains."""
 
     def run(self) -> None:
         super().run()
@@ -55,6 +56,9 @@ class BuildWithKernels(build_py):
         kernels = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(kernels)
         root = HERE if self.editable_mode else Path(self.build_lib)
+        if not self.editable_mode:  # compiled where they are used, see ops/cuda_library.py
+            cuda = root / "qmambair_basicsr" / "ops" / "cuda_sources"
+            shutil.copytree(HERE / "kernels" / "cuda", cuda, dirs_exist_ok=True)
         try:
             message = kernels.build(root / "qmambair_basicsr" / "ops" / kernels.LIBRARY)
         except kernels.BuildError as err:

@@ -17,6 +17,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is first imported
+    os.environ.setdefault("QMAMBAIR_CUDA_SIMULATE", "1")  # the CUDA kernels, compiled for the host
 
 from instruction_sets import in_use, libraries
 

@@ -192,11 +192,11 @@ def scan_rows(bench: Bench, args) -> list[Row]:
         x, delta, a, b, c = tensors[:5]
         moved = 4 * (2 * x.numel() + delta.numel() + b.numel() + c.numel())
         moved += 4 * (3 * x.numel() + 2 * delta.numel() + 2 * (b.numel() + c.numel()) + 2 * a.numel())
-        for name in ("triton", "mamba_ssm"):
+        for name in ("cuda", "triton", "mamba_ssm"):
             if not available("ss2d_scan", name):
                 continue
             os.environ[ENV] = name
-            tolerance = TOLERANCE if name == "triton" else YARDSTICK_TOLERANCE
+            tolerance = YARDSTICK_TOLERANCE if name == "mamba_ssm" else TOLERANCE
             error, passed = check(ss2d_scan, small, weight[:1], tolerance)
             row = Row("ss2d_scan", name, shape, error, passed)
             rows.append(measure(bench, row, ss2d_scan, tensors, weight, delta, moved))
@@ -242,14 +242,17 @@ def parity_rows(bench: Bench) -> list[Row]:
                 torch.randn(4, channels, device=device),
                 torch.zeros(4, channels, device=device),
             ]
-            os.environ[ENV] = "triton"
-            error, passed = check(ss2d_scan, tensors, torch.randn_like(tensors[0]), TOLERANCE)
             shape = f"{batch} x {height} x {width}, D = {channels}, dt {low:g} to {high:g}, A to -{rate:g}"
-            rows.append(Row("ss2d_scan", "triton", shape, error, passed))
             order = torch.stack([torch.randperm(height * width, device=device) for _ in range(4)])
             listed = partial(ss2d_scan, order=order, merge=False)
-            error, passed = check(listed, tensors, torch.randn_like(tensors[1]), TOLERANCE)
-            rows.append(Row("ss2d_scan", "triton", f"{shape}, explicit order, outputs apart", error, passed))
+            for name in ("cuda", "triton"):
+                if not available("ss2d_scan", name):
+                    continue
+                os.environ[ENV] = name
+                error, passed = check(ss2d_scan, tensors, torch.randn_like(tensors[0]), TOLERANCE)
+                rows.append(Row("ss2d_scan", name, shape, error, passed))
+                error, passed = check(listed, tensors, torch.randn_like(tensors[1]), TOLERANCE)
+                rows.append(Row("ss2d_scan", name, f"{shape}, explicit order, outputs apart", error, passed))
     return rows
 
 

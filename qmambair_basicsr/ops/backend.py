@@ -28,11 +28,11 @@ from types import ModuleType
 import torch
 
 ENV = "QMAMBAIR_BACKEND"
-NAMES = ("reference", "native", "triton", "mamba_ssm")
+NAMES = ("reference", "native", "cuda", "triton", "mamba_ssm")
 
 # fastest first; a device that is not named here runs the reference. On CUDA triton comes before mamba_ssm because it
 # needs no permuted copies and holds the float32 parity bound at small steps; kernels/bench/gpu_check.py times the two
-_PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("triton", "mamba_ssm", "reference")}
+_PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("triton", "cuda", "mamba_ssm", "reference")}
 
 
 class BackendError(RuntimeError):
@@ -175,6 +175,6 @@ def choose(op: str, names: tuple[str, ...], tensor: torch.Tensor) -> ModuleType:
             continue
         if _availability(op, name)[0]:
             return _load(op, name)
-        if name in ("native", "triton"):
+        if name in ("native", "cuda", "triton"):
             _warn_once(op, name)
     return _load(op, "reference")

@@ -16,7 +16,7 @@ from .orders import DIRECTIONS, check_form, codes, named_order, verified
 
 __all__ = ["BACKENDS", "DIRECTIONS", "named_order", "scan", "ss2d_scan"]
 
-BACKENDS = ("native", "triton", "mamba_ssm", "reference")
+BACKENDS = ("native", "cuda", "triton", "mamba_ssm", "reference")
 
 
 def ss2d_scan(
@@ -169,7 +169,8 @@ def _output_shape(x, A, merge) -> tuple[int, ...]:
 
 
 def _states_shape(x, A, save_states) -> tuple[int, ...]:
-    chunk = choose("ss2d_scan", BACKENDS, x).CHUNK
+    module = choose("ss2d_scan", BACKENDS, x)
+    chunk = module.chunk_of(x, A) if hasattr(module, "chunk_of") else module.CHUNK
     chunks = (x.shape[1] * x.shape[2] + chunk - 1) // chunk if save_states else 1
     return x.shape[0], A.shape[0], chunks, A.shape[2], A.shape[1]
 

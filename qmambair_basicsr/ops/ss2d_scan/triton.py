@@ -20,6 +20,7 @@ import math
 import torch
 
 from ..triton_support import DEVICES, INTERPRETED, is_available, next_power_of_2, on_its_device
+from .maps import partial, per_direction, strides, tokens
 
 __all__ = ["CHUNK", "DEVICES", "backward", "forward", "is_available"]
 
@@ -40,32 +41,8 @@ def _codes(directions: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(directions, dtype=torch.int32, device=device)
 
 
-def _tokens(t: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, ...) as (B, L, ...) with neighbouring channels next to each other; a view wherever strides allow."""
-    t = t.flatten(1, 2)
-    return t if t.stride(-1) == 1 else t.contiguous()
-
-
-def _strides(t: torch.Tensor) -> tuple[int, int, int]:
-    """Strides of batch, token and direction of a tensor (B, L, K, C)."""
-    return t.stride(0), t.stride(1), t.stride(2)
-
-
-def _per_direction(t: torch.Tensor, count: int) -> torch.Tensor:
-    """(B, L, D), shared by all directions, as (B, L, K, D) without a copy; four dimensions stay as they are."""
-    return t.unsqueeze(2).expand(-1, -1, count, -1) if t.dim() == 3 else t
-
-
-def _partial(like: torch.Tensor, length: int, count: int, merge: bool) -> torch.Tensor:
-    """Output buffer of the directions: (K, B, L, D) seen as (B, L, K, D), summed afterwards, or the result itself."""
-    batch, channels = like.shape[0], like.shape[-1]
-    if not merge or count == 1:
-        return like.new_empty(batch, length, count, channels)
-    return like.new_empty(count, batch, length, channels, dtype=torch.float32).permute(1, 2, 0, 3)
-
-
 def _reduced(partial: torch.Tensor, like: torch.Tensor, merge: bool) -> torch.Tensor:
-    """The map (B, H, W, D), or (B, H, W, K, D) unless directions are merged, from what :func:`_partial` gave."""
+    """The map (B, H, W, D), or (B, H, W, K, D) unless directions are merged, from what :func:`maps.partial` gave."""
     if merge:
         partial = partial.squeeze(2) if partial.shape[2] == 1 else partial.sum(2).to(like.dtype)
     return partial.unflatten(1, like.shape[1:3])
@@ -87,8 +64,8 @@ class _Launch:
             )
         self.chunks = -(-self.length // CHUNK)
         self.pairs = self.batch * self.count
-        self.x = _per_direction(_tokens(x), self.count)
-        self.delta, self.b, self.c = _tokens(delta), _tokens(B), _tokens(C)
+        self.x = per_direction(tokens(x), self.count)
+        self.delta, self.b, self.c = tokens(delta), tokens(B), tokens(C)
         self.a = (A.transpose(1, 2).to(torch.float32) * math.log2(math.e)).contiguous()  # (K, N, D)
         self.skip = None if D is None else D.to(torch.float32).contiguous()
         self.bias = None if delta_bias is None else delta_bias.to(torch.float32).contiguous()
@@ -107,14 +84,14 @@ class _Launch:
 
     def forward_chunk(self, mode, entering, out, sums, y):
         dummy = self.a  # a pointer the chosen mode never follows
-        strides = (0, 0, 0) if y is None else _strides(y)
+        y_strides = (0, 0, 0) if y is None else strides(y)
         self.kernels.forward_chunk[self.grid](
             self.x, self.delta, self.b, self.c, self.a,
             dummy if self.skip is None else self.skip,
             dummy if self.bias is None else self.bias,
             self.order,
             *(dummy if t is None else t for t in (entering, out, sums, y)),
-            *_strides(self.x), *_strides(self.delta), *_strides(self.b), *_strides(self.c), *strides, *self.sizes,
+            *strides(self.x), *strides(self.delta), *strides(self.b), *strides(self.c), *y_strides, *self.sizes,
             N=self.state, BN=self.block_n, BD=self.block_d, CHUNK=CHUNK, T=_TILE, SOFTPLUS=self.softplus,
             HAS_SKIP=self.skip is not None, HAS_BIAS=self.bias is not None, LISTED=self.listed, MODE=mode, num_warps=1,
         )  # fmt: skip
@@ -129,7 +106,7 @@ class _Launch:
     def adjoint_chunk(self, dy, out, sums):
         self.kernels.adjoint_chunk[self.grid](
             dy, self.delta, self.c, self.a, self.a if self.bias is None else self.bias, self.order, out, sums,
-            *_strides(dy), *_strides(self.delta), *_strides(self.c), *self.sizes,
+            *strides(dy), *strides(self.delta), *strides(self.c), *self.sizes,
             N=self.state, BN=self.block_n, BD=self.block_d, CHUNK=CHUNK, SOFTPLUS=self.softplus,
             HAS_BIAS=self.bias is not None, LISTED=self.listed, num_warps=1,
         )  # fmt: skip
@@ -138,7 +115,7 @@ class _Launch:
         padded = self.chunks * CHUNK
         out = self.new(self.pairs, self.state, padded)
         self.gradients.to_sequence[(self.chunks, self.pairs)](
-            t, out, self.order, *_strides(t), self.count, self.height, self.width, padded,
+            t, out, self.order, *strides(t), self.count, self.height, self.width, padded,
             N=self.state, BN=self.block_n, BT=CHUNK, LISTED=self.listed, num_warps=2,
         )  # fmt: skip
         return out
@@ -157,7 +134,7 @@ class _Launch:
             self.a if self.skip is None else self.skip,
             self.a if self.bias is None else self.bias,
             self.order, fine, r, dx, ddelta, db, dc, da, dskip, dbias,
-            *_strides(dy), *_strides(self.x), *_strides(self.delta), *_strides(dx), *self.sizes, self.chunks * CHUNK,
+            *strides(dy), *strides(self.x), *strides(self.delta), *strides(dx), *self.sizes, self.chunks * CHUNK,
             N=self.state, BD=self.block_d, CHUNK=CHUNK, SOFTPLUS=self.softplus,
             HAS_SKIP=self.skip is not None, HAS_BIAS=self.bias is not None, LISTED=self.listed, num_warps=1,
         )  # fmt: skip
@@ -188,7 +165,7 @@ def forward(
     run.forward_chunk(0, None, local, sums, None)
     states = torch.empty_like(local)
     run.carry(local, sums, states, run.chunks, reverse=False)
-    y = _partial(x, run.length, run.count, merge)
+    y = partial(x, run.length, run.count, merge)
     run.forward_chunk(1, states, None, None, y)
     states = states.view(run.batch, run.count, *states.shape[1:])
     return _reduced(y, x, merge), states if save_states else states[:, :, -1:].clone()
@@ -210,7 +187,7 @@ def backward(
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of the scan; arguments and results as in ``reference.backward``."""
     run = _Launch(x, delta, A, B, C, D, delta_bias, softplus, directions)
-    dy = _per_direction(_tokens(dy), run.count)
+    dy = per_direction(tokens(dy), run.count)
     states = states.contiguous()
     chunk_shape = (run.pairs, run.chunks, run.state, run.channels)
     local, sums = run.new(*chunk_shape), run.new(run.pairs, run.chunks, run.channels)
@@ -222,7 +199,7 @@ def backward(
     fine = run.new(run.pairs, run.chunks * (CHUNK // _TILE), run.state, run.channels)
     run.forward_chunk(2, states, fine, None, None)
     shared = x.dim() == 4
-    dx = _partial(x, run.length, run.count, shared)
+    dx = partial(x, run.length, run.count, shared)
     ddelta = torch.empty(delta.shape, dtype=delta.dtype, device=delta.device)
     db, dc = (run.new(run.pairs, run.blocks, run.state, run.chunks * CHUNK) for _ in range(2))
     da = local.zero_()

@@ -1,0 +1,270 @@
+"""GPU implementation of the directional selective scan in CUDA C++ (``kernels/cuda``, compiled on first use).
+
+One scan is cut into chunks of tokens that run side by side; all directions share every launch, and a thread holds all
+states of one channel. Forward: (1) each chunk from a zero state, (2) the carry from chunk to chunk, (3) each chunk from
+the state that enters it: y. Backward: (1) the adjoint of each chunk from zero, (2) its carry, (3) per chunk the forward
+recurrence again and all gradients. Between the two only the chunk states are kept.
+
+Sums over directions, images, chunks and blocks of channels are added in a fixed order: results repeat bit for bit.
+Launches go to torch's current stream, nothing waits for the device: a training step with scans can be captured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from ..build import BuildError
+from ..cuda_library import DEVICES, SIMULATED, library
+from ..cuda_library import is_available as _can_compile
+from ..triton_support import on_its_device
+from .maps import partial, per_direction, strides, tokens
+
+__all__ = ["DEVICES", "backward", "chunk_of", "forward", "is_available"]
+
+_ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_MOST_STATES = 64
+_MOST_WARPS = 4  # of a block; a warp has 32 channels
+_MOST_NAMED = 32  # directions whose names fit into one word
+_ENOUGH = 2048  # warps of a launch that keep a GPU busy
+
+
+class _Map(ctypes.Structure):
+    """Mirror of ``struct QmMap`` in kernels/cuda/scan.h."""
+
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("image", "token", "direction"))]
+
+
+class _Scan(ctypes.Structure):
+    """Mirror of ``struct QmScan``."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "directions", "channels", "state")),
+        *((name, ctypes.c_int64) for name in ("chunk", "warps", "softplus", "device")),
+        ("ways", ctypes.c_uint64),
+        *((name, ctypes.c_void_p) for name in ("order", "stream")),
+        *((name, _Map) for name in ("x", "delta", "B", "C", "dy")),
+        *((name, ctypes.c_void_p) for name in ("A", "D", "bias", "sums", "states", "adjoint")),
+        *((name, _Map) for name in ("y", "dx", "ddelta", "dB", "dC")),
+        *((name, ctypes.c_int64) for name in ("parts", "float_y", "float_dx", "float_dbc")),
+        *((name, ctypes.c_void_p) for name in ("dskip", "dbias", "dA", "dD", "ddelta_bias")),
+    ]
+
+
+def is_available() -> tuple[bool, str]:
+    """Whether the kernels can be compiled and run here, and why (not)."""
+    able, reason = _can_compile()
+    if not able:
+        return able, reason
+    try:
+        _load(16, 0, _architecture(torch.cuda.current_device() if not SIMULATED else None))
+    except (BuildError, OSError, AttributeError) as error:
+        return False, f"the CUDA kernels do not compile here: {error}"
+    return True, reason
+
+
+def _architecture(device: int | None) -> str:
+    return "host" if device is None else "{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def _load(states: int, element: int, architecture: str) -> ctypes.CDLL:
+    """The kernels for so many states and an element type."""
+    found = library((("QM_STATES", states), ("QM_ELEMENT", element)), architecture)
+    found.qm_scan_message.restype = ctypes.c_char_p
+    found.qm_scan_struct.restype = found.qm_scan_warps.restype = ctypes.c_int64
+    found.qm_scan_warps.argtypes = [ctypes.c_int64] * 3
+    found.qm_scan_add_up.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 4 + [ctypes.c_void_p]
+    if found.qm_scan_struct() != ctypes.sizeof(_Scan):
+        raise BuildError("kernels/cuda/scan.h and ops/ss2d_scan/cuda.py describe another struct QmScan")
+    return found
+
+
+def chunk_of(x: torch.Tensor, A: torch.Tensor) -> int:
+    """Tokens of a chunk: as many as leave enough chunks to fill a GPU, since each chunk costs memory for its states."""
+    count, channels, _ = A.shape
+    warps = x.shape[0] * count * -(-channels // 32) * x.shape[1] * x.shape[2]
+    return next((chunk for chunk in (128, 64) if warps >= _ENOUGH * chunk), 32)
+
+
+def _padded(state: int) -> int:
+    """States of a thread: few different numbers, so that few libraries are built."""
+    return -(-state // 4) * 4 if state <= 16 else -(-state // 16) * 16
+
+
+def _warps(channels: int) -> int:
+    """Warps of a block, so that the channels of the last block are few short of it."""
+    warps = -(-channels // 32)
+    blocks = -(-warps // _MOST_WARPS)
+    return -(-warps // blocks)
+
+
+class _Call:
+    """Arguments of the launches of one call; keeps the tensors alive whose addresses they hold."""
+
+    def __init__(self, x, delta, A, B, C, D, delta_bias, softplus, directions, dy=None):
+        self.count = len(directions)
+        self.batch, self.height, self.width = x.shape[:3]
+        self.length = self.height * self.width
+        self.channels, self.state = A.shape[1:]
+        if self.state > _MOST_STATES:
+            raise ValueError(
+                f"ss2d_scan: the CUDA kernels take a state of at most {_MOST_STATES}, got N = {self.state}; set "
+                "QMAMBAIR_BACKEND=reference"
+            )
+        self.device = None if SIMULATED else x.device.index
+        given = [t for t in (x, delta, B, C, dy) if t is not None]
+        same = all(t.dtype == x.dtype for t in given) and x.dtype in _ELEMENTS
+        self.dtype = x.dtype if same else torch.float32
+        self.library = _load(_padded(self.state), _ELEMENTS[self.dtype], _architecture(self.device))
+        self.chunk = chunk_of(x, A)
+        self.chunks = -(-self.length // self.chunk)
+        self.pairs = self.batch * self.count
+        index = 0 if self.device is None else self.device
+        self.warps = self.library.qm_scan_warps(_warps(self.channels), self.chunk, index)
+        self.blocks = -(-self.channels // (32 * self.warps)) if self.warps else 0
+        self.like = x
+        self.kept = []
+        self.s = _Scan(
+            self.batch, self.height, self.width, self.count, self.channels, self.state, self.chunk, self.warps,
+            int(softplus), index,
+        )  # fmt: skip
+        if isinstance(directions, torch.Tensor):
+            self.s.order = self.keep(directions)
+        elif self.count <= _MOST_NAMED:
+            self.s.ways = sum(code << 2 * k for k, code in enumerate(directions))
+        else:
+            raise ValueError(f"ss2d_scan: the CUDA kernels take {_MOST_NAMED} named directions, got {self.count}")
+        if not SIMULATED:
+            self.s.stream = torch.cuda.current_stream(x.device).cuda_stream
+        for name, t in (("x", x), ("delta", delta), ("B", B), ("C", C), ("dy", dy)):
+            if t is not None:
+                self.set_map(name, per_direction(tokens(t.detach().to(self.dtype)), self.count))
+        self.s.A = self.keep(A.detach().to(torch.float32).transpose(1, 2).contiguous())
+        for name, t in (("D", D), ("bias", delta_bias)):
+            if t is not None:
+                setattr(self.s, name, self.keep(t.detach().to(torch.float32).contiguous()))
+
+    def keep(self, t: torch.Tensor) -> int:
+        """The address of a tensor that lives as long as this call."""
+        self.kept.append(t)
+        return t.data_ptr()
+
+    def set_map(self, name: str, t: torch.Tensor) -> None:
+        """A map (B, L, K, C) becomes an argument."""
+        setattr(self.s, name, _Map(self.keep(t), *strides(t)))
+
+    def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.like.device)
+
+    def run(self, name: str) -> None:
+        self.check(getattr(self.library, name)(ctypes.byref(self.s)))
+
+    def added(self, parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The sum over the first dimension of contiguous float32 parts."""
+        wide = dtype == torch.float32
+        out = self.new(*parts.shape[1:], dtype=dtype if wide else self.dtype)
+        self.check(
+            self.library.qm_scan_add_up(
+                parts.data_ptr(), out.data_ptr(), out.numel(), parts.shape[0], wide, self.s.device, self.s.stream
+            )
+        )
+        return out.to(dtype)
+
+    def check(self, status: int) -> None:
+        if status:
+            raise RuntimeError(f"ss2d_scan: CUDA kernels: {self.library.qm_scan_message(status).decode()}")
+
+    def merged(self, part: torch.Tensor, like: torch.Tensor, merge: bool) -> torch.Tensor:
+        """The map (B, H, W, D), or (B, H, W, K, D) unless directions are merged, from what ``maps.partial`` gave."""
+        if merge and self.count > 1:
+            part = self.added(part.permute(2, 0, 1, 3), like.dtype)
+        elif merge:
+            part = part.squeeze(2)
+        return part.unflatten(1, like.shape[1:3]).to(like.dtype)
+
+
+@on_its_device
+def forward(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    softplus: bool,
+    directions: list[int] | torch.Tensor,
+    merge: bool,
+    save_states: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and chunk states; arguments and results as in ``reference.forward``, chunks of :func:`chunk_of` tokens.
+
+    Raises:
+        ValueError: a state size N above 64, more than 32 named directions.
+        RuntimeError: a launch failed, or sizes that the kernels refuse.
+    """
+    call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions)
+    states = call.new(call.pairs, call.chunks, call.state, call.channels)
+    call.s.states = states.data_ptr()
+    call.s.sums = call.keep(call.new(call.pairs, call.chunks, call.channels))
+    y = partial(x.detach().to(call.dtype), call.length, call.count, merge)
+    call.set_map("y", y)
+    call.s.float_y = y.dtype == torch.float32
+    call.run("qm_scan_forward")
+    states = states.view(call.batch, call.count, *states.shape[1:])
+    return call.merged(y, x, merge), states if save_states else states[:, :, -1:].clone()
+
+
+@on_its_device
+def backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    states: torch.Tensor,
+    softplus: bool,
+    directions: list[int] | torch.Tensor,
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of the scan; arguments and results as in ``reference.backward``."""
+    call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions, dy)
+    s, shared = call.s, x.dim() == 4
+    s.states = call.keep(states.contiguous())
+    s.sums = call.keep(call.new(call.pairs, call.chunks, call.channels))
+    s.adjoint = call.keep(call.new(call.pairs, call.chunks, call.state, call.channels))
+
+    dx = partial(x.detach().to(call.dtype), call.length, call.count, shared)
+    s.float_dx = dx.dtype == torch.float32
+    ddelta = call.new(call.batch, call.length, call.count, call.channels, dtype=call.dtype)
+    whole = call.blocks == 1  # a block sees all channels: its sums over them are the results
+    shape = call.batch, call.length, call.count, call.state
+    db, dc = (call.new(*shape, dtype=call.dtype) if whole else call.new(call.blocks, *shape) for _ in range(2))
+    s.parts, s.float_dbc = db[0].numel(), db.dtype == torch.float32
+    for name, t in (("dx", dx), ("ddelta", ddelta), ("dB", db if whole else db[0]), ("dC", dc if whole else dc[0])):
+        call.set_map(name, t)
+    da = call.new(call.count, call.channels, call.state)
+    s.dA = da.data_ptr()
+    dskip = dbias = None
+    if D is not None:
+        dskip = call.new(call.count, call.channels)
+        s.dD, s.dskip = dskip.data_ptr(), call.keep(call.new(call.pairs, call.chunks, call.channels))
+    if delta_bias is not None:
+        dbias = call.new(call.count, call.channels)
+        s.ddelta_bias, s.dbias = dbias.data_ptr(), call.keep(call.new(call.pairs, call.chunks, call.channels))
+    call.run("qm_scan_backward")
+
+    return (
+        call.merged(dx, x, shared),
+        ddelta.view(delta.shape).to(delta.dtype),
+        da.to(A.dtype),
+        *(
+            (t if whole else call.added(t, like.dtype)).view(like.shape).to(like.dtype)
+            for t, like in ((db, B), (dc, C))
+        ),
+        None if dskip is None else dskip.to(D.dtype),
+        None if dbias is None else dbias.to(delta_bias.dtype),
+    )
