@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 EVAL_ROUTINGS = ("gumbel", "argmax")
 
 _shared_seed: ContextVar[int | None] = ContextVar("shared_routing_seed", default=None)
+_tape: ContextVar[NoiseTape | None] = ContextVar("routing_noise_tape", default=None)
 
 
 @contextmanager
@@ -33,7 +34,9 @@ def shared_routing_noise(seed: int) -> Iterator[None]:
     Args:
         seed: Seed of the noise; use a fresh one every iteration.
     """
-    token = _shared_seed.set(int(seed))
+    token, tape = _shared_seed.set(int(seed)), _tape.get()
+    if tape is not None:
+        tape.start(int(seed))
     try:
         yield
     finally:
@@ -43,6 +46,59 @@ def shared_routing_noise(seed: int) -> Iterator[None]:
 def noise_is_shared() -> bool:
     """Whether a :func:`shared_routing_noise` block is active."""
     return _shared_seed.get() is not None
+
+
+class NoiseTape:
+    """The numbers that a seed of shared noise gives, in tensors that stay where they are for every other seed.
+
+    A recorded computation (a CUDA graph) cannot draw from a generator of its own; it reads these tensors instead, which are
+    filled anew when a :func:`shared_routing_noise` block begins. Networks that run one after the other in a block read the
+    same tensors.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+        self._generator: torch.Generator | None = None
+        self._seed = 0
+
+    def start(self, seed: int) -> None:
+        """Fill the tensors that there are with the numbers of ``seed``; those that are asked for later follow on them."""
+        self._seed, self._generator = seed, None
+        for tensor in self._tensors:
+            tensor.uniform_(generator=self._generator_on(tensor.device))
+
+    def _generator_on(self, device: torch.device) -> torch.Generator:
+        if self._generator is None:
+            self._generator = torch.Generator(device=device)
+            self._generator.manual_seed(self._seed)
+        return self._generator
+
+    def numbers(self, position: int, shape: torch.Size, like: Tensor) -> Tensor:
+        """Those of draw ``position`` of a pass, a copy.
+
+        Raises:
+            ValueError: networks of one block draw numbers of different shapes.
+        """
+        if position == len(self._tensors):
+            generator = self._generator_on(like.device)
+            self._tensors.append(torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device))
+        tensor = self._tensors[position]
+        if tensor.shape != shape or tensor.dtype != like.dtype:
+            raise ValueError(
+                f"networks with routing noise of different shapes, {tuple(tensor.shape)} {tensor.dtype} and {tuple(shape)} "
+                f"{like.dtype}, cannot be recorded together"
+            )
+        return tensor.clone()
+
+
+@contextmanager
+def taped_noise(tape: NoiseTape) -> Iterator[None]:
+    """Inside, shared noise comes from a tape: the same numbers as without, at an address that does not change."""
+    token = _tape.set(tape)
+    try:
+        yield
+    finally:
+        _tape.reset(token)
 
 
 class RoutingNoise:
@@ -65,7 +121,8 @@ class RoutingNoise:
         self.silent = not training and eval_routing == "argmax" and shared is None
         self.per_image = training or shared is not None
         self.generator = None
-        if not self.silent and (shared is not None or not training):
+        self.tape, self.position = (None if shared is None else _tape.get()), 0
+        if not self.silent and self.tape is None and (shared is not None or not training):
             self.generator = torch.Generator(device=device)
             self.generator.manual_seed(eval_seed if shared is None else shared)
 
@@ -87,7 +144,10 @@ class RoutingNoise:
         """The next numbers U for logits (B, L, T), (1, L, T) where the images of a batch share them; None without noise."""
         if self.silent:
             return None
-        shape = logits.shape if self.per_image else (1, *logits.shape[1:])
+        shape = logits.shape if self.per_image else torch.Size((1, *logits.shape[1:]))
+        if self.tape is not None:
+            self.position += 1
+            return self.tape.numbers(self.position - 1, shape, logits)
         return torch.rand(shape, generator=self.generator, dtype=logits.dtype, device=logits.device)
 
 

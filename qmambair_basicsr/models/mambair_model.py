@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from os import path as osp
 
@@ -26,14 +23,14 @@ from ..layers.info import size_multiple
 from . import data_order, non_finite
 from .random_stream import seeded
 from .resume_plan import IMPLEMENTATIONS
-from .resuming import ResumableTraining
-from .step_options import StepOptions, recompute_blocks
+from .step_options import recompute_blocks
+from .training_step import SteppedTraining
 
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
 
 
 @MODEL_REGISTRY.register()
-class MambaIRModel(ResumableTraining):
+class MambaIRModel(SteppedTraining):
     """Trains and tests one restoration network (super-resolution, denoising, JPEG) in the stock BasicSR loop.
 
     Beyond ``SRModel``: tests tile by tile (``tiling``), loads files without running code from them
@@ -65,8 +62,7 @@ class MambaIRModel(ResumableTraining):
                 remove_leftovers(opt["path"][folder])
         self.prepare_resuming()
         self.check_validation()
-        self.step_options = StepOptions.from_options(opt) if self.is_train else StepOptions()
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.step_options.amp == "fp16")
+        self.prepare_steps()
 
         self.net_g = build_network(opt["network_g"]).to(self.device)
         self.print_network(self.net_g)
@@ -174,114 +170,6 @@ class MambaIRModel(ResumableTraining):
         except TypeError as err:
             raise ValueError(f"train: optim_g: {err}") from err
 
-    # -- one iteration --------------------------------------------------------------------------------------------
-
-    def optimize_parameters(self, current_iter: int) -> None:
-        """One training step, drawing from the random stream of (seed, rank, iteration).
-
-        Raises:
-            non_finite.NonFiniteError: the loss or a gradient is NaN or infinite; the weights are as before the step.
-        """
-        self._iteration, self._state = current_iter, None
-        self.optimizer_g.zero_grad()
-        with self.step_randomness():
-            losses = self.accumulated_gradients()
-        self.scaler.unscale_(self.optimizer_g)
-        # a gradient norm costs one pass over the gradients and keeps NaN out of the weights and the optimizer
-        finite = math.isfinite(non_finite.gradient_norm(self.net_g.parameters()))
-        if not finite and (not self.scaler.is_enabled() or self.scaler.get_scale() <= 1):
-            raise self.non_finite_error(losses)
-        if "grad_clip" in self.opt["train"]:
-            nn.utils.clip_grad_norm_(self.net_g.parameters(), self.opt["train"]["grad_clip"])
-        self.scaler.step(self.optimizer_g)  # in float16 not where a gradient overflowed: the next scale is smaller
-        self.scaler.update()
-        self.log_dict = self.reduce_loss_dict(losses)
-        if not finite:
-            return
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
-
-    def accumulated_gradients(self) -> OrderedDict[str, Tensor]:
-        """Forward and backward of the current batch, part by part; the losses, means over the parts.
-
-        Raises:
-            non_finite.NonFiniteError: a loss is NaN or infinite.
-        """
-        parts, batch = self.step_options.accumulate, {name: getattr(self, name) for name in self._batch_names()}
-        sums: OrderedDict[str, Tensor] = OrderedDict()
-        for part in range(parts):
-            for name, tensor in batch.items():
-                setattr(self, name, tensor.chunk(parts)[part])
-            last = part == parts - 1
-            shared = isinstance(self.net_g, DistributedDataParallel) and not last
-            with self.net_g.no_sync() if shared else contextlib.nullcontext():
-                with self.autocast():
-                    losses = self.compute_losses()
-                total = sum(losses.values()) / parts
-                if not math.isfinite(total.item()):
-                    raise self.non_finite_error(losses)
-                self.scaler.scale(total).backward()
-            for name, value in losses.items():
-                value = value.detach() / parts
-                sums[name] = sums[name] + value if name in sums else value
-        for name, tensor in batch.items():
-            setattr(self, name, tensor)
-        return sums
-
-    def _batch_names(self) -> list[str]:
-        """Attributes that hold the current batch."""
-        return [name for name in ("lq", "gt") if isinstance(getattr(self, name, None), Tensor)]
-
-    def autocast(self) -> torch.autocast:
-        """What a training step's forward runs in: products in ``train: amp``."""
-        options = self.step_options
-        return torch.autocast(self.device.type, options.dtype, enabled=options.amp is not None)
-
-    def step_key(self) -> tuple[int, ...]:
-        """Random key of the current training step."""
-        return (data_order.STEP_STREAM, self.seed, self.rank, self._iteration)
-
-    @contextlib.contextmanager
-    def step_randomness(self) -> Iterator[None]:
-        """Inside, random draws are those of the current training step, however often it is entered."""
-        with seeded(*self.step_key()):
-            yield
-
-    def replay_forward(self) -> None:
-        """Run the network on the current batch as the current step did, without gradients."""
-        with torch.no_grad(), self.step_randomness(), self.autocast():
-            self.get_bare_model(self.net_g)(self.lq)
-
-    def compute_losses(self) -> OrderedDict[str, Tensor]:
-        """Run the network on the current batch; weighted losses by log name (``l_...``), which are summed."""
-        self.output = self.net_g(self.lq).to(self.lq.dtype)
-        losses = OrderedDict()
-        if self.cri_pix is not None:
-            losses["l_pix"] = self.cri_pix(self.output, self.gt)
-        if self.cri_perceptual is not None:
-            content, style = self.cri_perceptual(self.output, self.gt)
-            losses.update({k: v for k, v in (("l_percep", content), ("l_style", style)) if v is not None})
-        return losses
-
-    def non_finite_error(self, losses: dict[str, Tensor]) -> non_finite.NonFiniteError:
-        """The error that says where the current step went wrong and which checkpoint is the last good one."""
-        data = {"lq": self.lq, "gt": getattr(self, "gt", None)}
-        where = non_finite.locate(self.get_bare_model(self.net_g), data, self.replay_forward)
-        values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-        return non_finite.NonFiniteError(
-            f"training stopped at iteration {self._iteration} ({values}): {where}. "
-            f"{non_finite.last_checkpoint(self.opt['path'].get('models'))}"
-        )
-
-    def model_ema(self, decay: float = 0.999) -> None:
-        """Move the average towards the network by ``1 - decay``; buffers (calibration state) are copied."""
-        net = self.get_bare_model(self.net_g)
-        with torch.no_grad():
-            for average, value in zip(self.net_g_ema.parameters(), net.parameters(), strict=True):
-                average.mul_(decay).add_(value, alpha=1 - decay)
-            for average, value in zip(self.net_g_ema.buffers(), net.buffers(), strict=True):
-                average.copy_(value)
-
     # -- test -----------------------------------------------------------------------------------------------------
 
     def test(self) -> None:
@@ -298,6 +186,7 @@ class MambaIRModel(ResumableTraining):
 
     def validation(self, dataloader, current_iter, tb_logger, save_img: bool = False) -> None:
         """BasicSR's validation under a random state of its own: networks that draw at test time repeat."""
+        self.check_steps()
         with seeded(data_order.VALIDATION_STREAM, self.seed):
             super().validation(dataloader, current_iter, tb_logger, save_img)
 
@@ -347,6 +236,7 @@ class MambaIRModel(ResumableTraining):
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Write the network (and average) and, within training, the state to resume from."""
+        self.check_steps()
         super().save(epoch, current_iter)
         total = int(self.opt["train"]["total_iter"]) if self.is_train else 0
         if current_iter == -1 and self._iteration < total:

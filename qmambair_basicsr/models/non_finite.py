@@ -29,14 +29,19 @@ def _bad(value: object) -> bool:
     return any(not bool(torch.isfinite(tensor).all()) for tensor in _tensors(value))
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm of all gradients together, which are left as they are; NaN or infinite when one of them is."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
-        return 0.0
+        return torch.zeros(())
     if hasattr(nn.utils, "get_total_norm"):  # torch 2.6 on: one kernel launch for all
-        return nn.utils.get_total_norm(gradients).item()
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])).item()
+        return nn.utils.get_total_norm(gradients)
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """:func:`total_norm` as a number, which waits for the device."""
+    return total_norm(parameters).item()
 
 
 def first_bad_layer(net: nn.Module, replay: Callable[[], None]) -> str | None:

@@ -163,9 +163,13 @@ class QATModel(MambaIRModel):
                 stack.enter_context(shared_routing_noise(int(torch.randint(2**31, ()))))
             yield
 
+    def watched_step(self) -> bool:
+        """Steps whose quantizers report their health."""
+        return self.health is not None and self._iteration % self.quant.health_freq == 0
+
     def compute_losses(self) -> OrderedDict[str, Tensor]:
         """Ground-truth losses, then ``l_distill`` and ``l_feature`` against the teacher."""
-        if self.health is not None and self._iteration % self.quant.health_freq == 0:
+        if self.watched_step():
             with recorded(self.get_bare_model(self.net_g)) as health:
                 losses = super().compute_losses()
             self.health.write(health, self._iteration)

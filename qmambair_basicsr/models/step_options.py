@@ -1,8 +1,8 @@
-"""How one training step is computed: ``train: amp``, ``accumulate`` and ``checkpoint``."""
+"""How one training step is computed: ``train: amp``, ``accumulate``, ``checkpoint`` and ``cuda_graph``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ..archs.routing import RoutingNoise
 from ..layers.info import blocks_of
 
+UNFUSED = frozenset({"foreach", "differentiable"})
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -24,11 +25,13 @@ class StepOptions:
             states of scans stay in float32.
         accumulate: parts a batch is cut into; their gradients add up to the batch's.
         checkpoint: whether the blocks of the network are computed again in the backward pass instead of kept.
+        cuda_graph: whether the step is recorded once as a CUDA graph and then replayed (``step_graph.py``).
     """
 
     amp: str | None = None
     accumulate: int = 1
     checkpoint: bool = False
+    cuda_graph: bool = False
 
     @classmethod
     def from_options(cls, opt: dict) -> StepOptions:
@@ -38,7 +41,8 @@ class StepOptions:
             ValueError: an impossible value, named; parts that the batch cannot be cut into.
         """
         train = opt.get("train") or {}
-        options = cls(train.get("amp"), train.get("accumulate", 1), train.get("checkpoint", False))
+        flags = {name: train.get(name, False) for name in ("checkpoint", "cuda_graph")}
+        options = cls(train.get("amp"), train.get("accumulate", 1), **flags)
         if options.amp is not None and options.amp not in AMP:
             raise ValueError(f"train: amp: must be one of {', '.join(AMP)}, got {options.amp!r}")
         parts = options.accumulate
@@ -47,14 +51,31 @@ class StepOptions:
         size = opt.get("datasets", {}).get("train", {}).get("batch_size_per_gpu", parts)
         if size % parts:
             raise ValueError(f"train: accumulate: must divide batch_size_per_gpu {size}, got {parts}")
-        if not isinstance(options.checkpoint, bool):
-            raise ValueError(f"train: checkpoint: must be true or false, got {options.checkpoint!r}")
+        for name, flag in flags.items():
+            if not isinstance(flag, bool):
+                raise ValueError(f"train: {name}: must be true or false, got {flag!r}")
+        refusal = not_recorded(opt) if options.cuda_graph else None
+        if refusal is not None:
+            raise ValueError(f"train: cuda_graph: {refusal}")
         return options
 
     @property
     def dtype(self) -> torch.dtype:
         """What products are computed in."""
         return torch.float32 if self.amp is None else AMP[self.amp]
+
+
+def not_recorded(opt: Mapping) -> str | None:
+    """Why the step that an option file describes cannot be recorded as a CUDA graph; None where it can."""
+    train = opt["train"]
+    optimizer = train["optim_g"] if isinstance(train.get("optim_g"), Mapping) else {}
+    if opt.get("dist") or (isinstance(opt.get("num_gpu"), int) and opt["num_gpu"] > 1):
+        return "is for one process with one GPU: gradients of several are exchanged outside a recording"
+    if train.get("checkpoint"):
+        return "cannot go with checkpoint: a block computed again reads the random state, which a recording forbids"
+    if optimizer.get("type") == "SGD" or optimizer.get("fused") is False or not UNFUSED.isdisjoint(optimizer):
+        return "needs a fused optimizer: optim_g: type Adam or AdamW, without foreach, differentiable or fused: false"
+    return None
 
 
 def recompute_blocks(net: nn.Module) -> None:

@@ -108,6 +108,15 @@ def parts(opt: Mapping) -> Iterator[Problem]:
         yield Problem("train.accumulate", f"must divide datasets.train.batch_size_per_gpu, {size}; got {count}")
 
 
+def recorded(opt: Mapping) -> Iterator[Problem]:
+    """A step that is to be recorded as a CUDA graph against what cannot be."""
+    from ..models.step_options import not_recorded
+
+    refusal = not_recorded(opt) if get(opt, "train.cuda_graph", bool) else None
+    if refusal is not None:
+        yield Problem("train.cuda_graph", refusal)
+
+
 def patches(opt: Mapping) -> Iterator[Problem]:
     """The training patch against the scale and the sizes the network takes."""
     size, scale = get(opt, "datasets.train.gt_size", int), get(opt, "scale", int) or 1
@@ -277,6 +286,7 @@ def problems(opt: Mapping, training: bool | None, kind: str) -> Iterator[Problem
     if training is not False:
         yield from patches(opt)
         yield from parts(opt)
+        yield from recorded(opt)
         yield from loader(opt)
         yield from schedule(opt)
         yield from saving(opt)

@@ -1,0 +1,83 @@
+"""What Python decides about a training step: a recording of the step holds while all of it stays as it is."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (bool, int, float, str, type(None))
+_HELD = ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")
+_RATES = (
+    "lr",
+    "initial_lr",
+    "params",
+    "capturable",
+)  # of optimizer groups: what a recording reads from tensors, or sets
+
+
+class StepSettings:
+    """A snapshot to compare with later: shapes of the batch, settings of the optimizer, switches of all modules.
+
+    Of every module: the values of its plain attributes (numbers, flags, words), which modules, parameters,
+    buffers and hooks it has, and which of its parameters are trained. What lives in a tensor is not part of it: a recording reads that anew.
+
+    Args:
+        modules: roots by name: the network, teacher and losses.
+        batch: tensors by name.
+        optimizer: its settings but the learning rate, and whether its moments were loaded anew.
+    """
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._optimizer = optimizer
+        self._batch, self._groups = _shapes(batch), _settings(optimizer)
+        self._moments = _moments(optimizer)
+        self._modules = [(f"{root}.{name}", m) for root, net in modules.items() for name, m in net.named_modules()]
+        self._attributes = [_attributes(vars(module)) for _, module in self._modules]
+        self._held = [vars(module)[kind] for _, module in self._modules for kind in _HELD]
+        self._before = self._parts()
+
+    def difference(self, batch: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> str | None:
+        """What is not as it was, in words; None where nothing changed."""
+        if _shapes(batch) != self._batch:
+            return f"the batch was {self._batch}, now {_shapes(batch)}"
+        if optimizer is not self._optimizer or _settings(optimizer) != self._groups:
+            return "settings of the optimizer"
+        if _moments(optimizer) is not self._moments:
+            return "the optimizer's state was made or loaded"
+        for (where, _), (own, values_of, before, keys) in zip(self._modules, self._attributes, strict=True):
+            if own.keys() != keys or values_of(own) != before:
+                return f"attributes of {where}"
+        held, trained = self._parts()
+        if len(held) != len(self._before[0]) or not all(map(operator.is_, held, self._before[0])):
+            return "modules, parameters, buffers or hooks"
+        return None if trained == self._before[1] else "which parameters are trained"
+
+    def _parts(self) -> tuple[list[object], list[bool]]:
+        """Which objects the modules hold; which parameters are trained. Thousands: loops in Python would cost too much."""
+        held = list(itertools.chain.from_iterable(map(dict.values, self._held)))
+        return held, [p.requires_grad for _, m in self._modules for p in m._parameters.values() if p is not None]
+
+
+def _shapes(batch: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tuple(t.shape)} {t.dtype}" for name, t in batch.items()}
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict]:
+    return [{k: v for k, v in group.items() if k not in _RATES} for group in optimizer.param_groups]
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """A tensor of the state that is another one once a state was loaded."""
+    first = next(iter(optimizer.state.values()), {})
+    return next((value for value in first.values() if isinstance(value, Tensor)), None)
+
+
+def _attributes(own: dict) -> tuple[dict, Callable, tuple, set[str]]:
+    values_of = operator.itemgetter(*(key for key, value in own.items() if isinstance(value, _PLAIN)))
+    return own, values_of, values_of(own), set(own)
