@@ -63,7 +63,7 @@ const Kernels& kernels() {
 bool forked() { return getpid() != loaded_in; }
 
 // Changes with every change of an argument list or struct.
-QM_API int64_t qm_abi() { return 8; }
+QM_API int64_t qm_abi() { return 9; }
 
 // Digest of the sources this library was built from, as ops/build.py computes it.
 QM_API const char* qm_sources() { return QM_SOURCES; }
@@ -111,8 +111,9 @@ QM_API int64_t qm_scan_backward(const ScanArgs* args) {
 QM_API int64_t qm_attention_forward(const AttentionArgs* args) {
   const AttentionArgs& a = *args;
   if (const int64_t status = attention_status(a, false)) return status;
+  const bool lined = is_lined(a);
   const bool done = all_done(a.groups * a.heads, a.threads,
-                             [&](int64_t i) { return kernels().attention.forward(a, i / a.heads, i % a.heads); });
+                             [&](int64_t i) { return kernels().attention.forward(a, i / a.heads, i % a.heads, lined); });
   return done ? kAttentionDone : kAttentionNoMemory;
 }
 

@@ -35,10 +35,20 @@ enum AttentionStatus : int64_t {
 constexpr int64_t kMaxAttentionTokens = 1024, kMaxAttentionDim = 128;
 
 struct AttentionKernels {
-  // windows of group `group` in one head; false when memory ran out
-  bool (*forward)(const AttentionArgs& args, int64_t group, int64_t head);
+  // windows of group `group` in one head; lined: is_lined(args); false when memory ran out
+  bool (*forward)(const AttentionArgs& args, int64_t group, int64_t head, bool lined);
   bool (*backward)(const AttentionArgs& args, int64_t group, int64_t head);
 };
 
 // Windows of group g, over all images: [window_begin(g), window_begin(g + 1)). Depends on the shape alone.
 inline int64_t window_begin(const AttentionArgs& a, int64_t g) { return g * a.batch * a.windows / a.groups; }
+
+// Whether the entries of 16 queries that follow each other, for one key, follow each other in the table: so it is where a
+// row of a window has a multiple of 16 tokens.
+inline bool is_lined(const AttentionArgs& a) {
+  int64_t bent = 0;
+  for (int64_t i = 0; i + 1 < a.tokens; i++)
+    if ((i + 1) % 16)
+      for (int64_t j = 0; j < a.tokens; j++) bent |= a.index[(i + 1) * a.tokens + j] - a.index[i * a.tokens + j] - 1;
+  return !bent;
+}

@@ -1,4 +1,4 @@
-// Window attention with a relative-position bias, forward and backward. One vector holds QM_WIDTH neighbouring queries;
+// Window attention with a relative-position bias: what forward (attention_forward.h) and backward share, and the backward. One vector holds QM_WIDTH neighbouring queries;
 // the loop runs over the keys, so that logits never leave the cache and no lane is idle for small heads. The backward
 // pass computes the logits once more.
 #pragma once
@@ -73,9 +73,14 @@ QM_INLINE void for_pairs(const AttentionArgs& a, const Visit& visit) {
         for (int64_t key = j; key < j + 16; key++) visit(i * T + key * W + query, a.index[(i + query) * T + key]);
 }
 
+// The entries of the head times log2(e).
+void head_column(const AttentionArgs& a, int64_t head, float* column) {
+  for (int64_t r = 0; r < a.entries; r++) column[r] = a.table[r * a.heads + head] * kToLog2;
+}
+
 // The bias of all pairs times log2(e); column is scratch for the entries of the head.
 void gather_bias(const AttentionArgs& a, int64_t head, float* column, float* bias) {
-  for (int64_t r = 0; r < a.entries; r++) column[r] = a.table[r * a.heads + head] * kToLog2;
+  head_column(a, head, column);
   for_pairs(a, [&](int64_t place, int64_t entry) { bias[place] = column[entry]; });
 }
 
@@ -93,51 +98,6 @@ QM_INLINE vi load_int(const int32_t* p) {
   vi v = {};
   if (p) std::memcpy(&v, p, sizeof v);
   return v;
-}
-
-template <int kDim>
-bool attention_forward_sized(const AttentionArgs& a, int64_t group, int64_t head) {
-  const int d = kDim ? kDim : (int)a.dim;
-  const int64_t T = a.tokens, width = a.heads * a.dim;
-  Workspace work(T * T + T * (4 * d + W) + a.entries);
-  if (!work.memory) return false;
-  float* bias = work.take(T * T);
-  float *queries = work.take(T * d), *keys = work.take(T * d), *values = work.take(T * d), *result = work.take(T * d);
-  float* logits = work.take(T * W);
-  gather_bias(a, head, work.take(a.entries), bias);
-  const vf apart = splat(a.masked * kToLog2);
-
-  for (int64_t index = window_begin(a, group); index < window_begin(a, group + 1); index++) {
-    const Window w(a, index, head);
-    gather_tokens<true>(w.qkv, a.token_stride, w.order, T, d, a.scale * kToLog2, queries);
-    gather_tokens<false>(w.qkv + width, a.token_stride, w.order, T, d, 1, keys);
-    gather_tokens<false>(w.qkv + 2 * width, a.token_stride, w.order, T, d, 1, values);
-    for (int64_t i = 0; i < T; i += W) {
-      vf q[kDim ? kDim : kMaxDim], o[kDim ? kDim : kMaxDim];
-      for (int c = 0; c < d; c++) q[c] = load(queries + c * T + i), o[c] = vf{};
-      const vi region = load_int(w.regions ? w.regions + i : nullptr);
-      vf most = splat(-__builtin_inff()), total = {};
-      for (int64_t j = 0; j < T; j++) {
-        const vf s = logit<kDim>(q, keys + j * d, d, load(bias + i * T + j * W), w.regions, region, j, apart);
-        most = at_least(s, most);
-        store(logits + j * W, s);
-      }
-      for (int64_t j = 0; j < T; j++) {
-        const vf p = exp2_negative(load(logits + j * W) - most);
-        total += p;
-#pragma GCC unroll 16
-        for (int c = 0; c < d; c++) o[c] += p * values[j * d + c];
-      }
-      const vf inverse = 1.f / total;
-      for (int c = 0; c < d; c++) store(result + c * T + i, o[c] * inverse);
-      if (w.norms) {
-        store(w.norms + i, most);
-        store(w.norms + T + i, inverse);
-      }
-    }
-    scatter_tokens(result, w.order, T, d, 1, a.out + w.row * width + head * d, width);
-  }
-  return true;
 }
 
 // Adds rows[i]^T x block to sums[dim][key]: block holds W keys times W queries.
@@ -227,10 +187,6 @@ bool attention_backward_sized(const AttentionArgs& a, int64_t group, int64_t hea
 }
 
 // 12 channels per head: the official light networks.
-bool attention_forward(const AttentionArgs& a, int64_t group, int64_t head) {
-  return a.dim == 12 ? attention_forward_sized<12>(a, group, head) : attention_forward_sized<0>(a, group, head);
-}
-
 bool attention_backward(const AttentionArgs& a, int64_t group, int64_t head) {
   return a.dim == 12 ? attention_backward_sized<12>(a, group, head) : attention_backward_sized<0>(a, group, head);
 }

@@ -68,13 +68,26 @@ struct DeltaArgs {
   float* new_grid;
 };
 
-// Picks of a prompt for each of `rows` tokens: the first largest of scores - log(-log(uniform)).
+// Picks of a prompt for each of `rows` tokens: the first largest of scores - log(-log(uniform)). The scores are given, or
+// they are those of two layers with a GELU between them; weights are input after input, outputs padded to `kRouteLanes`.
 struct RouteArgs {
   int64_t rows, prompts, threads;
-  const float* scores;
+  const float* scores;  // or null
   int64_t scores_stride;
   const float* uniform;  // (rows, prompts) in [0, 1)
   int64_t* picked;       // (rows)
+  const float* x;        // (rows, inputs)
+  int64_t x_stride, inputs, hidden;
+  const float *enter, *enter_bias;    // (inputs, hidden), (hidden)
+  const float *leave, *leave_bias;    // (hidden, prompts), (prompts)
+};
+
+// The state of torch's generator on a CPU as `get_state` gives it (its first fields): MT19937.
+struct TorchMersenne {
+  uint64_t seed;
+  int32_t left, seeded;  // left - 1 words of this state are still to be used, from `next` on
+  uint64_t next;
+  uint64_t words[624];
 };
 
 // Sums in double, in which they are exact for all that matters: the order of the rows shows in no bit of the statistics.
@@ -88,12 +101,13 @@ struct GlueKernels {
   void (*rows)(const GlueArgs& args, int64_t first, int64_t last, ExactMoments* moments);
   void (*delta)(const DeltaArgs& args, int64_t first, int64_t last, ExactMoments* moments);
   void (*route)(const RouteArgs& args, int64_t first, int64_t last);
+  void (*uniform)(TorchMersenne& state, float* out, int64_t n);
 };
 
 constexpr int64_t kGlueBuffer = 4096;  // values of one block of rows, at least one row
 constexpr int64_t kMaxRank = 64;
 constexpr int64_t kDeltaCodes = 256;  // of a row of dt
 constexpr int64_t kDeltaRows = 512;   // of a block
-constexpr int64_t kMostPrompts = 1024;
+constexpr int64_t kMostPrompts = 1024, kMostHidden = 512, kRouteLanes = 16;
 
 enum GlueStatus : int64_t { kGlueDone = 0, kGlueRefused = 1 };

@@ -85,13 +85,23 @@ QM_API int64_t qm_glue_delta(const DeltaArgs* args) {
 // The prompt of every token; a GlueStatus.
 QM_API int64_t qm_glue_route(const RouteArgs* args) {
   const RouteArgs& a = *args;
-  if (a.rows < 1 || a.prompts < 1 || a.prompts > kMostPrompts || a.scores_stride < a.prompts || !a.scores || !a.uniform ||
-      !a.picked)
+  const bool layers = a.x && a.inputs > 0 && a.x_stride >= a.inputs && a.hidden > 0 && a.hidden <= kMostHidden && a.enter &&
+                      a.enter_bias && a.leave && a.leave_bias;
+  if (a.rows < 1 || a.prompts < 1 || a.prompts > kMostPrompts || !(a.scores ? a.scores_stride >= a.prompts : layers) ||
+      !a.uniform || !a.picked)
     return kGlueRefused;
   constexpr int64_t block = 512;
   parallel((a.rows + block - 1) / block, a.threads, [&](int64_t i) {
     kernels().glue.route(a, i * block, (i + 1) * block < a.rows ? (i + 1) * block : a.rows);
   });
+  return kGlueDone;
+}
+
+// The next n numbers in [0, 1) of a generator of torch's, which goes on behind them; a GlueStatus.
+QM_API int64_t qm_glue_uniform(TorchMersenne* state, float* out, int64_t n) {
+  if (!state || !out || n < 1 || state->left < 1 || state->left > 624 || state->next > (uint64_t)(625 - state->left))
+    return kGlueRefused;
+  kernels().glue.uniform(*state, out, n);
   return kGlueDone;
 }
 

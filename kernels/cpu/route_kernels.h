@@ -8,23 +8,16 @@
 namespace QM_ISA {
 namespace {
 
-// log(v) of a normal v > 0, relative error 1e-7 (of 1 near 1).
-QM_INLINE vf natural_log(vf v) {
+// log(v) of a normal v > 0, relative error 6e-5 and that of 1 near 1: enough to tell which prompts may be the largest.
+QM_INLINE vf rough_log(vf v) {
   const vi bits = (vi)v - splat_int(0x3f3504f3);  // sqrt(1/2)
-  vf e = {};
-  const vi whole = bits >> 23;
-  e = __builtin_convertvector(whole, vf);
-  const vf z = (vf)((bits & splat_int(0x007fffff)) + splat_int(0x3f3504f3)) - 1.f, s = z * z;
-  vf p = splat(7.0376836292e-2f);
-  p = p * z + -1.1514610310e-1f;
-  p = p * z + 1.1676998740e-1f;
-  p = p * z + -1.2420140846e-1f;
-  p = p * z + 1.4249322787e-1f;
-  p = p * z + -1.6668057665e-1f;
-  p = p * z + 2.0000714765e-1f;
-  p = p * z + -2.4999993993e-1f;
-  p = p * z + 3.3333331174e-1f;
-  return (z + (p * z * s + e * -2.12194440e-4f - 0.5f * s)) + e * 0.693359375f;
+  const vf e = __builtin_convertvector(bits >> 23, vf);
+  const vf z = (vf)((bits & splat_int(0x007fffff)) + splat_int(0x3f3504f3)) - 1.f;
+  vf p = splat(0.17840609f);
+  p = p * z + -0.26991433f;
+  p = p * z + 0.33570722f;
+  p = p * z + -0.49953595f;
+  return (p * (z * z) + z) + e * 0.69314718f;
 }
 
 inline float exact_score(float score, float uniform) {
@@ -32,48 +25,97 @@ inline float exact_score(float score, float uniform) {
   return score - (float)std::log((double)inner);
 }
 
-constexpr float kNearScores = 1e-5f;  // closer scores are computed once more, exactly
+// Closer scores are computed once more, exactly. A rough score is off by 6e-5 (the inner logarithm's relative error) and
+// 0.35 times that (the outer one's, whose whole powers of two are exact), and by the rounding of large scores.
+constexpr float kNearScores = 2.5e-4f, kRoundedScores = 1e-6f;
 
-void route_rows(const RouteArgs& a, int64_t first, int64_t last) {
+constexpr int kRouteRows = 8;  // tokens whose scores are computed at once
+
+// Rows of a linear layer: out = bias + x w, `lanes` outputs of `count` (at most kRouteRows) tokens.
+void dense_rows(const float* x, int64_t stride, int count, int64_t inputs, const float* weight, const float* bias,
+                int64_t lanes, float* out) {
+  const float* rows[kRouteRows];
+  for (int r = 0; r < kRouteRows; r++) rows[r] = x + (r < count ? r : count - 1) * stride;
+  for (int64_t v = 0; v < lanes; v += W) {
+    vf sum[kRouteRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRouteRows; r++) sum[r] = load(bias + v);
+    for (int64_t i = 0; i < inputs; i++) {
+      const vf w = load(weight + i * lanes + v);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRouteRows; r++) sum[r] += w * rows[r][i];
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRouteRows; r++) store(out + r * lanes + v, sum[r]);
+  }
+}
+
+// The largest lane, by halves.
+template <typename T, int kLanes>
+QM_INLINE T largest(T __attribute__((vector_size(sizeof(T) * kLanes))) v) {
+  if constexpr (kLanes == 2) {
+    return v[0] > v[1] ? v[0] : v[1];
+  } else {
+    typedef T half __attribute__((vector_size(sizeof(T) * kLanes / 2)));
+    half halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return largest<T, kLanes / 2>(halves[0] > halves[1] ? halves[0] : halves[1]);
+  }
+}
+
+// The prompt with the largest score.
+int32_t pick(const RouteArgs& a, const float* score, const float* uniform) {
   alignas(64) float found[kMostPrompts];
   const vf least = splat(-__builtin_inff());
-  for (int64_t m = first; m < last; m++) {
-    const float *const score = a.scores + m * a.scores_stride, *const uniform = a.uniform + m * a.prompts;
-    vf top = least;
-    for_vectors(a.prompts, [&](int64_t t, int lanes, bool full) {
-      const vf u = load_some(uniform + t, lanes, full), s = load_some(score + t, lanes, full);
-      // 1 - 2^-24 is the largest uniform number: its logarithm is normal
-      vf v = s - natural_log(-natural_log(at_least(u, splat(1e-30f))));
-      v = u > 0.f ? v : least;
-      store(found + t, v);
-      top = v > top ? v : top;
-    });
-    float best = top[0];
-    for (int l = 1; l < W; l++) best = top[l] > best ? top[l] : best;
-    const float near = best - kNearScores * (1.f + __builtin_fabsf(best));
-    vi count = {}, place = splat_int(-1), lane;
-    for (int l = 0; l < W; l++) lane[l] = l;
-    for (int64_t t = 0; t < a.prompts; t += W) {
-      vf v = load(found + t);
-      if (t + W > a.prompts) v = first_lanes(v, (int)(a.prompts - t), least);
-      const vi hit = v >= near;
-      count -= hit;
-      place = hit ? lane + (int32_t)t : place;
+  vf top = least;
+  for_vectors(a.prompts, [&](int64_t t, int lanes, bool full) {
+    const vf u = load_some(uniform + t, lanes, full), s = load_some(score + t, lanes, full);
+    // 1 - 2^-24 is the largest uniform number: its logarithm is normal
+    vf v = s - rough_log(-rough_log(at_least(u, splat(1e-30f))));
+    v = u > 0.f ? v : least;
+    store(found + t, v);
+    top = v > top ? v : top;
+  });
+  const float best = largest<float, W>(top);
+  const float near = best - (kNearScores + kRoundedScores * __builtin_fabsf(best));
+  vi late = splat_int(-1), early = splat_int(-kMostPrompts), lane;  // last and first (negative) near scores of each lane
+  for (int l = 0; l < W; l++) lane[l] = l;
+  for (int64_t t = 0; t < a.prompts; t += W) {
+    vf v = load(found + t);
+    if (t + W > a.prompts) v = first_lanes(v, (int)(a.prompts - t), least);
+    const vi hit = v >= near, here = lane + (int32_t)t;
+    late = hit ? here : late;
+    early = (hit & (-here > early)) ? -here : early;
+  }
+  int32_t picked = largest<int32_t, W>(late);
+  if (picked != -largest<int32_t, W>(early)) {  // hardly ever: decide exactly, the first of equal ones (of none: all is NaN)
+    picked = 0;
+    float winner = 0.f;
+    bool any = false;
+    for (int64_t t = 0; t < a.prompts; t++)
+      if (found[t] >= near) {
+        const float value = exact_score(score[t], uniform[t]);
+        if (!any || value > winner) picked = (int32_t)t, winner = value;
+        any = true;
+      }
+  }
+  return picked;
+}
+
+void route_rows(const RouteArgs& a, int64_t first, int64_t last) {
+  const int64_t hidden = (a.hidden + kRouteLanes - 1) / kRouteLanes * kRouteLanes;
+  const int64_t prompts = (a.prompts + kRouteLanes - 1) / kRouteLanes * kRouteLanes;
+  alignas(64) float inner[kRouteRows * kMostHidden], scores[kRouteRows * kMostPrompts];
+  for (int64_t m = first; m < last; m += kRouteRows) {
+    const int count = last - m < kRouteRows ? (int)(last - m) : kRouteRows;
+    const float* from = a.scores ? a.scores + m * a.scores_stride : scores;
+    if (!a.scores) {
+      dense_rows(a.x + m * a.x_stride, a.x_stride, count, a.inputs, a.enter, a.enter_bias, hidden, inner);
+      for (int64_t i = 0; i < count * hidden; i += W) store(inner + i, gelu(load(inner + i)));
+      dense_rows(inner, hidden, count, a.hidden, a.leave, a.leave_bias, prompts, scores);
     }
-    int32_t candidates = 0, picked = -1;
-    for (int l = 0; l < W; l++) candidates += count[l], picked = place[l] > picked ? place[l] : picked;
-    if (candidates != 1) {  // hardly ever: decide exactly, the first of equal ones (of none: all that there is, is NaN)
-      picked = 0;
-      float winner = 0.f;
-      bool any = false;
-      for (int64_t t = 0; t < a.prompts; t++)
-        if (found[t] >= near) {
-          const float value = exact_score(score[t], uniform[t]);
-          if (!any || value > winner) picked = (int32_t)t, winner = value;
-          any = true;
-        }
-    }
-    a.picked[m] = picked;
+    for (int r = 0; r < count; r++)
+      a.picked[m + r] = pick(a, from + r * (a.scores ? a.scores_stride : prompts), a.uniform + (m + r) * a.prompts);
   }
 }
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..archs.mambairv2_blocks import ASSM, AttentiveLayer, AttentiveStack, ConvFFN, GatedMLP, Routes, WindowAttention
-from ..archs.routing import decide, pick_policy
+from ..archs.routing import pick_policy
 from ..layers.matmul import MatMul
-from ..ops.glue import native as glue
-from ..ops.window_attention import window_attention, windowed
+from ..ops.glue.noise import uniform
+from ..ops.glue.routing import order as semantic_order
+from ..ops.glue.routing import route, route_weights
+from ..ops.window_attention import window_attention_into, windowed
 from .grids import NotFused, require
 from .layers import native_conv, native_linear
 from .program import Fused, Program, Target, Workspace
@@ -47,7 +49,7 @@ class NativeAttention:
             plan = routes.shifted if shifted else routes.plain
             inputs = qkv.unsqueeze(0), module.relative_position_bias_table, routes.relative_index, plan.windows
             if module.full_precision():
-                rows.copy_(window_attention(*inputs, plan.regions, scale=module.scale, kinds=plan.kinds))
+                window_attention_into(rows, *inputs, plan.regions, scale=module.scale, kinds=plan.kinds)
             else:
                 rows.copy_(windowed(module.attend, *inputs, plan.kinds))
 
@@ -98,11 +100,10 @@ class _PromptedScan(NativeScan):
     """The scan whose C has the prompts of the tokens added, in the order of the tokens."""
 
     prompts: Tensor
+    """(M, N), filled before C is added to them."""
 
     def emit_c(self, program: Program, rows: Tensor, target: Target) -> None:
-        total = program.floats("prompted", rows.shape[1])
-        program.call(lambda: torch.add(rows, self.prompts, out=total))
-        program.rows(total, [target])
+        program.rows(rows, [target], added=self.prompts, out=program.floats("prompted", rows.shape[1]))
 
 
 class NativeASSM:
@@ -150,27 +151,31 @@ class NativeASSM:
     def _route(self, program: Program, part: NativeStack, normed: Tensor, order: Tensor, inverse: Tensor):
         """What picks the prompts, sorts the tokens by them and puts each token's prompt where the scan meets it."""
         module, embedding, shape = self.module, self.embedding, (1, *program.size, -1)
-        count, m = module.embeddingB.num_embeddings, program.tokens
-        picked = program.workspace.take("picked", (m,), torch.int64)
+        count, m, take = module.embeddingB.num_embeddings, program.tokens, program.workspace.take
+        picked, met = take("picked", (m,), torch.int64), take("met", (m,), torch.int64)
+        uniforms = program.floats("uniform", count)
+        self.scan.prompts = prompts = program.floats("prompts", self.scan.n)
+        weights = route_weights(module.route)
+        plain = type(module.prompt_matmul) is MatMul
+        step = route(normed, uniforms, picked, weights) if plain and weights is not None else None
 
         def sort() -> None:
-            rows = torch.arange(count)
-            dictionary = module.embeddingB(rows) @ embedding(torch.arange(embedding.num_embeddings))
-            logits, noise = module.route(normed.view(shape)).view(1, m, count), part.routes.noise
-            if type(module.prompt_matmul) is not MatMul:
+            rows, noise = torch.arange(count), part.routes.noise
+            table = module.embeddingB(rows) @ embedding(torch.arange(embedding.num_embeddings))
+            index = None
+            if step is not None and noise.generator is not None:
+                uniform(noise.generator, uniforms)
+                step()
+            else:
+                logits = module.route(normed.view(shape)).view(1, m, count)
                 found, policy = pick_policy(noise.add_to(logits), noisy=not noise.silent)
                 picked.copy_(found[0])
-                prompts = module.prompt_matmul(policy, dictionary)[0]
-            else:
-                uniform = noise.uniform(logits)
-                if uniform is None:
-                    picked.copy_(decide(logits)[0])
-                else:
-                    glue.route(logits[0], uniform[0], picked)()
-                prompts = dictionary[picked]
-            glue.order(picked, count, order, inverse)
+                if not plain:
+                    table, index = module.prompt_matmul(policy, table)[0], inverse
+            semantic_order(picked, count, order, inverse)
             # the prompts stay in raster order while the tokens are sorted, as in the official network
-            self.scan.prompts = prompts[inverse]
+            index = torch.index_select(picked, 0, inverse, out=met) if index is None else index
+            torch.index_select(table, 0, index, out=prompts)
 
         return sort
 

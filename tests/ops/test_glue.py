@@ -10,8 +10,7 @@ from torch import nn
 
 from qmambair_basicsr.ops.dls.reference import grid as dls_grid
 from qmambair_basicsr.ops.dls.reference import statistics as dls_statistics
-from qmambair_basicsr.ops.glue.native import Codes8, DeltaWeights, Rule, delta, is_available, order, route, rows
-from qmambair_basicsr.ops.semantic_order import semantic_order
+from qmambair_basicsr.ops.glue.native import Codes8, DeltaWeights, Rule, delta, is_available, rows
 
 pytestmark = pytest.mark.skipif(not is_available()[0], reason=is_available()[1])
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "sigmoid": torch.sigmoid, None: lambda x: x}
@@ -135,27 +134,6 @@ def test_delta(size, shifted):
     std = exact.std() if exact.numel() > 1 else exact[0, 0] * 0
     torch.testing.assert_close(statistics[:2], torch.stack((exact.mean(), std)).float(), rtol=1e-6, atol=1e-7)
     assert torch.equal(statistics[2:], torch.stack((out.min(), out.max())))
-
-
-@pytest.mark.parametrize("prompts", [1, 7, 16, 64, 100])
-def test_the_pick_of_a_prompt_and_the_order_of_the_tokens(prompts):
-    generator = torch.Generator().manual_seed(prompts)
-    scores, uniform = torch.randn(700, prompts, generator=generator), torch.rand(700, prompts, generator=generator)
-    uniform[0, 0], uniform[1] = 0.0, uniform[1, 0]  # U = 0 is never picked
-    scores[1] = scores[1, 0]  # equal scores: the first
-    picked = torch.full((700,), -1)
-    route(scores, uniform, picked)()
-    exact = scores.double() - uniform.double().log().neg().log()
-    assert picked[1] == 0 and (prompts == 1 or picked[0] != 0)
-    rest = exact.gather(1, picked[:, None])[2:, 0]
-    assert bool((rest >= exact[2:].amax(1) - 1e-6).all()), "up to the rounding of two logarithms"
-    assert int((picked[2:] == exact[2:].argmax(1)).sum()) == 698
-    found, inverse = torch.empty(700, dtype=torch.int32), torch.empty(700, dtype=torch.int64)
-    order(picked, prompts, found, inverse)
-    wanted = semantic_order(picked[None], prompts)
-    assert torch.equal(found.long(), wanted[0]) and torch.equal(inverse, wanted[1])
-    with pytest.raises(ValueError, match="refuse"):
-        order(picked + prompts, prompts, found, inverse)
 
 
 def test_what_does_not_fit_is_refused():

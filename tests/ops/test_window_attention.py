@@ -8,7 +8,7 @@ from instruction_sets import with_instruction_sets
 
 from qmambair_basicsr.archs.windows import relative_position_index, window_plan
 from qmambair_basicsr.ops.backend import backends
-from qmambair_basicsr.ops.window_attention import MASKED, is_fused, reference, window_attention
+from qmambair_basicsr.ops.window_attention import MASKED, is_fused, reference, window_attention, window_attention_into
 
 BACKENDS = with_instruction_sets([b.name for b in backends("window_attention")])
 
@@ -19,6 +19,8 @@ SHAPES = {
     "odd_channels": (3, 5, 4, 3, 7),
     "two_groups": (3, 6, 4, 1, 29),
     "one_channel": (1, 2, 8, 2, 1),
+    "wide_rows": (1, 1, 16, 2, 5),
+    "light_small": (2, 3, 4, 2, 12),
 }
 
 
@@ -132,6 +134,32 @@ def test_windows_that_share_a_mask_are_the_regions_once_more(fused, gradients, u
         got = window_attention(*given, scale=0.4, kinds=plan.kinds)
     want = reference.forward(*(t.double() if t.is_floating_point() else t for t in given), 0.4)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_index_in_any_order(backend, use_backend):
+    """Entries of neighbouring queries follow each other in the table where a window has rows of 16; elsewhere not."""
+    use_backend("window_attention", backend)
+    inputs = make(1, 1, 16, 1, 12)
+    shuffled = torch.randperm(len(inputs["table"]))
+    inputs["index"], inputs["table"] = shuffled[inputs["index"]], inputs["table"][shuffled.argsort()]
+    check(inputs)
+    inputs["index"] = torch.randint(0, len(inputs["table"]), inputs["index"].shape)
+    check(inputs)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_into_a_buffer(backend, shape, use_backend):
+    use_backend("window_attention", backend)
+    inputs = make(*SHAPES[shape])
+    batch, length, channels = inputs["qkv"].shape
+    out = torch.full((batch, length, channels // 3), torch.nan)
+    with torch.no_grad():
+        got = window_attention_into(out, **inputs, scale=0.3)
+        assert got is out and torch.equal(out, window_attention(**inputs, scale=0.3))
+        with pytest.raises((ValueError, RuntimeError)):
+            window_attention_into(out[:, :5].contiguous(), **inputs, scale=0.3)
 
 
 def test_what_the_kernels_do_not_take_goes_to_the_reference(use_backend):

@@ -114,6 +114,21 @@ def test_grids_that_follow_each_image(name):
     torch.testing.assert_close(together, alone)
 
 
+def test_routing_in_full_precision_with_noise():
+    """The prompts picked by noise are those of the network: torch's numbers, layer after layer, image after image."""
+    settings = quant(4)
+    settings.pop("routing")
+    net = network("QMambaIRv2Light", settings)
+    net.eval_routing = "gumbel"
+    native = assert_same(net, image(net))
+    pair = image(net, 2)
+    with torch.no_grad():
+        together, alone = native(pair), torch.cat([native(each) for each in pair.split(1)])
+        torch.testing.assert_close(together, alone)
+        net.eval_routing = native.network.eval_routing = "argmax"
+        assert not torch.equal(native(pair), together), "noise decides"
+
+
 def test_sizes_in_turns_and_threads():
     net = network("QMambaIR", quant(4))
     native = native_network(net)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..native_library import address, function, is_available, threads
+from ..native_library import address, is_available, threads
 from ..prepared import Prepared, rows_of
 
 __all__ = [
@@ -19,8 +19,6 @@ __all__ = [
     "Rule",
     "delta",
     "is_available",
-    "order",
-    "route",
     "rows",
 ]
 
@@ -64,14 +62,14 @@ class Rule:
         )
 
 
-def _fields(*groups: tuple[type, str]) -> list[tuple[str, type]]:
+def fields(*groups: tuple[type, str]) -> list[tuple[str, type]]:
     return [(name, kind) for kind, names in groups for name in names.split()]
 
 
 class _Rows(ctypes.Structure):
     """Mirror of ``struct GlueArgs`` in kernels/cpu/glue.h."""
 
-    _fields_ = _fields(
+    _fields_ = fields(
         (_INT, "rows columns threads"),
         (_POINTER, "x"),
         (_INT, "x_stride"),
@@ -101,7 +99,7 @@ class _Rows(ctypes.Structure):
 class _Delta(ctypes.Structure):
     """Mirror of ``struct DeltaArgs``."""
 
-    _fields_ = _fields(
+    _fields_ = fields(
         (_INT, "rows directions channels rank threads"),
         (_POINTER, "dt"),
         (_INT, "dt_stride dt_zero"),
@@ -235,49 +233,3 @@ def delta(
         **_followed(statistics, rule, new_grid),
     )
     return Prepared("qm_glue_delta", arguments, (dt, weights, out, codes, statistics, rule, new_grid))
-
-
-class _Route(ctypes.Structure):
-    """Mirror of ``struct RouteArgs``."""
-
-    _fields_ = _fields(
-        (_INT, "rows prompts threads"), (_POINTER, "scores"), (_INT, "scores_stride"), (_POINTER, "uniform picked")
-    )
-
-
-def route(scores: Tensor, uniform: Tensor, picked: Tensor) -> Prepared:
-    """The prompt of every token: the first largest of ``scores - log(-log(uniform))``.
-
-    Args:
-        scores: logits (M, T) float32.
-        uniform: (M, T) float32 in [0, 1), contiguous.
-        picked: where the picks go, (M,) int64.
-    """
-    count, prompts = scores.shape
-    if uniform.shape != scores.shape or not uniform.is_contiguous() or picked.shape != (count,):
-        raise ValueError(
-            f"route: scores {tuple(scores.shape)}, noise {tuple(uniform.shape)}, picks {tuple(picked.shape)}"
-        )
-    arguments = _Route(
-        rows=count,
-        prompts=prompts,
-        threads=threads(),
-        scores=address(scores),
-        scores_stride=rows_of(scores, prompts),
-        uniform=address(uniform),
-        picked=address(picked),
-    )
-    return Prepared("qm_glue_route", arguments, (scores, uniform, picked))
-
-
-def order(picked: Tensor, prompts: int, out: Tensor, inverse: Tensor) -> None:
-    """Order of the tokens by their prompts, raster order within one (``ops/semantic_order``), and its inverse.
-
-    Args:
-        picked: (M,) int64 in range(prompts).
-        prompts: their number.
-        out: where the order goes, (M,) int32.
-        inverse: (M,) int64.
-    """
-    call = function("qm_glue_order", "piipp")
-    call(address(picked), picked.numel(), prompts, address(out), address(inverse))

@@ -103,6 +103,31 @@ def window_attention(
     return torch.ops.qmambair.window_attention(qkv, table, index, order, regions, scale)[0]
 
 
+def window_attention_into(
+    out: Tensor,
+    qkv: Tensor,
+    table: Tensor,
+    index: Tensor,
+    order: Tensor,
+    regions: Tensor | None = None,
+    *,
+    scale: float,
+    kinds: Sequence[tuple[int, Tensor | None]] | None = None,
+) -> Tensor:
+    """:func:`window_attention` into a buffer, for evaluation.
+
+    Args:
+        out: contiguous (B, L, C), filled; may not overlap qkv.
+    """
+    native = qkv.device.type == "cpu" and out.is_contiguous() and not torch.is_grad_enabled()
+    if not (native and is_fused(qkv, order.shape[1], table.shape[1])):
+        given = {"scale": scale, "kinds": kinds}
+        return out.copy_(window_attention(qkv, table, index, order, regions, **given))
+    check_shapes(qkv, table, index, order, regions, out=out)
+    choose("window_attention", BACKENDS, qkv).forward_into(out, qkv, table, index, order, regions, scale)
+    return out
+
+
 def check_shapes(
     qkv: Tensor, table: Tensor, index: Tensor, order: Tensor, regions: Tensor | None, **results: Tensor
 ) -> None:

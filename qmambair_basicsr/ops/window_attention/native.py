@@ -10,7 +10,7 @@ from torch import Tensor
 from ..native_library import add_in_order, address, is_available, library, threads
 from . import MASKED, check_values
 
-__all__ = ["DEVICES", "accepts", "backward", "forward", "is_available"]
+__all__ = ["DEVICES", "accepts", "backward", "forward", "forward_into", "is_available"]
 
 DEVICES = ("cpu",)
 _GROUP = 16  # windows that share one partial sum of the table's gradient
@@ -82,6 +82,11 @@ class _Call:
         if status:
             check_values(self.tensors["table"], self.tensors["index"], self.tensors["order"])
             raise ValueError("window_attention: the CPU kernels refuse these sizes")
+
+
+def forward_into(out, qkv, table, index, order, regions, scale):
+    """The output into ``out``, contiguous float32 (B, L, C), and nothing for a backward pass."""
+    _Call(qkv, table, index, order, regions, scale).run("qm_attention_forward", out=out)
 
 
 def forward(qkv, table, index, order, regions, scale):
