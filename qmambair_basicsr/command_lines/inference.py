@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SIZE|auto|off",
         help="longest side of a tile in pixels (default: auto)",
     )
-    add(model, "--overlap", default=32)
+    add(model, "--overlap", "default: 32, or half of a smaller tile")
     files = parser.add_argument_group("files")
     files.add_argument(
         "--ext", metavar="EXT", help="ending of the results: png, jpg, tif ... (default: that of the picture)"
@@ -77,7 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("--suffix", default="", help="put behind the names of the results")
     existing = files.add_mutually_exclusive_group()
     existing.add_argument(
-        "--skip-existing", action="store_true", help="leave finished results as they are (what is done anyway)"
+        "--skip-existing",
+        action="store_true",
+        help="leave every result that is there, whatever it was made from (default: those made from the same)",
     )
     add(existing, "--overwrite")
     work = parser.add_argument_group("besides")

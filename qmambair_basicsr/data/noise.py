@@ -6,7 +6,7 @@ import numpy as np
 
 from .jpeg_codec import jpeg_roundtrip
 
-__all__ = ["add_gaussian_noise", "camera_noise", "gaussian_test_noise"]
+__all__ = ["add_gaussian_noise", "camera_noise", "eight_bits", "gaussian_test_noise"]
 
 
 def gaussian_test_noise(shape: tuple[int, ...], sigma: float) -> np.ndarray:
@@ -46,6 +46,11 @@ def add_gaussian_noise(img: np.ndarray, sigma: float, rng: np.random.Generator |
     if rng is None:
         return (clean + gaussian_test_noise(img.shape, sigma)).astype(np.float32)
     return clean + rng.standard_normal(img.shape, dtype=np.float32) * np.float32(sigma / 255.0)
+
+
+def eight_bits(img: np.ndarray) -> np.ndarray:
+    """An image as a picture file holds it: float around [0, 1] -> uint8, rounded, and clipped to 0..255."""
+    return np.floor(np.clip(img, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _demosaic(mosaic: np.ndarray) -> np.ndarray:
@@ -101,6 +106,5 @@ def camera_noise(
     mosaic = np.zeros(img.shape)
     for row, column, c in ((0, 0, 2), (0, 1, 1), (1, 0, 1), (1, 1, 0)):
         mosaic[row::2, column::2, c] = noise[row::2, column::2, c]
-    noisy = np.clip(linear + _demosaic(mosaic), 0, 1) ** (1 / 2.2)
-    out = np.floor(noisy * 255 + 0.5).astype(np.uint8)
+    out = eight_bits(np.clip(linear + _demosaic(mosaic), 0, 1) ** (1 / 2.2))
     return out if quality is None else jpeg_roundtrip(out, quality)

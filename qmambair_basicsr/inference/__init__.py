@@ -37,7 +37,7 @@ def open(
         threads: of PyTorch and the native kernels, for the whole process; None leaves them as they are.
         half: compute in half precision (GPUs only).
         opt: option file whose ``network_g`` describes the network; found from the keys without it.
-        bits: of weights and activations, where the keys of quantizers do not show them.
+        bits: of weights and activations, where the keys of quantizers do not show them; never other than those shown.
 
     Returns:
         The network as an object with ``scale``, ``channels``, ``bits``, ``task`` and ``restore(array)``.
@@ -46,6 +46,7 @@ def open(
         CheckpointError, PackedCheckpointError: the file cannot be read, or is of no known network.
         OptionFileError: ``opt`` describes no network.
         BackendError: the backend or device is not there, or cannot run this network.
+        ValueError: an argument of another kind; ``opt`` for a file that describes itself; ``bits`` that are not its own.
     """
     from .opening import open_restorer
 

@@ -7,23 +7,26 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .. import made_from
 from ..files import remove_leftovers
-from .inputs import Job, find_jobs
+from . import provenance
+from .inputs import Job, find_jobs, require_folder
 from .opening import open_restorer
 from .picture_files import Format, Layout, format_of, mode_in, write_picture
 from .pictures import COLOURS, Size, read_picture, read_size, register_plugins
 from .restorer import Restorer
 from .restoring import How, restored_size, restored_strips
 from .self_check import LEAST_PSNR, self_check
-from .shipped import model_for
+from .shipped import model_for, weights_of
 from .showing import PAGE, Page, Truths
 
 __all__ = ["Outcome", "run"]
@@ -54,8 +57,8 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-def open_network(args: argparse.Namespace) -> Restorer:
-    """The network that the command line asks for.
+def open_network(args: argparse.Namespace) -> tuple[Restorer, Path]:
+    """The network that the command line asks for, and its file.
 
     Raises:
         ValueError: arguments that do not fit together.
@@ -64,9 +67,12 @@ def open_network(args: argparse.Namespace) -> Restorer:
         raise ValueError(f"--model was given {len(args.model)} times; pictures are restored by one network")
     if args.scale and (args.model or args.task not in (None, "sr")):
         raise ValueError("--scale chooses among the shipped networks for sr; --outscale resizes the results of any")
-    path = args.model[0] if args.model else model_for(args.task or "sr", args.scale or args.outscale or 2).path
+    if not args.model and args.opt:
+        raise ValueError("-opt describes the network of a --model; the shipped networks describe themselves")
+    scale = args.scale or args.outscale or 2
+    path = weights_of(args.model[0]) if args.model else model_for(args.task or "sr", scale).path
     bits = None if args.bits is None else (args.bits, args.bits)
-    return open_restorer(path, args.backend, args.device, args.threads, args.half, args.opt, bits)
+    return open_restorer(path, args.backend, args.device, args.threads, args.half, args.opt, bits), path
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,7 @@ class Run:
         args: the command line.
         truths: ground truth.
         page: what becomes the page; None without.
+        settings: what decides about results besides the picture, for their records.
     """
 
     restorer: Restorer
@@ -122,6 +129,35 @@ class Run:
     args: argparse.Namespace
     truths: Truths
     page: Page | None
+    settings: Mapping[str, str]
+
+
+def stand(job: Job, run: Run) -> tuple[bool, str]:
+    """Whether a result need not be made, and in what one that is made again was another.
+
+    Raises:
+        ValueError: a file is there that does not say what it was made from.
+        OSError: the picture cannot be read, or a folder has the name of the result.
+    """
+    if job.target.is_dir():
+        raise IsADirectoryError(f"{job.target} is a folder; move it, or use another -o or --suffix")
+    exists = job.target.is_file() and job.target.stat().st_size > 0
+    if not exists or run.args.overwrite or run.args.skip_existing:
+        return exists and not run.args.overwrite, ""
+    before = provenance.record_in(job.target)
+    if before is None:
+        raise ValueError(
+            f"{job.target} is there already and does not say what it was made from; --overwrite replaces it, "
+            "--skip-existing keeps it"
+        )
+    other = made_from.differences(before, record_of(job, run))
+    return not other, made_from.reason(other) if other else ""
+
+
+def record_of(job: Job, run: Run) -> dict[str, str]:
+    """What the result of a picture is made from."""
+    quality = run.args.quality if format_of(job.target.suffix).lossy else None
+    return provenance.of_picture(run.settings, job.source, quality)
 
 
 def restore_file(job: Job, run: Run, progress) -> Outcome:
@@ -131,6 +167,7 @@ def restore_file(job: Job, run: Run, progress) -> Outcome:
         Exception: of many kinds; nothing is written then.
     """
     started, restorer, how, args = time.perf_counter(), run.restorer, run.how, run.args
+    record = record_of(job, run)
     picture = read_picture(job.source)
     height, width = picture.pixels.shape[:2]
     made = plan(
@@ -155,7 +192,7 @@ def restore_file(job: Job, run: Run, progress) -> Outcome:
     kept = None
     if run.page is not None:
         strips, kept = run.page.watch(before, (made.layout.height, made.layout.width), strips)
-    write_picture(job.target, strips, made.wanted, made.layout, before.about)
+    write_picture(job.target, strips, made.wanted, made.layout, before.about, record)
     seconds = time.perf_counter() - started
     size = (width, height), (made.layout.width, made.layout.height)
     if (psnr := run.truths.psnr(job)) is not None:
@@ -229,7 +266,10 @@ def outcomes(jobs: list[Job], run: Run, report: Reporter) -> Iterator[Outcome]:
     for job in jobs:
         report.begin(job)
         try:
-            if job.finished and not args.overwrite:
+            if job.problem:
+                raise ValueError(job.problem)
+            finished, other = stand(job, run)
+            if finished:
                 outcome = Outcome(job, "skipped")
                 if run.page is not None and not args.dry_run:
                     psnr = run.truths.psnr(job)
@@ -246,6 +286,8 @@ def outcomes(jobs: list[Job], run: Run, report: Reporter) -> Iterator[Outcome]:
                 )
             else:
                 outcome = restore_file(job, run, report.tiles)
+            if other:
+                outcome.notes = (f"made again: {other}", *outcome.notes)
         except Exception as err:  # whatever is wrong with one picture, or with us and it, the others are restored
             if args.debug:
                 traceback.print_exc()
@@ -275,8 +317,9 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError: arguments that do not fit together, or inputs that are not there.
     """
     register_plugins()
+    require_folder(args.out, [PAGE] if args.page else [], args.dry_run)
     jobs = find_jobs(args.inputs, args.out, args.recursive, args.ext, args.suffix)
-    restorer = open_network(args)
+    restorer, weights = open_network(args)
     how = How(args.tile, args.overlap, args.tta, args.outscale)
     restorer.tiles(
         1 << 16, 1 << 16, how.tile, how.overlap
@@ -285,7 +328,17 @@ def run(args: argparse.Namespace) -> int:
         if folder.is_dir() and not args.dry_run:
             remove_leftovers(folder)
     page = Page(str(restorer)) if args.page and not args.dry_run else None
-    shared = Run(restorer, how, args, Truths(args.truth, restorer.scale), page)
+    settings = provenance.settings_of(
+        *(weights, args.opt),
+        bits=restorer.bits,
+        backend=restorer.backend,
+        half_precision=args.half,
+        tile=how.tile,
+        overlap="" if how.tile == "off" or how.overlap is None else how.overlap,
+        flips=how.tta,
+        size=float(how.outscale or restorer.scale),
+    )
+    shared = Run(restorer, how, args, Truths(args.truth, restorer.scale), page, settings)
     report = Reporter(len(jobs))
     report.console.print(escape(f"{len(jobs)} pictures, {restorer}"))
     started, done, stopped = time.perf_counter(), [], False

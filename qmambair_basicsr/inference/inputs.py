@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import glob
 import os
-import stat
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.image_files import IMAGE_SUFFIXES
 from .picture_files import ENDINGS, can_write, format_of
+from .provenance import record_in
 
-__all__ = ["READABLE", "Job", "find_jobs"]
+__all__ = ["READABLE", "Job", "find_jobs", "require_folder"]
 
 READABLE = frozenset(IMAGE_SUFFIXES) | frozenset(ENDINGS) | {".gif", ".jp2", ".tga", ".mpo"}
 """Endings that are looked for in folders; a file that is named is tried whatever its ending."""
@@ -26,21 +26,12 @@ class Job:
     Attributes:
         source: file to read.
         target: file to write.
+        problem: why it cannot be restored whatever it holds; empty where it can.
     """
 
     source: Path
     target: Path
-
-    @property
-    def finished(self) -> bool:
-        """Whether the result is there and is not older than the picture."""
-        try:
-            result = self.target.stat()
-            return (
-                stat.S_ISREG(result.st_mode) and result.st_size > 0 and result.st_mtime >= self.source.stat().st_mtime
-            )
-        except OSError:
-            return False
+    problem: str = ""
 
 
 def find_jobs(
@@ -55,9 +46,12 @@ def find_jobs(
         ending: of the results; None for that of each picture, or ``png`` where it cannot be written.
         suffix: put behind the name.
 
+    Results of an earlier run that lie among the pictures are none of them. Names that differ in case alone are one to some
+    file systems: the second gets ``-2`` behind it.
+
     Raises:
         FileNotFoundError: an input stands for nothing.
-        ValueError: a result would replace its picture, or two pictures would have the same result.
+        ValueError: every result would replace a picture, or be that of two; where others remain, it is a job's ``problem``.
     """
     if ending is not None:
         format_of(ending)
@@ -69,29 +63,100 @@ def find_jobs(
         for file, place in _files(given, recursive, out):
             found.setdefault(Path(os.path.abspath(file)), place)
         if len(found) == before and not any(True for _ in _files(given, recursive, out)):
-            kind = (
-                "no picture in it" if Path(given).is_dir() else "no such file or folder, and no pattern that fits one"
-            )
-            deeper = "; --recursive looks into its sub-folders" if Path(given).is_dir() and not recursive else ""
-            raise FileNotFoundError(f"{given}: {kind}{deeper}")
-    targets = {file: place.with_name(place.stem + suffix + _ending_of(file, ending)) for file, place in found.items()}
-    twice = {name for name, count in Counter(map(_key, targets.values())).items() if count > 1}
-    for file, target in targets.items():  # photo.jpg and photo.png, both as .png: the whole name stays
-        if _key(target) in twice:
-            targets[file] = target.with_name(file.name + suffix + _ending_of(file, ending))
-    seen: dict[str, Path] = {}
+            raise FileNotFoundError(f"{given}: {_nothing(Path(given), recursive)}")
+    targets = _targets(found, ending, suffix)
+    held = {os.path.realpath(file): file for file in found}
+    if suffix:
+        meant = {held.get(os.path.realpath(out / target)) for target in targets.values()} - {None}
+        results = {file for file in meant if record_in(file) is not None}
+        targets = _targets({file: place for file, place in found.items() if file not in results}, ending, suffix)
+        held = {os.path.realpath(file): file for file in targets}
+    shared = _shared(targets)
+    jobs = []
     for file, target in targets.items():
-        other = seen.setdefault(_key(target), file)
-        if other != file:
-            raise ValueError(
-                f"{other} and {file} would both become {out / target}; give the folder that holds both with --recursive, "
-                "or restore them into different folders"
+        problem = ""
+        if file in shared:
+            problem = (
+                f"{shared[file]} would become {out / target} as well; give the folder that holds both with --recursive, or "
+                "restore them into different folders"
             )
-        if (out / target).absolute() in found or (out / target).resolve() == file.resolve():
-            raise ValueError(
-                f"{out / target} is a picture to restore and would be replaced; use another folder or --suffix"
-            )
-    return [Job(file, out / target) for file, target in targets.items()]
+        elif os.path.realpath(out / target) in held:
+            problem = f"{out / target} is a picture to restore and would be replaced; use another folder or --suffix"
+        jobs.append(Job(file, out / target, problem))
+    if all(job.problem for job in jobs):
+        raise ValueError(f"{jobs[0].source}: {jobs[0].problem}")
+    return jobs
+
+
+def require_folder(out: Path, files: Sequence[str] = (), dry: bool = False) -> None:
+    """Make the folder of results, and see that it takes files, before work is put into them.
+
+    Args:
+        out: folder.
+        files: names of files that will be written into it besides results.
+        dry: write nothing: look only at what is there.
+
+    Raises:
+        ValueError: something that is no folder has this name, or a folder that of a file.
+        OSError: nothing can be written there; the message names it.
+    """
+    there = next(path for path in (out, *out.absolute().parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise ValueError(f"-o {out}: {there} is no folder")
+    for name in files:
+        if (out / name).is_dir():
+            raise ValueError(f"{out / name} is a folder, and the name of a file that is to be written; move it")
+    if not dry:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out):
+                pass
+        except OSError as err:
+            raise OSError(err.errno, err.strerror, str(out)) from err
+
+
+def _nothing(given: Path, recursive: bool) -> str:
+    """Why an input stands for nothing."""
+    if given.is_dir():
+        return "no picture in it" + ("" if recursive else "; --recursive looks into its sub-folders")
+    if given.is_symlink() and not given.exists():
+        return "a link to nothing"
+    if given.exists():
+        return "neither a file nor a folder (a pipe or a device?)"
+    return "no such file or folder, and no pattern that fits one"
+
+
+def _targets(found: Mapping[Path, Path], ending: str | None, suffix: str) -> dict[Path, Path]:
+    """What each result is called, below the folder of results; pictures of one folder get names of their own.
+
+    Args:
+        found: picture -> its place below that folder.
+        ending, suffix: see :func:`find_jobs`.
+    """
+    targets = {file: place.with_name(place.stem + suffix + _ending_of(file, ending)) for file, place in found.items()}
+    names: dict[str, set[str]] = {}
+    for file, target in targets.items():
+        names.setdefault(_key(target), set()).add(file.name.casefold())
+    for file, target in targets.items():  # photo.jpg and photo.png, both as .png: the whole name stays
+        if len(names[_key(target)]) > 1:
+            targets[file] = target.with_name(file.name + suffix + _ending_of(file, ending))
+    taken: dict[str, Path] = {}
+    for file, target in targets.items():  # photo.png and photo.PNG
+        number, name = 1, target
+        while taken.get(_key(name), file).parent == file.parent and taken.get(_key(name), file) != file:
+            number += 1
+            name = target.with_name(f"{target.stem}-{number}{target.suffix}")
+        taken.setdefault(_key(name), file)
+        targets[file] = name
+    return targets
+
+
+def _shared(targets: Mapping[Path, Path]) -> dict[Path, Path]:
+    """Pictures of different folders that have the same result: each, and another of them."""
+    groups: dict[str, list[Path]] = {}
+    for file, target in targets.items():
+        groups.setdefault(_key(target), []).append(file)
+    return {file: files[files[0] == file] for files in groups.values() if len(files) > 1 for file in files}
 
 
 def _key(target: Path) -> str:
@@ -123,7 +188,7 @@ def _files(given: str, recursive: bool, out: Path) -> Iterator[tuple[Path, Path]
         for name in sorted(glob.glob(str(given), recursive=True)):
             if Path(name).is_dir():
                 yield from _in_folder(Path(name), recursive, out)
-            elif _wanted(Path(name)):
+            elif Path(name).is_file() and _wanted(Path(name)):
                 yield Path(name), Path(os.path.relpath(name, _fixed_part(given)))
 
 

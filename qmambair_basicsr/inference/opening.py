@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from ..recipes.option_files import OptionFileError
 from .backends import device_of
 from .detection import detect
 from .networks import read_network
-from .restorer import Restorer
+from .restorer import Restorer, bits_of
 from .shipped import task_of, weights_of
 
 __all__ = ["network_from", "open_restorer"]
@@ -55,10 +56,16 @@ def network_from(
     Raises:
         CheckpointError, PackedCheckpointError: the file cannot be read, or is of no known network.
         OptionFileError: ``opt`` has no network.
+        ValueError: ``opt`` for a file that describes itself, or ``bits`` that the network does not have.
     """
-    if not Path(path).is_file() or is_packed_file(path):
-        return load_packed(path) if Path(path).suffix == ".safetensors" else load_unpacked(path, opt, bits)
-    return load_unpacked(path, opt, bits)
+    packed = is_packed_file(path) if Path(path).is_file() else Path(path).suffix == ".safetensors"
+    if packed and opt is not None:
+        raise ValueError(f"{path} describes its network itself: it is opened without an option file (-opt)")
+    net = load_packed(path) if packed else load_unpacked(path, opt, bits)
+    if bits is not None and bits_of(net) != tuple(bits):
+        has, asked = ("/".join(map(str, pair)) for pair in (bits_of(net), bits))
+        raise ValueError(f"{path} is of a network of {has} bits (weights/activations), not of the {asked} asked for")
+    return net
 
 
 def load_unpacked(path: str | os.PathLike, opt: str | os.PathLike | None, bits: tuple[int, int] | None) -> nn.Module:
@@ -90,7 +97,13 @@ def open_restorer(
     bits: tuple[int, int] | None = None,
 ) -> Restorer:
     """See :func:`qmambair_basicsr.inference.open`."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path: {path!r} is no file of weights and no name of a shipped network")
+    if threads is not None and not (isinstance(threads, Integral) and not isinstance(threads, bool) and threads >= 1):
+        raise ValueError(f"threads: {threads!r} is no whole number of at least 1")
+    if bits is not None and not (isinstance(bits, (tuple, list)) and len(bits) == 2):
+        raise ValueError(f"bits: {bits!r} is no pair (of weights, of activations)")
     chosen, file = device_of(device), weights_of(path)
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(int(threads))
     return Restorer(network_from(file, opt, bits), backend, chosen, half, task_of(file))

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 
 from ..files import replaced
 from ..strict import did_you_mean
+from . import provenance
 from .pictures import About
 from .png_stream import write_png
 
@@ -34,21 +35,23 @@ class Format:
         modes: of pixels, the preferred one for others first.
         sixteen: also with 16 bits per sample.
         side: most pixels along a side.
+        lossy: written with a quality.
     """
 
     name: str
     modes: tuple[str, ...]
     sixteen: bool = False
     side: int = 2**31 - 1
+    lossy: bool = False
 
 
 FORMATS = {
     "PNG": Format("PNG", ("RGBA", "RGB", "LA", "L"), sixteen=True),
     "TIFF": Format("TIFF", ("RGBA", "RGB", "LA", "L", "CMYK"), sixteen=True),
-    "JPEG": Format("JPEG", ("RGB", "L", "CMYK"), side=65500),
-    "WEBP": Format("WEBP", ("RGBA", "RGB"), side=16383),
-    "AVIF": Format("AVIF", ("RGBA", "RGB"), side=65535),
-    "HEIF": Format("HEIF", ("RGBA", "RGB", "LA", "L"), side=65535),
+    "JPEG": Format("JPEG", ("RGB", "L", "CMYK"), side=65500, lossy=True),
+    "WEBP": Format("WEBP", ("RGBA", "RGB"), side=16383, lossy=True),
+    "AVIF": Format("AVIF", ("RGBA", "RGB"), side=65535, lossy=True),
+    "HEIF": Format("HEIF", ("RGBA", "RGB", "LA", "L"), side=65535, lossy=True),
     "BMP": Format("BMP", ("RGB", "L")),
     "PPM": Format("PPM", ("RGB", "L")),
 }
@@ -122,7 +125,12 @@ def mode_in(wanted: Format, mode: str) -> str:
 
 
 def write_picture(
-    path: str | os.PathLike, strips: Iterable[np.ndarray], wanted: Format, layout: Layout, about: About
+    path: str | os.PathLike,
+    strips: Iterable[np.ndarray],
+    wanted: Format,
+    layout: Layout,
+    about: About,
+    record: provenance.Record | None = None,
 ) -> None:
     """Write a picture.
 
@@ -132,6 +140,7 @@ def write_picture(
         wanted: its format.
         layout: its size and kind.
         about: metadata.
+        record: what the picture was made from; kept in the file.
 
     Raises:
         ValueError: what the format has no room for.
@@ -142,19 +151,28 @@ def write_picture(
             f"{layout.width} x {layout.height} pixels: {wanted.name} has room for {wanted.side} along a side; use --ext png"
         )
     exif = about.exif_bytes(layout.width, layout.height)
+    xmp = None if record is None else provenance.as_xmp(record)
     with replaced(path) as part:
         if wanted.name == "PNG":
             with open(part, "wb") as file:
                 size = layout.width, layout.height
-                write_png(file, strips, layout.mode, *size, layout.sixteen, about.icc, exif, about.dpi)
+                write_png(file, strips, layout.mode, *size, layout.sixteen, about.icc, exif, about.dpi, xmp)
         elif wanted.name == "TIFF":
-            _write_tiff(part, strips, layout, about)
+            _write_tiff(part, strips, layout, about, xmp)
         else:
-            _write_by_pillow(part, strips, wanted, layout, about, exif)
+            _write_by_pillow(part, strips, wanted, layout, about, exif, xmp)
+            if record is not None and wanted.name in ("BMP", "PPM"):
+                _say(part, wanted.name, provenance.as_text(record).encode())
 
 
 def _write_by_pillow(
-    path: Path, strips: Iterable[np.ndarray], wanted: Format, layout: Layout, about: About, exif: bytes | None
+    path: Path,
+    strips: Iterable[np.ndarray],
+    wanted: Format,
+    layout: Layout,
+    about: About,
+    exif: bytes | None,
+    xmp: bytes | None,
 ) -> None:
     image = Image.new(layout.mode, (layout.width, layout.height))
     top = 0
@@ -168,11 +186,24 @@ def _write_by_pillow(
         options["dpi"] = tuple(about.dpi)
     if wanted.name == "JPEG":
         options |= {"quality": layout.quality, "subsampling": 0, "progressive": about.progressive}
+        if xmp:  # Pillow before 11 has no option for it: a segment APP1 of JPEG
+            content = b"http://ns.adobe.com/xap/1.0/\x00" + xmp
+            options["extra"] = struct.pack(">BBH", 0xFF, 0xE1, len(content) + 2) + content
     elif wanted.name in ("WEBP", "AVIF", "HEIF"):
-        options |= {"quality": layout.quality}
+        options |= {"quality": layout.quality} | ({"xmp": xmp} if xmp else {})
         if wanted.name == "WEBP" and layout.quality == 100:
             options |= {"lossless": True, "exact": True}
     image.save(path, format=wanted.name, **options)
+
+
+def _say(path: Path, kind: str, text: bytes) -> None:
+    """Put a line of text into a file whose format has metadata for none: a comment of a PPM, behind a BMP's pixels."""
+    if kind == "BMP":
+        with open(path, "ab") as file:
+            file.write(b"\n" + text + b"\n")
+        return
+    magic, _, rest = path.read_bytes().partition(b"\n")
+    path.write_bytes(magic + b"\n# " + text + b"\n" + rest)
 
 
 _ROWS = 64  # of a TIFF's strip
@@ -180,7 +211,7 @@ _INNER = {34666: (34665, ExifTags.IFD.Exif), 34854: (34853, ExifTags.IFD.GPSInfo
 """Stand-in for a tag that tifffile does not write -> the tag, one less so that the order stays, and what it points to."""
 
 
-def _write_tiff(path: Path, strips: Iterable[np.ndarray], layout: Layout, about: About) -> None:
+def _write_tiff(path: Path, strips: Iterable[np.ndarray], layout: Layout, about: About, xmp: bytes | None) -> None:
     """A TIFF of strips compressed by zlib behind horizontal differences (TIFF 6.0, section 14)."""
     import tifffile
 
@@ -191,6 +222,7 @@ def _write_tiff(path: Path, strips: Iterable[np.ndarray], layout: Layout, about:
     channels = len(layout.mode)
     big = layout.width * layout.height * channels * kind.itemsize > 3 << 30
     words, inner = _tiff_tags(about, layout)
+    packet = [(700, 1, len(xmp), xmp, True)] if xmp else []
     inner = {} if big else inner  # they are written with 32-bit offsets
     with tifffile.TiffWriter(path, bigtiff=big) as writer:
         writer.write(
@@ -208,7 +240,7 @@ def _write_tiff(path: Path, strips: Iterable[np.ndarray], layout: Layout, about:
             iccprofile=about.icc,
             metadata=None,
             software=False,
-            extratags=[*words, *((code, 4, 1, 0, True) for code in inner)],
+            extratags=[*packet, *words, *((code, 4, 1, 0, True) for code in inner)],
         )
     if inner:
         _point_to(path, inner)

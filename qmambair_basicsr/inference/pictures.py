@@ -20,6 +20,7 @@ from PIL import ExifTags, Image
 
 from ..data.image_files import ImageFileError
 from . import memory
+from .tiff_files import in_planes, pages_of, planes_of, samples_of, white_is_zero
 
 __all__ = ["ALPHA", "COLOURS", "About", "Picture", "Size", "read_picture", "read_size", "register_plugins"]
 
@@ -33,6 +34,7 @@ _DESCRIBING = (
     *(0x010E, 0x010F, 0x0110, 0x0112, 0x0131, 0x0132, 0x013B, 0x8298, 0x8769, 0x8825),
     *range(0x9C9B, 0x9CA0),
 )
+_FIRST = ("MPO", "HEIF", "AVIF")  # phones' files: the first picture is the photograph, others belong to it
 _THUMBNAIL = (0x0201, 0x0202)
 
 logger = logging.getLogger(__name__)
@@ -162,11 +164,20 @@ def register_plugins() -> None:
         import pillow_avif  # noqa: F401
 
 
+class _Unsuitable(Exception):
+    """A picture that cannot be restored as it is: why, and what to do."""
+
+
+_EIGHT = "convert it to 8 or 16 bits per sample, such as a PNG"
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The file in Pillow, whatever its size; everything that goes wrong inside is an ImageFileError."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # panoramas are no attack; memory is looked at below
     try:
+        if path.exists() and not path.is_file():
+            raise ImageFileError(path, "no file to read from (a folder, a pipe or a device)")
         if path.stat().st_size == 0:
             raise ImageFileError(path, "empty file (0 bytes)")
         with warnings.catch_warnings():
@@ -175,7 +186,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 yield image
     except ImageFileError:
         raise
+    except _Unsuitable as err:
+        raise ImageFileError(path, *err.args) from err
     except Image.UnidentifiedImageError as err:
+        samples = samples_of(path)
+        if samples is not None:
+            raise ImageFileError(path, f"a TIFF of {samples}, which Pillow cannot read", _EIGHT) from err
         raise ImageFileError(path, "not an image that Pillow can read") from err
     except MemoryError as err:
         raise ImageFileError(path, "not enough memory to decode it", "free some") from err
@@ -204,7 +220,7 @@ def _mode(image: Image.Image) -> str:
     """
     mode = image.mode
     if mode == "F":
-        raise ValueError("floating-point samples: convert it to 8 or 16 bits")
+        raise _Unsuitable("samples in floating point", _EIGHT)
     if mode.startswith("I"):
         return "L"
     if image.format == "PNG" and any("LA;16" in str(tile[-1]) for tile in image.tile):
@@ -223,7 +239,7 @@ def _mode(image: Image.Image) -> str:
     }
     mode = known.get(mode, mode)
     if mode not in COLOURS:
-        raise ValueError(f"colours of mode {mode}: convert it to RGB")
+        raise _Unsuitable(f"colours of mode {mode}", "convert it to RGB")
     return mode
 
 
@@ -249,20 +265,23 @@ def read_size(path: str | os.PathLike) -> Size:
 
 
 def _size(image: Image.Image) -> Size:
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format not in ("MPO", "TIFF", "HEIF", "AVIF") and getattr(image, "is_animated", True):
-        raise ValueError(f"an animation of {frames} pictures: give them one by one")
+    frames = pages_of(image) if image.format == "TIFF" else getattr(image, "n_frames", 1)
+    if frames > 1 and image.format not in _FIRST and getattr(image, "is_animated", True):
+        what = "a file of {} pages" if image.format == "TIFF" else "an animation of {} pictures"
+        raise _Unsuitable(what.format(frames), "give them one by one")
     width, height = image.size
     if _orientation(image) >= 5:
         width, height = height, width
     needed = width * height * _BYTES_PER_PIXEL
     if needed > memory.available():
-        raise ValueError(f"{width} x {height} pixels need {needed >> 20:,} MB to decode, more than is free")
+        raise _Unsuitable(
+            f"{width} x {height} pixels need {needed >> 20:,} MB to decode, more than is free", "free some"
+        )
     return Size(width, height, "JPEG" if image.format == "MPO" else image.format, _mode(image), _sixteen(image))
 
 
 def read_picture(path: str | os.PathLike) -> Picture:
-    """Read one picture; of several in a file (phones' MPO, pages of a TIFF) the first.
+    """Read one picture; of several in a phone's file (MPO, HEIF, AVIF) the first.
 
     Raises:
         ImageFileError: as :func:`read_size`, or damaged.
@@ -274,11 +293,14 @@ def read_picture(path: str | os.PathLike) -> Picture:
         turned = _orientation(image)
         about = _about(image, turned)
         if size.sixteen and not image.mode.startswith("I"):
-            pixels = _read_sixteen(path, size.mode)
+            planes = image.format == "TIFF" and in_planes(image)
+            pixels = planes_of(path) if planes else _read_sixteen(path, size.mode)
         elif size.sixteen:
             samples = np.asarray(image)
+            if image.format == "TIFF" and white_is_zero(image):  # which Pillow heeds in 8 bits only
+                samples = 65535 - samples.astype(np.int64)
             if samples.min() < 0 or samples.max() > 65535:
-                raise ValueError("samples of 32 bits: convert it to 16")
+                raise _Unsuitable("samples of 32 bits", _EIGHT)
             pixels = samples.astype(np.uint16)[..., None]
         else:
             image = image if image.mode == size.mode else image.convert(size.mode)
@@ -292,11 +314,11 @@ def _read_sixteen(path: Path, mode: str) -> np.ndarray:
     content = np.fromfile(path, np.uint8)  # imread cannot open every name on Windows
     samples = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     if samples is None or samples.dtype != np.uint16:
-        raise ValueError("16 bits per sample in a form that OpenCV cannot read")
+        raise _Unsuitable("16 bits per sample in a form that OpenCV cannot read", "convert it to PNG")
     samples = samples if samples.ndim == 3 else samples[..., None]
     order = {"L": [0], "LA": [0, -1], "RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3], "CMYK": [0, 1, 2, 3]}[mode]
     if samples.shape[2] < len(set(order)):
-        raise ValueError(f"{samples.shape[2]} channels of 16 bits, where {mode} has {len(order)}")
+        raise _Unsuitable(f"{samples.shape[2]} channels of 16 bits, where {mode} has {len(order)}", "convert it to PNG")
     return np.ascontiguousarray(samples[..., order])
 
 

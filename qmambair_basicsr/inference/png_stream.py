@@ -35,6 +35,7 @@ def write_png(
     icc: bytes | None = None,
     exif: bytes | None = None,
     dpi: tuple[float, float] | None = None,
+    xmp: bytes | None = None,
     level: int = 6,
 ) -> None:
     """Write a PNG.
@@ -48,6 +49,7 @@ def write_png(
         icc: profile.
         exif: without the ``Exif`` mark of JPEG.
         dpi: pixels per inch, (x, y).
+        xmp: packet of metadata.
         level: of zlib.
 
     Raises:
@@ -65,6 +67,8 @@ def write_png(
         _chunk(file, b"pHYs", struct.pack(">IIB", *(round(n / 0.0254) for n in dpi), 1))
     if exif:
         _chunk(file, b"eXIf", exif)
+    if xmp:
+        _chunk(file, b"iTXt", b"XML:com.adobe.xmp\x00\x00\x00\x00\x00" + xmp)
     packer, pending, rows = zlib.compressobj(level), bytearray(), 0
     above = np.zeros((1, width * len(mode) * kind.itemsize), np.uint8)
     for strip in strips:

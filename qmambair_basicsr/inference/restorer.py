@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from .tiling import AxisPlan, Span, balanced_spans, feathers, run_padded, run_ti
 
 __all__ = ["OVERLAP", "RestoreError", "Restorer", "Tiles", "bits_of"]
 
-OVERLAP = 32  # pixels that neighbouring tiles share; in the middle half of them one fades into the other
+OVERLAP = 32  # pixels that neighbouring tiles share, half of a tile at most; in the middle half of them one fades into the other
 SMALLEST_TILE = 48  # pixels: below that most of a tile is overlap
 _CROPS, _CROP = 16, 96  # crops of an image that a following grid is taken from, and their side
 
@@ -122,30 +123,33 @@ class Restorer:
         bits = "/".join(map(str, self.bits))
         return f"<{self.architecture} x{self.scale}, task {self.task}, {self.channels} channels, {bits} bits, {self.backend}>"
 
-    def tiles(self, height: int, width: int, tile: int | str = "auto", overlap: int = OVERLAP) -> Tiles:
+    def tiles(self, height: int, width: int, tile: int | str = "auto", overlap: int | None = None) -> Tiles:
         """How an image is cut into tiles.
 
         Args:
             height, width: of the image, in pixels.
             tile: longest side of a tile; ``auto`` follows the memory that is free and the width of the network; ``off``
                 is the image in one piece.
-            overlap: pixels that neighbours share.
+            overlap: pixels that neighbours share; None for ``OVERLAP``, or half of a tile that is smaller than twice that.
 
         Raises:
-            ValueError: another word, or an overlap that leaves nothing of a tile.
+            ValueError: another word, or an overlap that is no number of pixels or leaves nothing of a tile.
         """
+        if overlap is not None and not _whole(overlap, 0):
+            raise ValueError(f"overlap: {overlap!r} is no number of pixels")
         if tile == "off":
             size = max(height, width)
         elif tile == "auto":
-            size = max(SMALLEST_TILE, overlap + 16, memory.tile_side(self.net, self.device))
-        elif isinstance(tile, int) and not isinstance(tile, bool) and tile >= 1:
-            size = tile
+            size = max(SMALLEST_TILE, (overlap or 0) + 16, memory.tile_side(self.net, self.device))
+        elif _whole(tile, 1):
+            size = int(tile)
         else:
             raise ValueError(f"tile: {tile!r} is no size; use a number of pixels, auto or off")
         size = size if self._limit.side is None else min(size, self._limit.side)
         if height * width <= size * size:
             return Tiles(whole_spans(height), whole_spans(width))
-        if not 0 <= overlap < size:
+        overlap = min(OVERLAP, size // 2) if overlap is None else int(overlap)
+        if overlap >= size:
             raise ValueError(
                 f"overlap: {overlap} pixels leave nothing of tiles of {size}; use less, such as {size // 4}"
             )
@@ -155,7 +159,7 @@ class Restorer:
         self,
         image: np.ndarray,
         tile: int | str = "auto",
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
         tta: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
@@ -177,14 +181,14 @@ class Restorer:
         """
         image = np.asarray(image)
         strips = list(self.strips(image, tile, overlap, tta, progress))
-        whole = np.concatenate(strips) if len(strips) > 1 else strips[0]
+        whole = (np.concatenate(strips) if len(strips) > 1 else strips[0]).astype(image.dtype, copy=False)
         return whole[..., 0] if image.ndim == 2 else whole
 
     def strips(
         self,
         image: np.ndarray,
         tile: int | str = "auto",
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
         tta: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[np.ndarray]:
@@ -201,7 +205,8 @@ class Restorer:
             tiles = self.tiles(*pixels.shape[:2], tile, overlap)
             worker = self.with_grids_of(pixels) if tiles.count > 1 and self.follows else self
             try:
-                yield from worker._strips(pixels, tiles, overlap, tta, progress or (lambda done, total: None))
+                shared = OVERLAP if overlap is None else int(overlap)
+                yield from worker._strips(pixels, tiles, shared, tta, progress or (lambda done, total: None))
                 return
             except _TooLarge:  # nothing has been handed out yet: a whole image is a single strip
                 continue
@@ -296,11 +301,17 @@ def eight_flips(network: Network) -> Network:
 
 
 def _require_image(image: np.ndarray) -> None:
-    known = image.dtype in (np.uint8, np.uint16) or np.issubdtype(image.dtype, np.floating)
+    kind = image.dtype
+    known = (kind.kind == "u" and kind.itemsize <= 2) or kind.kind == "f"  # in either order of bytes
     if not known or image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise ValueError(
             f"images are (H, W), (H, W, 1) or (H, W, 3) of uint8, uint16 or floating point; got {image.shape} of {image.dtype}"
         )
+
+
+def _whole(value: object, least: int) -> bool:
+    """Whether a value is a whole number, Python's or NumPy's, of at least so much."""
+    return isinstance(value, Integral) and not isinstance(value, (bool, np.bool_)) and value >= least
 
 
 def _spread(length: int, side: int, count: int) -> list[int]:

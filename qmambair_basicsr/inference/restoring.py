@@ -10,7 +10,7 @@ import numpy as np
 
 from .pictures import ALPHA, COLOURS, Picture
 from .resampling import resized_strips
-from .restorer import OVERLAP, Restorer
+from .restorer import Restorer
 
 __all__ = ["How", "restored_size", "restored_strips", "without_hidden_colours"]
 
@@ -27,7 +27,7 @@ class How:
     """
 
     tile: int | str = "auto"
-    overlap: int = OVERLAP
+    overlap: int | None = None
     tta: bool = False
     outscale: float | None = None
 

@@ -52,14 +52,15 @@ class SelfCheck:
         return "; ".join(parts)
 
 
-def self_check(restorer: Restorer, colours: np.ndarray, overlap: int = OVERLAP) -> SelfCheck:
+def self_check(restorer: Restorer, colours: np.ndarray, overlap: int | None = None) -> SelfCheck:
     """Measure.
 
     Args:
         restorer: opened network.
         colours: (H, W, 1 or 3), the picture.
-        overlap: of the tiles, in pixels.
+        overlap: of the tiles, in pixels; None for the usual one.
     """
+    overlap = OVERLAP if overlap is None else overlap
     whole = np.iinfo(colours.dtype).max
     crop = _middle(colours, _SIDE).astype(np.float32) / whole
     got = restorer.restore(crop, tile="off")

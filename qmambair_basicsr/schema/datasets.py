@@ -109,6 +109,7 @@ IMAGE_KEYS: dict[str, Rule] = {
     "on_error": Choice(("stop", "skip")),
     "min_size": _SIZE,
     "sigma": Levels(Number(0, 1000)),
+    "stored": Number(0, 1),
     "quality": Either((Levels(Number(1, 100, whole=True)), NOTHING)),
     "subsampling": Choice(("4:2:0", "4:4:4")),
     "shot": Span(),

@@ -70,6 +70,25 @@ def test_noise_protocol(image_set, sigma):
         assert dataset[i]["lq"].min() < 0 or dataset[i]["lq"].max() > 1 or sigma < 50
 
 
+def test_stored_noise_is_that_of_a_picture_file(image_set):
+    """The protocol's noise, rounded and clipped to 8 bits."""
+    hr, _ = image_set(2)
+    for plain, stored in zip(
+        *(build_dataset(_options("GaussianNoiseDataset", hr, stored=n)) for n in (0, 1)), strict=True
+    ):
+        codes = stored["lq"] * 255
+        assert torch.equal(codes, codes.round()) and codes.min() == 0 and codes.max() == 255
+        assert (stored["lq"] - plain["lq"].clamp(0, 1)).abs().max() <= 0.5001 / 255
+    torch.manual_seed(0)
+    mixed = build_dataset(_options("GaussianNoiseDataset", hr, "train", stored=0.5))
+    kinds = [bool((s["lq"] * 255).frac().abs().max() < 1e-3) for s in (mixed[0] for _ in range(40))]
+    assert 10 <= sum(kinds) <= 30
+    torch.manual_seed(0)
+    without = build_dataset(_options("GaussianNoiseDataset", hr, "train"))[0]
+    torch.manual_seed(0)  # samples of trainings that do not ask for it stay what they were
+    assert torch.equal(build_dataset(_options("GaussianNoiseDataset", hr, "train", stored=0))[0]["lq"], without["lq"])
+
+
 def test_jpeg_grey_and_colour(image_set):
     """Grey compresses MATLAB's Y; colour goes through 4:2:0 unless told otherwise."""
     hr, _ = image_set(1)
@@ -231,6 +250,9 @@ def test_bad_options(image_set, kind, change, error, words):
         ("GaussianNoiseDataset", {"sigma": None}, "sigma must be one or a list"),
         ("GaussianNoiseDataset", {"sigma": -1}, "at least 0, got -1"),
         ("GaussianNoiseDataset", {"sigma": 25, "scale": 2}, "scale is 2"),
+        ("GaussianNoiseDataset", {"stored": 1.5}, "stored must be a share from 0 to 1, got 1.5"),
+        ("GaussianNoiseDataset", {"stored": True}, "got True"),
+        ("GaussianNoiseDataset", {"stored": 0.5, "phase": "val"}, "0 or 1 in a test, got 0.5"),
         ("JPEGDataset", {"quality": 0}, "from 1 to 100, got 0"),
         ("JPEGDataset", {"quality": [10, 30.5]}, r"got \[10, 30.5\]"),
         ("JPEGDataset", {"subsampling": "4:1:1"}, "4:2:0, 4:4:4"),

@@ -108,6 +108,16 @@ def _tiff16(channels: int, **options) -> Callable[[Path], None]:
     return write
 
 
+def _planes(kind: type) -> Callable[[Path], None]:
+    """One colour behind the other."""
+
+    def write(path: Path) -> None:
+        samples = np.moveaxis(scene(whole=np.iinfo(kind).max), -1, 0)
+        tifffile.imwrite(path, samples, photometric="rgb", planarconfig="separate", metadata=None, compression="zlib")
+
+    return write
+
+
 def _hidden(path: Path) -> None:
     """A grey disc on nothing, under which black is stored."""
     y, x = np.mgrid[:18, :23]
@@ -143,6 +153,9 @@ def kinds() -> list[Kind]:
         Kind("eight.tif", _pil(compression="tiff_lzw", icc_profile=SRGB, dpi=(72, 72)), icc=True, dpi=72),
         Kind("sixteen.tiff", _tiff16(3, iccprofile=SRGB, resolution=(150, 150)), bits=16, icc=True, dpi=150),
         Kind("sixteen grey.tif", _tiff16(1), "L", bits=16),
+        Kind("planes.tif", _planes(np.uint8)),
+        Kind("sixteen planes.tif", _planes(np.uint16), bits=16),
+        Kind("white is zero.tif", _tiff16(1, photometric="miniswhite"), "L", bits=16),
         Kind("alpha.tif", _pil("RGBA"), "RGBA"),
         Kind("ink.tif", _pil("CMYK"), "CMYK"),
         Kind("camera.tif", _pil(exif=_exif().tobytes()), exif=True),

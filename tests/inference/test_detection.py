@@ -54,28 +54,44 @@ def test_every_full_precision_network_has_a_rule():
     assert set(FULL) - VARIANTS.keys() <= RULES.keys()  # VmambaIR stands for its four classes
 
 
-@pytest.mark.parametrize("name", FULL)
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"upscale": 3, "upsampler": "pixelshuffle", "depths": [1, 3], "num_heads": [2, 3], "resi_connection": "3conv"},
-        {"upscale": 4, "upsampler": "pixelshuffle", "mlp_ratio": 2.0, "qkv_bias": False, "window_size": 16},
-        {"upsampler": "", "upscale": 1, "in_chans": 1, "inp_channels": 1, "out_channels": 1, "patch_norm": False},
-        {"num_blocks": [0, 2, 1, 1], "bias": True, "LayerNorm_type": "BiasFree", "layernorm_type": "BiasFree"},
-        {"mamba_cfg": {"scan_type": "diagonal", "scan_count": 8, "scan_merge_method": "add", "disable_z_branch": True}},
-        {"channel_mixer_type": "GDFN", "ffn_expansion_factor": 1.5, "dual_pixel_task": True, "d_state": 16},
-    ],
-    ids=["small", "x3", "x4", "same size", "levels", "merge", "mixer"],
-)
-def test_full_precision_networks(name, changes):
-    block = {"type": name, **options(name, **changes)}
-    if changes and block == {"type": name, **options(name)}:
-        pytest.skip("knows none of these options")
-    try:
-        state = state_of(block)
-    except ValueError as err:
-        pytest.skip(f"no such network: {err}")
+CHANGES = {
+    "small": {},
+    "x3": {
+        "upscale": 3,
+        "upsampler": "pixelshuffle",
+        "depths": [1, 3],
+        "num_heads": [2, 3],
+        "resi_connection": "3conv",
+    },
+    "x4": {"upscale": 4, "upsampler": "pixelshuffle", "mlp_ratio": 2.0, "qkv_bias": False, "window_size": 16},
+    "same size": {
+        **{"upsampler": "", "upscale": 1, "in_chans": 1, "inp_channels": 1, "out_channels": 1, "patch_norm": False}
+    },
+    "levels": {"num_blocks": [0, 2, 1, 1], "bias": True, "LayerNorm_type": "BiasFree", "layernorm_type": "BiasFree"},
+    "merge": {
+        "mamba_cfg": {"scan_type": "diagonal", "scan_count": 8, "scan_merge_method": "add", "disable_z_branch": True}
+    },
+    "mixer": {"channel_mixer_type": "GDFN", "ffn_expansion_factor": 1.5, "dual_pixel_task": True, "d_state": 16},
+}
+IMPOSSIBLE = [("EAMamba", "x3"), ("EAMamba", "x4")]  # its upscale is without effect
+CHANGED = [
+    (name, change)
+    for name in FULL
+    for change, changes in CHANGES.items()
+    if (not changes or options(name, **changes) != options(name)) and (name, change) not in IMPOSSIBLE
+]
+
+
+@pytest.mark.parametrize(("name", "change"), IMPOSSIBLE)
+def test_what_no_network_can_be_is_refused(name, change):
+    with pytest.raises(ValueError, match="upscale must be 1 or 2"):
+        state_of({"type": name, **options(name, **CHANGES[change])})
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGED)
+def test_full_precision_networks(name, change):
+    block = {"type": name, **options(name, **CHANGES[change])}
+    state = state_of(block)
     found = detect(state)
     assert same(block, found), found
     if name not in VARIANTS:

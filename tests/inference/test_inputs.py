@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from qmambair_basicsr.inference.inputs import find_jobs
+from qmambair_basicsr.inference.inputs import find_jobs, require_folder
+from qmambair_basicsr.inference.provenance import as_text
 
 
 @pytest.fixture
@@ -55,13 +57,19 @@ def test_names_that_would_meet_keep_their_endings(photos):
     jobs = find_jobs(["photos"], Path("out"), ending="png")
     assert targets(jobs) == ["B.png", "a.jpg.png", "a.png.png"]
     (photos / "b.png").touch()  # some file systems do not tell b.png from B.PNG
-    with pytest.raises(ValueError, match="would both become"):
-        find_jobs(["photos"], Path("out"))
+    jobs = find_jobs(["photos"], Path("out"))
+    assert targets(jobs) == ["B.PNG", "a.jpg", "a.png", "b-2.png"] and not any(job.problem for job in jobs)
+    (photos / "A.png").touch()
+    assert targets(find_jobs(["photos"], Path("out"), ending="png")) == [
+        *("A.png.png", "B.png", "a.jpg.png", "a.png-2.png", "b-2.png")
+    ]
 
 
-def test_pictures_of_one_name_from_two_places_stop(photos):
+def test_pictures_of_one_name_from_two_places_fail_alone(photos):
     (photos / "trip" / "a.jpg").touch()
-    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.jpg would both become"):
+    jobs = find_jobs(["photos/a.jpg", "photos/trip/a.jpg", "photos/B.PNG"], Path("out"))
+    assert ["a.jpg would become" in job.problem for job in jobs] == [True, True, False]
+    with pytest.raises(ValueError, match=r"a\.jpg would become .*a\.jpg as well"):
         find_jobs(["photos/a.jpg", "photos/trip/a.jpg"], Path("out"))
 
 
@@ -92,8 +100,47 @@ def test_a_suffix_with_a_folder_in_it_is_refused(tmp_path):
         find_jobs([str(tmp_path)], tmp_path / "out", suffix="../x")
 
 
-def test_a_folder_of_a_results_name_is_no_finished_result(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"x")
-    (tmp_path / "out" / "a.png").mkdir(parents=True)
-    (job,) = find_jobs([str(tmp_path)], tmp_path / "out")
-    assert not job.finished
+def test_a_picture_that_would_be_replaced_fails_alone(photos):
+    (photos / "a_x2.jpg").touch()  # no result of ours
+    jobs = find_jobs(["photos"], photos, suffix="_x2")
+    assert [(job.source.name, "would be replaced" in job.problem) for job in jobs] == [
+        *(("B.PNG", False), ("a.jpg", True), ("a_x2.jpg", False))
+    ]
+
+
+def test_results_among_the_pictures_are_none_of_them(photos):
+    jobs = find_jobs(["photos"], photos, suffix="_x2")
+    for job in jobs:
+        job.target.write_text(as_text({"picture": "0"}))
+    assert find_jobs(["photos"], photos, suffix="_x2") == jobs
+    assert find_jobs(["photos/*.*g", "photos/*.PNG"], photos, suffix="_x2") != []
+    with pytest.raises(ValueError, match="would be replaced"):  # never without a suffix
+        find_jobs([str(jobs[0].target)], photos)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_an_input_that_is_no_file_is_named(photos, kind):
+    if kind == "pipe":
+        os.mkfifo("photos/x.png")
+    else:
+        Path("photos/x.png").symlink_to("nothing")
+    said = "neither a file nor a folder" if kind == "pipe" else "a link to nothing"
+    with pytest.raises(FileNotFoundError, match=said):
+        find_jobs(["photos/x.png"], Path("out"))
+
+
+def test_the_place_of_results_is_looked_at_first(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        for dry in (True, False):
+            with pytest.raises(ValueError, match="is no folder"):
+                require_folder(out, dry=dry)
+    require_folder(tmp_path / "a" / "b", dry=True)
+    assert not (tmp_path / "a").exists()
+    require_folder(tmp_path / "a" / "b", ["page.html"])
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "a" / "b" / "page.html").mkdir()
+    with pytest.raises(ValueError, match=r"page\.html is a folder"):
+        require_folder(tmp_path / "a" / "b", ["page.html"])
+    with pytest.raises(OSError, match="/proc"):  # where nobody can write
+        require_folder(Path("/proc/results"))

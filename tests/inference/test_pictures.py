@@ -10,6 +10,7 @@ import textwrap
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from picture_kinds import SRGB, scene
 from PIL import Image
 
@@ -91,7 +92,13 @@ def test_animations_and_damaged_files_are_named(tmp_path):
     with pytest.raises(ImageFileError, match=r"film\.gif: an animation of 3 pictures"):
         read_size(tmp_path / "film.gif")
     frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
-    assert read_picture(tmp_path / "pages.tif").pixels.shape == (4, 4, 3)
+    for read in (read_size, read_picture):
+        with pytest.raises(ImageFileError, match=r"pages\.tif: a file of 3 pages"):
+            read(tmp_path / "pages.tif")
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as writer:  # a small copy is no page
+        writer.write(scene(40, 60), photometric="rgb")
+        writer.write(scene(20, 30), photometric="rgb", subfiletype=1)
+    assert read_picture(tmp_path / "pyramid.tif").pixels.shape == (40, 60, 3)
     Image.fromarray(scene(200, 200)).save(tmp_path / "photo.jpg", quality=95)
     content = (tmp_path / "photo.jpg").read_bytes()
     (tmp_path / "photo.jpg").write_bytes(content[: len(content) // 2])
@@ -102,6 +109,28 @@ def test_animations_and_damaged_files_are_named(tmp_path):
     (tmp_path / "deep.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(ImageFileError, match="truncated"):
         read_picture(tmp_path / "deep.png")
+
+
+def test_planes_and_inverted_grey_are_read_as_they_are_meant(tmp_path):
+    colour, grey = scene(whole=65535), scene(channels=1, whole=65535)[..., 0]
+    for order in "<>":
+        for planar, pixels in (("separate", np.moveaxis(colour, -1, 0)), ("contig", colour)):
+            tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", planarconfig=planar, byteorder=order)
+            assert np.array_equal(read_picture(tmp_path / "a.tif").pixels, colour)
+    tifffile.imwrite(tmp_path / "a.tif", 65535 - grey, photometric="miniswhite")
+    assert np.array_equal(read_picture(tmp_path / "a.tif").pixels[..., 0], grey)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(np.float32, 1), (np.float32, 3), (np.float64, 1), (np.uint32, 3)])
+def test_samples_of_other_kinds_are_named_with_what_to_do(tmp_path, kind, channels):
+    pixels = scene(channels=channels).astype(kind)
+    pixels = pixels[..., 0] if channels == 1 else pixels
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb" if channels == 3 else "minisblack")
+    with pytest.raises(
+        ImageFileError, match=r"a\.tif: .*samples.*; convert it to 8 or 16 bits per sample, such as a PNG$"
+    ) as raised:
+        read_size(tmp_path / "a.tif")
+    assert "replace or remove" not in str(raised.value)
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])

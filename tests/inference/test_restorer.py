@@ -61,6 +61,67 @@ def test_what_is_no_image_is_refused(opened, image):
         opened.restore(image)
 
 
+@pytest.mark.parametrize("kind", [">u2", ">f4", ">f8", "<u2", "u1", "<f2"])
+def test_arrays_of_either_order_of_bytes(opened, kind):
+    native = np.dtype(kind).newbyteorder("=")
+    image = (
+        photo(20, 21)
+        if native == np.uint8
+        else (photo(20, 21) / 255 * (65535 if native == np.uint16 else 1)).astype(native)
+    )
+    result = opened.restore(image.astype(kind), tile=np.int64(16), overlap=np.uint8(4))
+    assert result.dtype == np.dtype(kind) and np.array_equal(
+        result.astype(native), opened.restore(image, tile=16, overlap=4)
+    )
+
+
+def test_the_usual_overlap_fits_small_tiles(opened):
+    assert [opened.tiles(300, 300, tile).rows.spans[1].start for tile in (200, 64, 48, 33)] == [
+        opened.tiles(300, 300, tile, overlap).rows.spans[1].start
+        for tile, overlap in ((200, 32), (64, 32), (48, 24), (33, 16))
+    ]
+    assert opened.restore(photo(40, 40), tile=16).shape == (80, 80, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"tile": True}, "tile: True"),
+        ({"tile": 32.0}, r"tile: 32\.0"),
+        ({"tile": 0}, "tile: 0"),
+        ({"tile": "all"}, "tile: 'all'"),
+        ({"overlap": -1}, "overlap: -1"),
+        ({"overlap": "a"}, "overlap: 'a'"),
+        ({"tile": 32, "overlap": 32}, "leave nothing of tiles of 32"),
+    ],
+)
+def test_what_is_no_tile_is_refused(opened, words, said):
+    with pytest.raises(ValueError, match=said):
+        opened.restore(photo(40, 40), **words)
+
+
+@pytest.mark.parametrize("threads", [0, -1, "a", 1.5, True])
+def test_what_is_no_number_of_threads_is_refused(packed, threads):
+    with pytest.raises(ValueError, match=r"threads: .* is no whole number of at least 1"):
+        inference.open(packed, threads=threads)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"sr_x2", ["sr_x2"]])
+def test_what_is_no_file_is_refused(path):
+    with pytest.raises(ValueError, match="is no file of weights"):
+        inference.open(path)
+
+
+def test_what_a_file_says_of_itself_is_not_asked_for_otherwise(packed, tmp_path):
+    with pytest.raises(ValueError, match=r"4/4 bits .*, not of the 2/2 asked for"):
+        inference.open(packed, bits=(2, 2))
+    with pytest.raises(ValueError, match="describes its network itself"):
+        inference.open(packed, opt=tmp_path / "options.yml")
+    with pytest.raises(ValueError, match="is no pair"):
+        inference.open(packed, bits=4)
+    assert inference.open(packed, bits=[4, 4]).bits == (4, 4)
+
+
 def test_tiles_share_one_grid(opened, monkeypatch):
     """A picture of a dark and a bright half: grids that follow each tile would differ, one for all tiles does not."""
     seen = []
