@@ -1,205 +1,206 @@
 """Everything to know about this package on one GPU, within 6 minutes: ``python kernels/bench/gpu_report.py``.
 
-Parity and times of the kernels (``gpu_check.py``; beside mamba_ssm where it can be imported), then a training step of the
-light x2 network in full precision and at w4a4, eager and captured in a CUDA graph, with its peak memory, then the time to
-restore an image. Prints Markdown tables and writes JSON. What the minutes do not reach is listed as not measured, and so is
-a step that cannot be captured, with the reason.
+Sections, in this order; ``--only`` takes some of them:
+
+* ``steps``: a training step of the light x2 networks in full precision and at w4a4, eager and recorded as a CUDA graph;
+* ``kernels``: which kernels a recorded w4a4 step spends its time in;
+* ``parity``: outputs and gradients of every GPU kernel against the reference, at awkward sizes, and times of the quantizers;
+* ``scan``: times of the scan on every backend, beside mamba_ssm where it can be imported;
+* ``images``: an image restored in the tiles of the published tables;
+* ``suite``: this repository's tests of the operators on this device, where pytest can be imported.
+
+Prints Markdown and writes it beside one JSON file. What the time does not reach is listed as not measured, and so is a step
+that cannot be recorded, with the reason. Needs this repository, its dependencies, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
+import os
 import platform
-import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-import gpu_check
-import torch
-import torch.nn.functional as F
-from bench_step import LIGHT, quantized
-from operator_calls import operator_calls
+import gpu_check  # noqa: E402
+import gpu_steps  # noqa: E402
+import torch  # noqa: E402
 
-from qmambair_basicsr.archs.mambair_arch import MambaIR
-from qmambair_basicsr.archs.qmambair_arch import QMambaIR
+from qmambair_basicsr.ops.backend import ENV  # noqa: E402
 
 SIZES = ((2, 32), (8, 64), (16, 64))  # batch, side of the LR patch
-SECONDS = 360
+CHANNELS = (72, 120, 360)
+IMAGE = (160, 240)  # LR of a photograph of B100 at x2
+SECTIONS = ("steps", "kernels", "parity", "scan", "images", "suite")
+SHARES = {
+    "steps": 0.4,
+    "kernels": 0.5,
+    "parity": 0.65,
+    "scan": 0.75,
+    "images": 0.85,
+    "suite": 1.0,
+}  # of the time, at its end
 
 
-@dataclass
-class Step:
-    """A training step, or an image restored; milliseconds, None where it was not measured."""
+class Report:
+    """Runs sections until the time is over; ``found`` is what goes into the JSON file, ``text`` the Markdown."""
 
-    what: str
-    network: str
-    batch: int
-    side: int
-    mode: str
-    ms: float | None = None
-    peak_mib: float | None = None
-    calls: int | None = None
-    reason: str = ""
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.start = args, time.monotonic()
+        self.found: dict[str, object] = {}
+        self.text: list[str] = []
+        self.failed = False
 
+    def until(self, section: str) -> float:
+        """When a section has to end: its share, and what the sections before it left."""
+        return self.start + self.args.seconds * SHARES[section]
 
-class Training:
-    """A network with its optimizer and a batch that stays where it is; calling it makes a step."""
+    def run(self, section: str) -> None:
+        """Run one section; what goes wrong in it is written down, and the next one runs."""
+        self.text.append(f"## {section}\n")
+        if time.monotonic() > self.start + self.args.seconds:
+            self.text.append("not measured: no time left\n")
+            return
+        began = time.monotonic()
+        try:
+            self.found[section], lines = getattr(self, f"_{section}")(self.until(section))
+        except Exception as error:  # a report of what works is worth more than none
+            self.failed = True
+            self.found[section] = reason = f"{type(error).__name__}: {error}"
+            lines = f"failed: {reason}"
+        self.text.append(f"{lines}\n\n({time.monotonic() - began:.0f} s)\n")
 
-    def __init__(self, net: torch.nn.Module, batch: int, side: int, device: str):
-        self.net = net.to(device).train()
-        self.cuda = device == "cuda"
-        lr = torch.tensor(1e-4, device=device) if self.cuda else 1e-4
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=lr, fused=True, capturable=self.cuda)
-        self.lq = torch.rand(batch, 3, side, side, device=device)
-        self.gt = torch.rand(batch, 3, 2 * side, 2 * side, device=device)
+    def _steps(self, until: float) -> tuple[object, str]:
+        args = self.args
+        rows = list(gpu_steps.steps(args.device, args.families, args.sizes, args.repeats, until))
+        return [asdict(row) for row in rows], gpu_steps.table(rows)
 
-    def __call__(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        F.l1_loss(self.net(self.lq), self.gt).backward()
-        self.optimizer.step()
+    def _images(self, until: float) -> tuple[object, str]:
+        args = self.args
+        rows = list(gpu_steps.restored(args.device, args.families, args.image, args.repeats, until))
+        return [asdict(row) for row in rows], gpu_steps.table(rows)
 
-    def captured(self) -> Callable[[], None]:
-        """The step as one CUDA graph.
-
-        Raises:
-            RuntimeError: something in it cannot be captured.
-        """
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # as torch asks for before a capture
-            for _ in range(3):
-                self()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self()
-        return graph.replay
-
-
-def seconds_of(computation: Callable[[], object], repeats: int, cuda: bool) -> float:
-    """Median time of a call, after two that warm up."""
-    times = []
-    for i in range(repeats + 2):
-        if cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        computation()
-        if cuda:
-            torch.cuda.synchronize()
-        if i >= 2:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def networks() -> dict[str, Callable[[], torch.nn.Module]]:
-    """The light x2 network, in full precision and with the quantizers of the option files."""
-    return {"FP": lambda: MambaIR(**LIGHT), "w4a4": lambda: QMambaIR(**LIGHT, quant=quantized(4))}
-
-
-def steps(device: str, sizes, repeats: int, until: float) -> Iterator[Step]:
-    """Training steps, eager and captured."""
-    cuda = device == "cuda"
-    for batch, side in sizes:
-        for name, build in networks().items():
-            rows = [Step("training step", name, batch, side, mode) for mode in ("eager", "graph")]
+    def _kernels(self, until: float) -> tuple[object, str]:
+        if self.args.device != "cuda":
+            return None, "not measured: no CUDA graphs on this device"
+        found, lines = {}, []
+        for family in self.args.families:
             if time.monotonic() > until:
-                for row in rows:
-                    row.reason = "no time left"
-                yield from rows
+                lines.append(f"{family}: not measured: no time left")
                 continue
-            torch.manual_seed(0)
-            training = Training(build(), batch, side, device)
-            training()  # initialises the quantizers
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-            rows[0].ms = 1e3 * seconds_of(training, repeats, cuda)
-            rows[0].calls = operator_calls(training)
-            if cuda:
-                rows[0].peak_mib = torch.cuda.max_memory_allocated() / 2**20
-                try:
-                    rows[1].ms = 1e3 * seconds_of(training.captured(), repeats, cuda)
-                except RuntimeError as error:
-                    rows[1].reason = str(error).splitlines()[0]
-            else:
-                rows[1].reason = "no CUDA graphs on this device"
-            yield from rows
+            batch, side = self.args.sizes[-1]
+            found[family] = rows = gpu_steps.kernels(family, batch, side)
+            lines += [
+                f"{family} w4a4, batch {batch}, LR {side}:\n",
+                "| kernel | calls | ms | share |",
+                "|---|---|---|---|",
+            ]
+            lines += [f"| `{r['kernel']}` | {r['calls']} | {r['ms']:.3f} | {r['share']:.1%} |" for r in rows] + [""]
+        return found, "\n".join(lines)
+
+    def _parity(self, until: float) -> tuple[object, str]:
+        with self._backends() as bench:
+            if not gpu_check.available("ss2d_scan", "triton"):
+                return None, "not measured: Triton cannot run here"
+            rows = gpu_check.parity_rows(bench)
+            if time.monotonic() < until:
+                rows += gpu_check.quantizer_rows(bench, argparse.Namespace(batch=8, size=64, channels=[120]))
+        return self._checked(rows)
+
+    def _scan(self, until: float) -> tuple[object, str]:
+        rows, left = [], []
+        with self._backends() as bench:
+            for channels in self.args.channels:
+                if time.monotonic() > until:
+                    left.append(channels)
+                    continue
+                given = argparse.Namespace(batch=8, size=64, state=16, channels=[channels])
+                rows += gpu_check.scan_rows(bench, given)
+        found, lines = self._checked(rows)
+        return found, lines + "".join(f"\nD = {channels}: not measured: no time left" for channels in left)
+
+    @contextlib.contextmanager
+    def _backends(self) -> Iterator[gpu_check.Bench]:
+        """Inside, checks may force backends."""
+        before = os.environ.get(ENV)
+        torch.manual_seed(0)
+        try:
+            yield gpu_check.Bench(self.args.device, 2 * self.args.repeats)
+        finally:
+            os.environ.pop(ENV, None)
+            if before is not None:
+                os.environ[ENV] = before
+
+    def _checked(self, rows: list) -> tuple[object, str]:
+        wrong = [row for row in rows if not row.passed]
+        self.failed = self.failed or bool(wrong)
+        return [asdict(row) for row in rows], f"{gpu_check.table(rows)}\n\n{len(rows)} checks, {len(wrong)} failed"
+
+    def _suite(self, until: float) -> tuple[object, str]:
+        if importlib.util.find_spec("pytest") is None:
+            return None, "not measured: pytest is not installed"
+        workers = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+        command = [sys.executable, "-m", "pytest", "tests/ops", "-p", "no:cacheprovider", *workers]
+        seconds = max(until - time.monotonic(), 1)
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return None, f"not measured: not through after {seconds:.0f} s"
+        self.failed = self.failed or done.returncode != 0
+        last = [line for line in done.stdout.splitlines() if line.strip()][-15:]
+        return {"returncode": done.returncode, "tail": last}, "\n".join(f"    {line}" for line in last)
 
 
-def restored(device: str, side: int, repeats: int, until: float) -> Iterator[Step]:
-    """One image at a time in evaluation."""
-    for name, build in networks().items():
-        row = Step("image restored", name, 1, side, "eager")
-        if time.monotonic() > until:
-            row.reason = "no time left"
-        else:
-            net, image = build().to(device), torch.rand(1, 3, side, side, device=device)
-            net.train()(image)  # initialises the quantizers
-            net.eval()
-            with torch.no_grad():
-                row.ms = 1e3 * seconds_of(lambda net=net, image=image: net(image), repeats, device == "cuda")
-        yield row
-
-
-def table(rows: list[Step]) -> str:
-    """Markdown table; ratios are to the eager step, or image, in full precision of the same size."""
-    base = {(r.what, r.batch, r.side): r.ms for r in rows if r.network == "FP" and r.mode == "eager"}
-    lines = [
-        "| what | network | batch | LR side | mode | ms | times FP eager | peak MiB | operator calls |",
-        "|" + "---|" * 9,
-    ]
-    for r in rows:
-        first = base.get((r.what, r.batch, r.side))
-        ms = f"not measured: {r.reason}" if r.ms is None else f"{r.ms:.1f}"
-        ratio = "" if r.ms is None or not first else f"{r.ms / first:.2f}"
-        peak = "" if r.peak_mib is None else f"{r.peak_mib:.0f}"
-        calls = "" if r.calls is None else str(r.calls)
-        lines.append(
-            f"| {r.what} | {r.network} | {r.batch} | {r.side} | {r.mode} | {ms} | {ratio} | {peak} | {calls} |"
-        )
-    return "\n".join(lines)
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="SECTION,...", default=",".join(SECTIONS), help="sections to run, by comma")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: tries this script")
+    parser.add_argument("--families", nargs="+", default=list(gpu_steps.families()), choices=list(gpu_steps.families()))
+    parser.add_argument("--sizes", type=int, nargs="+", help="batch and side of the LR patch, in turns", default=None)
+    parser.add_argument("--channels", type=int, nargs="+", default=list(CHANNELS), help="D of the scans")
+    parser.add_argument("--image", type=int, nargs=2, default=list(IMAGE), help="height and width of the LR image")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=360.0, help="after these nothing new is begun")
+    parser.add_argument("--output", type=Path, default=Path("gpu_report.json"), help="the tables go beside it, as .md")
+    args = parser.parse_args(argv)
+    args.only = args.only.split(",")
+    unknown = set(args.only) - set(SECTIONS)
+    if unknown:
+        parser.error(f"--only: no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    if args.sizes is not None and len(args.sizes) % 2:
+        parser.error("--sizes: give a side for every batch")
+    args.sizes = SIZES if args.sizes is None else tuple(zip(args.sizes[::2], args.sizes[1::2], strict=True))
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; 0 if every parity check passed, 1 if not, 2 without a usable device."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: tries this script")
-    parser.add_argument("--sizes", type=int, nargs="+", help="batch and side of the patch, in turns", default=None)
-    parser.add_argument("--image", type=int, default=128, help="side of the image that is restored")
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--no-kernels", action="store_true", help="steps alone")
-    parser.add_argument("--output", type=Path, default=Path("gpu_report.json"))
-    args = parser.parse_args(argv)
+    """Command line; 0 if all went well, 1 if a check or a section failed, 2 without a usable device."""
+    args = arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.stderr.write("gpu_report: no CUDA device here (--device cpu tries the script itself)\n")
         return 2
-    until = time.monotonic() + SECONDS
-    sizes = SIZES if args.sizes is None else tuple(zip(args.sizes[::2], args.sizes[1::2], strict=True))
-    rows = [
-        *steps(args.device, sizes, args.repeats, until - 150),
-        *restored(args.device, args.image, args.repeats, until - 120),
-    ]
     machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     about = {"machine": machine, "torch": torch.__version__, "python": platform.python_version()}
-    sys.stdout.write(", ".join(f"{k} {v}" for k, v in about.items()) + "\n\n" + table(rows) + "\n\n")
-    report = {**about, "steps": [asdict(row) for row in rows]}
-    code = 0
-    if not args.no_kernels:
-        kernels = args.output.with_name(f"{args.output.stem}_kernels.json")
-        channels = ["--channels", "72", "120", "360", "--repeats", "20"]
-        code = gpu_check.main(["--device", args.device, *channels, "--output", str(kernels)])
-        if kernels.is_file():
-            report["kernels"] = json.loads(kernels.read_text())
-            kernels.unlink()
-    args.output.write_text(json.dumps(report, indent=1))
-    return code
+    report = Report(args)
+    for section in SECTIONS:
+        if section in args.only:
+            report.run(section)
+            # after every section: what there is survives a machine that is taken back
+            args.output.write_text(json.dumps({**about, **report.found}, indent=1))
+            text = "\n".join(["# GPU report", "", ", ".join(f"{k} {v}" for k, v in about.items()), "", *report.text])
+            args.output.with_suffix(".md").write_text(text)
+    sys.stdout.write(text + "\n")
+    return int(report.failed)
 
 
 if __name__ == "__main__":

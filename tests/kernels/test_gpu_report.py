@@ -10,40 +10,80 @@ import pytest
 import torch
 
 BENCH = Path(__file__).resolve().parents[2] / "kernels" / "bench"
+SMALL = {"depths": (1,), "d_state": 2}
 
 
 @pytest.fixture
 def gpu_report(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     module = importlib.import_module("gpu_report")
-    monkeypatch.setattr(module, "LIGHT", {**module.LIGHT, "embed_dim": 30, "depths": (1,), "d_state": 2})
+    monkeypatch.setattr(module.gpu_steps, "LIGHT", {**module.gpu_steps.LIGHT, **SMALL, "embed_dim": 30})
+    v2 = {"num_heads": (2,), "embed_dim": 24, "window_size": 4, "inner_rank": 4, "num_tokens": 8}
+    monkeypatch.setattr(module.gpu_steps, "LIGHT_V2", {**module.gpu_steps.LIGHT_V2, **SMALL, **v2})
     return module
 
 
-def test_steps_are_timed_and_compared(gpu_report, tmp_path, capsys):
-    output = tmp_path / "report.json"
-    small = ["--sizes", "1", "8", "--image", "8", "--repeats", "1", "--no-kernels", "--output", str(output)]
-    assert gpu_report.main(["--device", "cpu", *small]) == 0
-    rows = json.loads(output.read_text())["steps"]
-    assert [(r["what"], r["network"], r["mode"]) for r in rows] == [
-        ("training step", "FP", "eager"),
-        ("training step", "FP", "graph"),
-        ("training step", "w4a4", "eager"),
-        ("training step", "w4a4", "graph"),
-        ("image restored", "FP", "eager"),
-        ("image restored", "w4a4", "eager"),
+def small(tmp_path, *more: str) -> list[str]:
+    output = str(tmp_path / "report.json")
+    given = ["--device", "cpu", "--sizes", "1", "8", "--image", "12", "16", "--repeats", "1", "--output", output]
+    return [*given, *more]
+
+
+def test_steps_and_images_are_timed_and_compared(gpu_report, tmp_path, capsys):
+    assert gpu_report.main(small(tmp_path, "--only", "steps,kernels,images")) == 0
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert [(r["family"], r["network"], r["mode"]) for r in found["steps"]] == [
+        (family, network, mode)
+        for family in ("MambaIR", "MambaIRv2")
+        for network in ("FP", "w4a4")
+        for mode in ("eager", "graph")
     ]
-    assert all(r["ms"] > 0 for r in rows if r["mode"] == "eager")
-    assert all(r["calls"] > 0 for r in rows if r["what"] == "training step" and r["mode"] == "eager")
-    assert capsys.readouterr().out.count("not measured: no CUDA graphs") == 2
+    assert all(r["ms"] > 0 for r in found["steps"] if r["mode"] == "eager")
+    assert all(r["calls"] > 0 for r in found["steps"] if r["mode"] == "eager")
+    assert [r["ms"] > 0 for r in found["images"]] == [True] * 4
+    text = (tmp_path / "report.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert text.count("not measured: no CUDA graphs") == 5
+    assert "parity" not in found
 
 
-def test_what_there_is_no_time_for_is_listed(gpu_report):
-    rows = list(gpu_report.steps("cpu", ((1, 8),), 1, until=-1.0))
+def test_a_table_shows_the_ratios(gpu_report):
+    steps = gpu_report.gpu_steps
+    times = {("FP", "eager"): 100.0, ("FP", "graph"): 40.0, ("w4a4", "eager"): 250.0, ("w4a4", "graph"): 50.0}
+    rows = [steps.Step("step", "MambaIR", n, 8, 64, 64, m, ms, 1000.0) for (n, m), ms in times.items()]
+    line = steps.table(rows).splitlines()[-1]
+    assert "| 250.0 | 50.0 | 5.00 | 2.50 | 1.25 | 1000 | 1000 |" in line
+
+
+def test_what_there_is_no_time_for_is_listed(gpu_report, tmp_path):
+    rows = list(gpu_report.gpu_steps.steps("cpu", ["MambaIR"], ((1, 8),), 1, until=-1.0))
     assert [r.reason for r in rows] == ["no time left"] * 4
+    assert gpu_report.main(small(tmp_path, "--seconds", "0", "--only", "scan,suite")) == 0
+    assert (tmp_path / "report.md").read_text().count("no time left") == 2
 
 
-def test_without_a_device_it_says_so(gpu_report, capsys, monkeypatch):
+def test_a_section_that_fails_is_written_down_and_the_next_one_runs(gpu_report, tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(gpu_report.gpu_steps, "steps", fails)
+    assert gpu_report.main(small(tmp_path, "--only", "steps,images", "--families", "MambaIR")) == 1
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["steps"] == "RuntimeError: no such kernel"
+    assert len(found["images"]) == 2
+
+
+def test_a_kernel_that_computes_something_else_fails_the_report(gpu_report, tmp_path, monkeypatch):
+    row = gpu_report.gpu_check.Row("ss2d_scan", "triton", "8 x 64 x 64", 1.0, False)
+    monkeypatch.setattr(gpu_report.gpu_check, "scan_rows", lambda *_: [row])
+    assert gpu_report.main(small(tmp_path, "--only", "scan", "--channels", "72")) == 1
+    assert "PARITY FAILED" in (tmp_path / "report.md").read_text()
+
+
+def test_without_a_device_or_with_an_unknown_section_it_says_so(gpu_report, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_report.main([]) == 2
     assert "no CUDA device" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu_report.main(["--only", "speed"])
+    assert "no section speed" in capsys.readouterr().err
