@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from . import constants
 from .files import write_bytes
-from .layers.sites import quantizer_keys
+from .layers.sites import for_each_channel, quantizer_keys
 
 _LISTED = 20  # keys shown per kind of mismatch
 # what pickles of state_dicts refer to: rebuild functions, storages, dtypes, plain containers
@@ -285,6 +285,9 @@ def _refuse(net: nn.Module, path: str | os.PathLike, problems: Mapping[str, Sequ
 def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike, strict: bool = True) -> list[str]:
     """Load a state_dict; a tensor of another shape is never skipped silently.
 
+    A quantizer with a value for each channel takes one value for all of them: the network computes the same then, and
+    training goes on from there. The log says so.
+
     Args:
         net: bare network.
         state: names to tensors.
@@ -297,6 +300,10 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathL
     Raises:
         CheckpointMismatchError: listing every kind of mismatch.
     """
+    if spread := for_each_channel(net, state):
+        message = "%s: %d values of quantizers for a whole tensor are taken for each of its channels"
+        logging.getLogger("basicsr").info(message, path, len(spread))
+        state = {**state, **spread}
     missing, unexpected, shapes = _differences(net, state)
     changed = _changed(net, state)
     problems = {"of another shape": shapes, "constant, with other values": changed}

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from basicsr.archs import build_network
 from torch import nn
 
 from qmambair_basicsr import checkpoints as io
+from qmambair_basicsr.calibration import calibrate
 
 
 class RunsCode:
@@ -212,3 +214,25 @@ def test_safetensors_files_are_state_dicts_and_packed_ones_are_named(tmp_path, n
         io.CheckpointError, match=r"packed_version1\.safetensors is a packed checkpoint.*\.pth it was made"
     ):
         io.read_file(packed)
+
+
+def test_a_value_for_the_tensor_is_taken_for_each_channel(caplog):
+    coarse = {"weight": {"type": "RFA", "bits": 4}, "act": {"type": "LSQOffset", "bits": 4}}
+    fine = {"preset": "plus", "bits": 4}
+    options = {"embed_dim": 30, "depths": [1], "d_state": 2, "upscale": 2, "upsampler": "pixelshuffledirect"}
+    scan = {"scan": {"type": "DLS", "bits": 4, "init": {"search": "none"}}}
+    torch.manual_seed(0)
+    old = build_network({"type": "QMambaIR", **options, "quant": coarse | scan}).eval()
+    calibrate(old, [torch.rand(1, 3, 8, 8)])
+    new = build_network({"type": "QMambaIR", **options, "quant": fine | scan}).eval()
+    with caplog.at_level("INFO", logger="basicsr"):
+        io.load_state(new, old.state_dict(), "old.pth")
+    assert "old.pth" in caplog.text and "for each of its channels" in caplog.text
+    steps = [value for key, value in new.state_dict().items() if key.endswith("weight_quantizer.scale")]
+    assert max(map(torch.numel, steps)) > 1
+    x = torch.rand(1, 3, 16, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(new(x), old(x))
+    # the way back would lose what the channels learned
+    with pytest.raises(io.CheckpointError, match="of another shape"):
+        io.load_state(old, new.state_dict(), "new.pth")

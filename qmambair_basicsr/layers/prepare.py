@@ -124,7 +124,7 @@ def _unmet(net: nn.Module, spec: QuantSpec, info: NetworkInfo, sites: Sequence[S
     for site in sites:
         names[site.kind] |= {site.name, site.owner}
     for kind in KINDS:
-        if getattr(spec, kind).bits != 32 and not names[kind]:
+        if getattr(spec, kind).bits != 32 and not names[kind] and kind not in spec.preset:
             there = ", ".join(k for k in KINDS if names[k])
             yield f"quant.{kind}: {type(net).__name__} has no such sites; leave the key out (its sites: {there})."
     if spec.conv == "fp" and not info.group_convs:

@@ -111,6 +111,16 @@ def quantizer_keys(net: nn.Module) -> set[str]:
     return {key for key in net.state_dict() if key.startswith(prefixes)}
 
 
+def for_each_channel(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values in a state that a quantizer of the network has one of for each channel, repeated for all channels."""
+    own = net.state_dict()
+    return {
+        key: state[key].expand_as(own[key]).clone()
+        for key in sorted(quantizer_keys(net) & state.keys())
+        if state[key].shape == (1,) and own[key].ndim == 1 and own[key].numel() > 1
+    }
+
+
 def uncalibrated(net: nn.Module) -> list[str]:
     """Names of the quantizers whose parameters mean nothing yet."""
     return [name for name, quantizer in quantizers_of(net).items() if not quantizer.is_initialized()]

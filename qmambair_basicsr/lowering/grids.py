@@ -32,12 +32,13 @@ class StaticGrid(nn.Module):
         step, kind = form.step.detach(), form.step.dtype
         offset = torch.zeros_like(step) if form.offset is None else form.offset.detach()
         shape = (-1,) if step.numel() > 1 else ()
+        offset = offset.reshape((-1,) if offset.numel() > 1 else ())
         # products in float64, so that FP32 limits are rounded once
         limits = (torch.tensor(code) * step.double() for code in (form.lowest, form.highest))
         self.register_buffer("step", step.reshape(shape).clone())
         self.register_buffer("zero_point", torch.zeros_like(self.step, dtype=torch.int8))
         # tensors, not numbers: blocks whose tensors alone differ are traced once (``artifacts/onnx/units.py``)
-        self.register_buffer("shift", offset.reshape(shape).clone() if bool(offset.any()) else None)
+        self.register_buffer("shift", offset.clone() if bool(offset.any()) else None)
         clips = (form.lowest, form.highest) != (-128, 127)  # int8 itself
         for limit, value in zip(("low", "high"), limits, strict=True):
             self.register_buffer(limit, value.to(kind).reshape(shape) if clips else None)
@@ -47,7 +48,7 @@ class StaticGrid(nn.Module):
 
     @property
     def offset(self) -> Tensor | float:
-        """The excess of the part ``step * code`` over the value, in units of the activation."""
+        """The excess of the part ``step * code`` over the value, in units of the activation: (), or (C,) along ``dim``."""
         return 0.0 if self.shift is None else self.shift
 
     def forward(self, x: Tensor) -> Codes:

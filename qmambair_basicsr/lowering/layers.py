@@ -83,10 +83,12 @@ class IntegerLinear(nn.Module):
     def __init__(self, frozen: FrozenCodes, act: nn.Module, bias: Tensor | None, part: int | None = None):
         super().__init__()
         self.act, self.weight = act, IntegerWeight(frozen, 1, part)
-        sums = _exact(frozen, 1)[0].sum(1)  # (out,)
+        value = _exact(frozen, 1)[0]
+        sums = value.sum(1)  # (out,)
         total = torch.zeros_like(sums) if bias is None else bias.detach().clone()
-        self.has_bias = bias is not None or bool(act.offset)
-        self.register_buffer("bias", total - act.offset * sums)
+        self.has_bias = bias is not None or _moves(act)
+        excess = value @ act.offset if _per_channel(act) else act.offset * sums
+        self.register_buffer("bias", total - excess)
         self.register_buffer("sums", sums if isinstance(act, DynamicGrid) else None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,6 +102,16 @@ class IntegerLinear(nn.Module):
         if self.sums is not None and x.shift is not None:
             y = y - x.shift * self.sums
         return y + self.bias if self.has_bias else y
+
+
+def _per_channel(act: nn.Module) -> bool:
+    """Whether a grid has an offset for each channel of the activation."""
+    return isinstance(act.offset, Tensor) and act.offset.numel() > 1
+
+
+def _moves(act: nn.Module) -> bool:
+    """Whether a grid has a constant offset that is not 0."""
+    return bool((act.offset != 0).any()) if isinstance(act.offset, Tensor) else bool(act.offset)
 
 
 class BorderSums(nn.Module):
@@ -135,11 +147,13 @@ class IntegerConv2d(nn.Module):
         self.groups = layer.groups
         self.act, self.weight = act, IntegerWeight(layer.weight_quantizer, layer.groups)
         value = _exact(layer.weight_quantizer, layer.groups)
-        sums = value.sum(2).flatten(0, 1).unsqueeze(1)  # (C_out, 1, kH, kW)
-        bias = sums.new_zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().clone()
         self.follows = isinstance(act, DynamicGrid)  # the shift is known with the tensor only
-        sums = sums if self.follows else sums * act.offset
-        self.border = BorderSums(sums, self.geometry) if self.follows or (act.offset and any(layer.padding)) else None
+        if _per_channel(act):
+            value = value * act.offset.view(self.groups, 1, -1, 1, 1)
+        sums = value.sum(2).flatten(0, 1).unsqueeze(1)  # (C_out, 1, kH, kW)
+        sums = sums if self.follows or _per_channel(act) else sums * act.offset
+        bias = sums.new_zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().clone()
+        self.border = BorderSums(sums, self.geometry) if self.follows or (_moves(act) and any(layer.padding)) else None
         if self.border is None:
             bias = bias - sums.flatten(1).sum(1)
         self.register_buffer("bias", bias)

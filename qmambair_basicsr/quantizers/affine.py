@@ -11,7 +11,7 @@ from ..ops.lsq.reference import codes
 from .base import Quantizer
 from .forms import StaticForm
 from .site import ACTIVATION, Site
-from .spec import Option, SpecError
+from .spec import Option
 
 GRANULARITY = Option("tensor", "parameters per tensor or per channel", choices=("tensor", "channel"))
 
@@ -36,9 +36,7 @@ class AffineQuantizer(Quantizer):
         super().__init__(bits, site)
         self.dim = None
         if granularity == "channel":
-            if site.channels is None or site.channel_dim is None:
-                raise SpecError(f"{self._label()}: granularity 'channel' is not possible, this site has no channels")
-            self.dim = site.channel_dim
+            self.dim = self.channel_dim("granularity")
         self.groups = 1 if self.dim is None else site.channels
 
     def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

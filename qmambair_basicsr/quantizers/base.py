@@ -303,6 +303,16 @@ class Quantizer(nn.Module):
 
     # ---- helpers --------------------------------------------------------------------------------------
 
+    def channel_dim(self, option: str) -> int:
+        """Dimension of the site's channels, for an ``option`` of the value ``channel``.
+
+        Raises:
+            SpecError: the site has none.
+        """
+        if self.site.channels is None or self.site.channel_dim is None:
+            raise SpecError(f"{self._label()}: {option} 'channel' is not possible, this site has no channels")
+        return self.site.channel_dim
+
     def _constant(self, value: Tensor) -> Tensor:
         """A function of the input that the declared surrogate takes as a constant."""
         return value.detach()

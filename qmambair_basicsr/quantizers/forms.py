@@ -19,9 +19,9 @@ class StaticForm:
 
     Attributes:
         step: > 0, (G,) or (), units of the tensor.
-        offset: shaped as step; None for 0.
+        offset: shaped as step, or one value for each index of ``dim``; None for 0.
         lowest, highest: codes.
-        dim: dimension of the tensor that the G steps lie along; None for one step.
+        dim: dimension of the tensor that steps or offsets lie along; None for one of each.
         entering: what is added to the tensor and does not leave it (QuantSR), () or one value for each index of
             ``entering_dim``; None for 0.
         entering_dim: see entering.

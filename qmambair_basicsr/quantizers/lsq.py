@@ -72,7 +72,7 @@ class LSQ(AffineQuantizer):
 
     def estimate(self, x: Tensor) -> dict[str, Tensor]:
         signed = self._is_signed(x)
-        magnitude = self._rows(x).abs().mean(1)
+        magnitude = self._rows(x).abs().mean(1) if self.groups > 1 else x.abs().mean().reshape(1)
         return {"scale": (2 * magnitude / self._largest(signed).sqrt()).clamp_min(INITIAL_FLOOR), "signed": signed}
 
     def observe(self, x: Tensor) -> None:

@@ -19,6 +19,8 @@ batch shown. ``mode: stable`` (default) differs in two points: the step in use i
 comes from all calibration batches (mean; signed if any batch is): with ``search: mse`` (default) step and offset of
 the interval with the least squared error, as LSQ+ does, with ``search: none`` the release's 2 mean|x| / sqrt(Q_P)
 and b = 0.
+``offsets: channel`` (not of the release) learns an offset for each channel beside the one step of the tensor: integer
+products keep one factor, and what the offsets add to a product is a constant for each output channel.
 In both the output is ``(codes - zero) * scale`` exactly, where the release adds round-off by its detach trick.
 """
 
@@ -31,11 +33,12 @@ from torch import Tensor, nn
 
 from .lsq import INITIAL_FLOOR, LSQ, NEGATIVE
 from .registry import register_quantizer
-from .search import best_interval
+from .search import best_common_step, best_interval
 from .site import ACTIVATION, Site
 from .spec import Option
 
 MODE = Option("stable", "the mended quantizer, or the release's arithmetic", choices=("stable", "official"))
+OFFSETS = Option("shared", "one offset for each step, or one for each channel", choices=("shared", "channel"))
 SEARCH = Option("mse", "fit the start to the calibration data (stable)", choices=("mse", "none"))
 
 
@@ -47,9 +50,13 @@ class LSQOffset(LSQ):
         mode: ``stable`` or ``official``.
         search: ``mse`` or ``none``, how a stable quantizer starts.
         granularity: ``tensor`` (release) or ``channel``.
+        offsets: ``shared`` (release), as many as steps, or ``channel``.
+
+    Raises:
+        SpecError: offsets per channel where the site has no channels.
     """
 
-    options: ClassVar = {"mode": MODE, "search": SEARCH, **LSQ.options}
+    options: ClassVar = {"mode": MODE, "search": SEARCH, **LSQ.options, "offsets": OFFSETS}
 
     def __init__(
         self,
@@ -59,19 +66,31 @@ class LSQOffset(LSQ):
         granularity: str = "tensor",
         mode: str = "stable",
         search: str = "mse",
+        offsets: str = "shared",
     ) -> None:
         super().__init__(bits, site, granularity=granularity)
+        self.own_offsets = offsets == "channel" and granularity == "tensor"
+        if self.own_offsets:
+            self.dim = self.channel_dim("offsets")
         self.mode = mode
         self.search = search if mode == "stable" else "none"
         self.first_batch_only = mode == "official"
         if mode == "official":
             self.floor = None
-        self.offset = nn.Parameter(torch.zeros_like(self.scale))
+        self.offset = nn.Parameter(torch.zeros(site.channels if self.own_offsets else self.groups))
 
     def estimate(self, x: Tensor) -> dict[str, Tensor]:
         values = super().estimate(x)
         if self.search == "none":
             return values | {"offset": torch.zeros_like(self.offset)}
+        if self.own_offsets:
+            rows = self._full(self._rows(x))
+            scale, low = best_common_step(rows, self.qmax - self.qmin)
+            scale = scale.clamp_min(INITIAL_FLOOR)
+            return values | {
+                "scale": scale,
+                "offset": torch.where(values["signed"], float(self.qmin), 0.0) * scale - low,
+            }
         low, high = best_interval(self._full(self._rows(x)), self.qmax - self.qmin)
         scale = ((high - low) / (self.qmax - self.qmin)).clamp_min(INITIAL_FLOOR)
         start = torch.where(values["signed"], float(self.qmin), 0.0)

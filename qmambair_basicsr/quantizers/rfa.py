@@ -30,6 +30,9 @@ give a negative slope, two equal ones an infinite one, then NaN in every weight.
 ones included, are used unchanged, so states are interchangeable; one that a lower neighbour pushes up leaves its
 gradient to that neighbour. alpha is used as max(|alpha|, 1e-8), and with ``search: mse`` (default) it starts at
 the multiple of 2 mean|w| / sqrt(Q_P), between 1/4 and 2, that has the least squared error.
+
+``granularity: channel`` (not of the paper) learns alpha and beta for each output channel, (C,); the thresholds, in units
+of codes, stay those of the tensor.
 """
 
 from __future__ import annotations
@@ -39,10 +42,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..ops.limits import limited
+from ..ops.limits import as_type, limited
 from ..ops.rfa import RFAItem, rfa_together
 from ..ops.rfa.item import order
 from ..ops.rfa.reference import codes, surrogate
+from .affine import GRANULARITY
 from .base import Quantizer
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
 from .lsq_offset import MODE, SEARCH
@@ -76,12 +80,17 @@ class RFA(Quantizer):
         mode: ``stable`` or ``official``.
         search: ``mse`` or ``none``, how a stable quantizer starts.
         min_gap: smallest distance of neighbouring thresholds in stable mode, in steps.
+        granularity: ``tensor`` or ``channel``.
+
+    Raises:
+        SpecError: per channel where the site has no channels.
     """
 
     options: ClassVar = {
         "mode": MODE,
         "search": SEARCH,
         "min_gap": Option(0.1, "smallest gap of thresholds, in steps (stable)", low=1e-3, high=1.0),
+        "granularity": GRANULARITY,
     }
 
     def __init__(
@@ -92,27 +101,39 @@ class RFA(Quantizer):
         mode: str = "stable",
         search: str = "mse",
         min_gap: float = 0.1,
+        granularity: str = "tensor",
     ) -> None:
         super().__init__(bits, site)
+        self.dim = self.channel_dim("granularity") if granularity == "channel" else None
+        groups = 1 if self.dim is None else site.channels
         self.mode = mode
         self.search = search if mode == "stable" else "none"
         self.min_gap = min_gap
         self.first_batch_only = mode == "official"
         self.floor = None if mode == "official" else SCALE_FLOOR  # of the step in use; None: the step as it is
-        self.scale = nn.Parameter(torch.ones(1))
-        self.offset = nn.Parameter(torch.zeros(1))
+        self.scale = nn.Parameter(torch.ones(groups))
+        self.offset = nn.Parameter(torch.zeros(groups))
         self.thresholds = nn.Parameter(torch.arange(self.qmin, self.qmax + 1, dtype=torch.float32))
 
     def estimate(self, x: Tensor) -> dict[str, Tensor]:
-        scale = (2 * x.abs().mean() / self.qmax**0.5).clamp_min(INITIAL_FLOOR).reshape(1)
+        rows = self._full(x).reshape(1, -1) if self.dim is None else self._full(x).movedim(self.dim, 0).flatten(1)
+        scale = (2 * rows.abs().mean(1) / self.qmax**0.5).clamp_min(INITIAL_FLOOR)
         if self.search == "mse":
-            scale = best_symmetric_step(self._full(x).reshape(1, -1), scale, self.qmin, self.qmax)
+            scale = best_symmetric_step(rows, scale, self.qmin, self.qmax)
         return {"scale": scale}
 
     def quantize(self, x: Tensor) -> Tensor:
-        return rfa_together([self.item(x)])[0]
+        if self.dim is None:
+            return rfa_together([self.item(x)])[0]
+        full = self._full(x)
+        step, offset, thresholds = self._grid(full)
+        unit, nothing = torch.ones_like(thresholds[:1]), torch.zeros_like(thresholds[:1])
+        given = RFAItem((limited(full) + offset) / step, unit, nothing, thresholds, self.qmin)
+        return as_type((rfa_together([given])[0] - offset / step) * step, x.dtype)
 
-    def item(self, x: Tensor) -> RFAItem:
+    def item(self, x: Tensor) -> RFAItem | None:
+        if self.dim is not None:
+            return None
         min_gap = None if self.mode == "official" else self.min_gap
         parameters = self.scale, self.offset, self.thresholds
         return RFAItem(x, *parameters, self.qmin, self.floor, self._gradient_scale(x), min_gap)
@@ -121,15 +142,29 @@ class RFA(Quantizer):
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self._require_initialized()
         x = self._full(x)
-        scale, offset, thresholds = (p.to(x.dtype) for p in (self._step(x), self.offset, self.ordered_thresholds()))
-        integers = codes(x, scale, offset, thresholds, self.qmin)
-        return integers.to(torch.int32), scale.reshape(()), (offset / scale).reshape(())
+        step, offset, thresholds = self._grid(x)
+        if self.dim is None:
+            integers = codes(x, step.reshape(1), offset.reshape(1), thresholds, self.qmin)
+        else:
+            unit, nothing = torch.ones_like(thresholds[:1]), torch.zeros_like(thresholds[:1])
+            integers = codes((limited(x) + offset) / step, unit, nothing, thresholds, self.qmin)
+        return integers.to(torch.int32), step, offset / step
 
     def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = limited(self._full(x))
-        scale, offset, thresholds = (p.to(x.dtype) for p in (self._step(x), self.offset, self.ordered_thresholds()))
-        v = torch.clamp((x + offset) / scale, self.qmin, self.qmax)
-        return surrogate(v, thresholds, self.qmin), scale.reshape(()), (offset / scale).reshape(())
+        step, offset, thresholds = self._grid(x)
+        v = torch.clamp((x + offset) / step, self.qmin, self.qmax)
+        return surrogate(v, thresholds, self.qmin), step, offset / step
+
+    def _grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Step and offset that broadcast to a tensor, and thresholds in use, in its type."""
+        shape = [1] * x.ndim
+        if self.dim is not None:
+            shape[self.dim] = -1
+        step, offset = (
+            p.to(x.dtype).reshape(shape if self.dim is not None else ()) for p in (self._step(x), self.offset)
+        )
+        return step, offset, self.ordered_thresholds().to(x.dtype)
 
     def ordered_thresholds(self) -> Tensor:
         """Thresholds in use, (2^n,): as stored in official mode, sorted with a smallest gap in stable mode."""
@@ -139,8 +174,8 @@ class RFA(Quantizer):
         thresholds = self.thresholds.detach()
         start = torch.arange(self.qmin, self.qmax + 1, device=thresholds.device)
         return {
-            "scale": self.scale.detach().item(),
-            "offset": self.offset.detach().item(),
+            "scale": self.scale.detach().mean().item(),
+            "offset": self.offset.detach().mean().item(),
             "crossed_thresholds": float((thresholds.diff() <= 0).sum()),
             "moved_thresholds": (thresholds - start).abs().mean().item(),
         }
@@ -150,4 +185,4 @@ class RFA(Quantizer):
         return learned_step(self.scale, self.floor, self._gradient_scale(x))
 
     def _gradient_scale(self, x: Tensor) -> float:
-        return (x.numel() * self.copies * self.qmax) ** -0.5
+        return (x.numel() * self.copies / self.scale.numel() * self.qmax) ** -0.5

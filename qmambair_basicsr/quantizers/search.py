@@ -53,6 +53,35 @@ def best_interval(rows: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
     return ends[0], ends[1]
 
 
+def best_common_step(rows: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
+    """One step for all rows, and where each row's uniform grid begins, for the least squared error.
+
+    Args:
+        rows: (G, M).
+        intervals: number of grid steps of a row.
+
+    Returns:
+        Step (1,) and lower ends (G,): the step of the best interval of all rows about their own means, then for each row
+        the best of ``2 CUTS + 1`` places, from one step below to one above.
+    """
+    mean = rows.mean(1)
+    some = subsample(rows, max(1, 16 * SAMPLES // len(rows)))
+    about = some - mean[:, None]
+    low, high = best_interval(about.reshape(1, -1), intervals)
+    step = ((high - low) / intervals).clamp_min(1e-12)
+    shifts = torch.linspace(-1, 1, 2 * CUTS + 1, device=rows.device, dtype=rows.dtype)
+    shifts = shifts[shifts.abs().argsort(stable=True)]  # of equally good ones the smallest
+    best, chosen = torch.full_like(mean, torch.inf), torch.zeros_like(mean)
+    for shift in shifts:
+        start = low + shift * step
+        level = ((about - start) / step).round().clamp(0, intervals)
+        error = ((level * step + start - about) / step).square().mean(1)
+        better = error < best
+        chosen = torch.where(better, start.expand_as(mean), chosen)
+        best = torch.where(better, error, best)
+    return step, mean + chosen
+
+
 def best_symmetric_step(rows: Tensor, start: Tensor, qmin: int, qmax: int) -> Tensor:
     """Step of the grid ``qmin..qmax`` about zero with the least squared error on each row.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..strict import unknown
+from .presets import PRESETS, expanded
 from .registry import QUANTIZER_REGISTRY
 from .site import KINDS, Site
 
@@ -174,6 +175,7 @@ class QuantSpec:
             (see ``layers/policy.py``).
         conv: ``fp`` leaves the convolution behind each group of blocks in full precision, as 2DQuant, CondiQuant and SPR2Q
             do in SwinIR.
+        preset: kinds that the network may lack, as they come from a preset (``presets.py``).
         overrides: (pattern, {kind: QuantizerSpec}) pairs; the pattern (``fnmatch``) is tried on the dotted name of a
             site's part and on that of its owner, and of several that match the last one decides.
 
@@ -189,6 +191,7 @@ class QuantSpec:
     state: QuantizerSpec = field(default_factory=_no_quantization)
     act_policy: str = "code"
     conv: str = "quantized"
+    preset: tuple[str, ...] = ()
     overrides: tuple[tuple[str, Mapping[str, QuantizerSpec]], ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
@@ -208,15 +211,23 @@ class QuantSpec:
     def from_dict(cls, config: Mapping[str, Any]) -> QuantSpec:
         """Read the ``quant:`` block of an option file; kinds of sites left out stay full precision.
 
+        ``{preset: plus, bits: 4}`` stands for the quantizers of ``presets.py``; kinds that are given as well come first.
+
         Raises:
             SpecError: on anything unknown or impossible, all mistakes at once, each with its path.
         """
         refuse(filter(None, [_no_mapping(config, "quant")]))
+        preset = {}
+        if "preset" in config:
+            refuse(_preset_mistakes(config))
+            preset = expanded(config["preset"], config["bits"])
+            config = preset | {key: value for key, value in config.items() if key not in ("preset", "bits")}
+            preset = {kind: value for kind, value in preset.items() if config[kind] is value}
         others = {"act_policy": "code", "conv": "quantized", "overrides": {}}
         others |= {key: config[key] for key in others if key in config}
         mistakes: list[str] = []
         kinds = {key: value for key, value in config.items() if key not in others}
-        chosen = _read_kinds(kinds, "quant", mistakes, (*KINDS, *others))
+        chosen = _read_kinds(kinds, "quant", mistakes, (*KINDS, *others, "preset"))
         overrides = []
         if wrong := _no_mapping(others["overrides"], "quant.overrides"):
             mistakes.append(wrong)
@@ -225,7 +236,7 @@ class QuantSpec:
                 where = f"quant.overrides[{pattern!r}]"
                 overrides.append((str(pattern), _read_kinds(entry, where, mistakes, KINDS)))
         try:
-            spec = cls(**chosen, **{**others, "overrides": tuple(overrides)})
+            spec = cls(**chosen, **{**others, "overrides": tuple(overrides)}, preset=tuple(preset))
         except SpecError as error:
             mistakes.append(str(error))
         refuse(mistakes)
@@ -246,6 +257,19 @@ class QuantSpec:
             if site.kind in kinds and site.matches(pattern):
                 chosen = kinds[site.kind]
         return chosen
+
+
+def _preset_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
+    """The mistakes in ``preset`` and ``bits``."""
+    name = config["preset"]
+    if name not in PRESETS:
+        yield unknown("quant.preset", "preset", name, PRESETS)
+    elif "bits" not in config:
+        yield f"quant: no 'bits' given for the preset {name}; write {{preset: {name}, bits: 4}}."
+    else:
+        kinds = [QUANTIZER_REGISTRY[chosen["type"]].bit_widths for chosen in PRESETS[name].values()]
+        common = sorted(set.intersection(*map(set, kinds)))
+        yield from _wrong_bits(config["bits"], common, f"quant.bits (preset {name})")
 
 
 def _read_kinds(config: Any, where: str, mistakes: list[str], allowed: Iterable[str]) -> dict[str, QuantizerSpec]:

@@ -62,6 +62,8 @@ class NativeGrid:
 def _constant(grid: StaticGrid) -> Tensor:
     if grid.step.numel() != 1:
         raise NotFused(f"{grid.site}: a step per channel")
+    if grid.shift is not None and grid.shift.numel() != 1:
+        raise NotFused(f"{grid.site}: an offset per channel")
     if grid.entering is not None:
         raise NotFused(f"{grid.site}: something is added in front of the quantizer")
     step = grid.step.reshape(()).double()

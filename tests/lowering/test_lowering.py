@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
-from tiny_networks import QUANTIZED, SMALLEST, tiny_network
+from tiny_networks import QUANTIZED, SMALLEST, kinds_of, tiny_network, tiny_options
 from torch import nn
 
 import qmambair_basicsr  # noqa: F401  (registers the networks)
@@ -98,6 +98,23 @@ def test_codes_are_those_of_the_network(name, bits):
 def test_grids_that_follow_each_image(name):
     net = network(name, DYNAMIC)
     assert_same(net, image(net, 2))
+
+
+@every_network
+def test_offsets_for_each_channel(name):
+    settings = {"preset": "plus", "bits": 2, "act": quant(2)["act"] | {"offsets": "channel"}, "scan": quant(2)["scan"]}
+    kinds = kinds_of(name, tiny_options(name, **SMALLEST))
+    settings = {key: value for key, value in settings.items() if key in (*kinds, "preset", "bits")}
+    torch.manual_seed(0)
+    net = build_network({"type": name, **tiny_options(name, **SMALLEST), "quant": settings}).eval()
+    calibrate(net, [image(net, 2)])
+    with torch.no_grad():
+        for key, parameter in net.named_parameters():
+            if key.endswith("quantizer.offset") or key.endswith("_input.offset"):
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    apart = [p.quantizer for p in network_sites(net) if p.site.kind == "act" and hasattr(p.quantizer, "own_offsets")]
+    assert len(apart) > 2 and all(q.offset.unique().numel() == q.offset.numel() == q.site.channels for q in apart)
+    assert_same(net, image(net))
 
 
 @every_network

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
+from torch import nn
 
+from qmambair_basicsr.layers.info import NetworkInfo
+from qmambair_basicsr.layers.prepare import prepare
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, QuantSpec, Site, SpecError, build_quantizer
 
 CONFIG = {
@@ -105,3 +108,36 @@ def test_defaults_are_allowed_and_accepted(kind):
     explicit, implicit = cls(bits, **defaults), cls(bits)
     for (name, a), b in zip(explicit.state_dict().items(), implicit.state_dict().values(), strict=True):
         assert a.equal(b), name
+
+
+def test_a_preset_stands_for_quantizers_and_gives_way_to_what_is_written_out():
+    spec = QuantSpec.from_dict({"preset": "plus", "bits": 2, "scan": {"type": "LSQ", "bits": 4}, "act_policy": "code"})
+    assert spec.weight == QuantizerSpec("RFA", 2, {"granularity": "channel"})
+    assert spec.act == QuantizerSpec("LSQOffset", 2, {"offsets": "channel"})
+    assert spec.scan == QuantizerSpec("LSQ", 4)
+    assert spec.preset == ("weight", "act")
+    again = QuantSpec.from_dict(spec.to_dict())
+    assert (again.weight, again.act, again.scan) == (spec.weight, spec.act, spec.scan)
+
+
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        ({"preset": "pluss", "bits": 4}, ["quant.preset", "'pluss'", "'plus'"]),
+        ({"preset": "plus"}, ["no 'bits'", "plus"]),
+        ({"preset": "plus", "bits": 1}, ["quant.bits", "got 1", "2, 3"]),
+        ({"bits": 4}, ["quant", "'bits'"]),
+    ],
+)
+def test_mistakes_in_a_preset(config, parts):
+    with pytest.raises(SpecError) as error:
+        QuantSpec.from_dict(config)
+    assert all(part in str(error.value) for part in parts)
+
+
+def test_a_preset_leaves_out_kinds_that_a_network_has_not():
+    net = prepare(nn.Sequential(nn.Linear(4, 4)), QuantSpec.from_dict({"preset": "plus", "bits": 4}), NetworkInfo())
+    assert net[0].weight_quantizer.scale.shape == (4,) and net[0].act_quantizer.offset.shape == (4,)
+    with pytest.raises(SpecError, match="has no such sites"):
+        settings = {"preset": "plus", "bits": 4, "scan": {"type": "DLS", "bits": 4}}
+        prepare(nn.Sequential(nn.Linear(4, 4)), QuantSpec.from_dict(settings), NetworkInfo())
