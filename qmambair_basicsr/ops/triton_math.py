@@ -34,3 +34,54 @@ def count_up(out_ptr, steps_ptr):
     for _ in range(tl.load(steps_ptr).to(tl.int32)):
         total += tl.load(steps_ptr + i, mask=i < 2, other=0.0)
     tl.store(out_ptr + i, total, mask=i < 3)
+
+
+@triton.jit
+def step_in_use(scale, floor):
+    """max(|scale|, floor), or scale as it is where the floor is negative; as ``learned.step_in_use``."""
+    size = tl.abs(scale)
+    size = tl.where(size < floor, floor, size)
+    return tl.where(floor < 0, scale, size)
+
+
+@triton.jit
+def step_gradient(grad, scale, floor, grad_scale):
+    """Gradient of the step in use carried to scale; as ``learned.step_gradient``."""
+    grad = grad * grad_scale
+    return tl.where(scale < 0, grad * tl.where(floor < 0, 1.0, -1.0), grad)
+
+
+@triton.jit
+def pick(i, p0, p1, p2, p3, SLOTS: tl.constexpr):
+    """The i-th of SLOTS pointers."""
+    p = p0
+    if SLOTS > 1:
+        p = tl.where(i == 1, p1, p)
+    if SLOTS > 2:
+        p = tl.where(i == 2, p2, p)
+    if SLOTS > 3:
+        p = tl.where(i == 3, p3, p)
+    return p
+
+
+@triton.jit
+def in_fours(n, ALIGNED: tl.constexpr):
+    """n, which is a multiple of 4 if ALIGNED: the compiler sees that values can be read and written four at a time."""
+    if ALIGNED:
+        return n // 4 * 4
+    else:
+        return n
+
+
+@triton.jit
+def arrived_last(counter_ptr, programs):
+    """Whether this is the last of some programs to come here: it sees what the others wrote before, read past the L1 cache.
+
+    The counter starts at 0 and is 0 again afterwards.
+    """
+    tl.debug_barrier()  # what all threads of this program wrote comes first
+    before = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
+    last = before == programs - 1
+    if last:
+        tl.store(counter_ptr, 0)
+    return last

@@ -47,6 +47,8 @@ def on_its_device(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def launch(tensor: torch.Tensor, *rest):
+        if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+            return function(tensor, *rest)
         with torch.cuda.device_of(tensor):
             return function(tensor, *rest)
 

@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from qmambair_basicsr.ops.dls import triton_kernels as dls
+from qmambair_basicsr.ops.lsq import triton_channels
 from qmambair_basicsr.ops.lsq import triton_kernels as lsq
 from qmambair_basicsr.ops.rfa import triton_kernels as rfa
 from qmambair_basicsr.ops.ss2d_scan import triton_gradient, triton_kernels
@@ -56,23 +57,45 @@ KERNELS = {
     "gradient_chunk[listed]": (triton_gradient.gradient_chunk, {**SCAN, "HAS_SKIP": True, "LISTED": True}, 1, "fp32"),
     "gradient_chunk[fp32]": (triton_gradient.gradient_chunk, {**SCAN, "HAS_SKIP": True}, 1, "fp32"),
     "gradient_chunk[bf16]": (triton_gradient.gradient_chunk, {**SCAN, "HAS_SKIP": True}, 1, "bf16"),
-    "lsq_forward": (lsq.lsq_forward, {**LSQ, "BLOCK": 1024}, 4, "fp32"),
-    "lsq_backward": (lsq.lsq_backward, {**LSQ, "BC": 1, "BE": 1024}, 4, "fp32"),
-    "part_statistics": (dls.part_statistics, {"BLOCK": 4096}, 8, "fp32"),
-    "make_grid": (dls.make_grid, {"BP": 1024}, 4, "fp32"),
-    "quantize": (dls.quantize, {"BLOCK": 1024}, 4, "fp32"),
-    "part_gradients": (dls.part_gradients, {"BLOCK": 1024}, 4, "fp32"),
-    "grid_gradient": (dls.grid_gradient, {"BP": 1024}, 4, "fp32"),
-    "input_gradient": (dls.input_gradient, {"BLOCK": 1024}, 4, "fp32"),
-    "rfa_forward": (rfa.rfa_forward, {"LEVELS": 4, "BLOCK": 1024}, 4, "fp32"),
-    "rfa_backward": (rfa.rfa_backward, {"LEVELS": 4, "BORDER_LEVELS": 5, "BLOCK": 4096}, 8, "fp32"),
+    **{
+        f"lsq_{way}[{kind}]": (
+            getattr(lsq, f"lsq_{way}"),
+            {
+                "MANY": many, "PER_SCALE": rows, "PER_OFFSET": rows, "HAS_OFFSET": True, "ALIGNED": not rows,
+                "BLOCK": 256 if rows else 1024,
+                **({"FC": 32 if rows else 1, "FP": 32 if rows else 1024} if way == "backward" else {}),
+            }, 4, "fp32",
+        )
+        for way in ("forward", "backward")
+        for kind, many, rows in (("one", False, False), ("many", True, False), ("many rows", True, True))
+    },
+    "lsq_forward[channels]": (triton_channels.lsq_forward, {**LSQ, "BLOCK": 1024}, 4, "fp32"),
+    "lsq_backward[channels]": (triton_channels.lsq_backward, {**LSQ, "BC": 16, "BE": 64}, 4, "fp32"),
+    **{
+        f"{name}[{slots} slots]": (getattr(dls, name), {"SLOTS": slots, "ALIGNED": slots > 0, **constants}, warps, "fp32")
+        for slots in (0, 1, 4)
+        for name, constants, warps in (
+            ("statistics", {"BLOCK": 4096}, 8),
+            ("quantize", {"BP": 256, "BLOCK": 1024, "BLOCKS": 4}, 4),
+            ("gradient_sums", {"BLOCK": 1024}, 4),
+            ("input_gradient", {"BP": 256, "BLOCK": 1024, "BLOCKS": 4, "BR": 32}, 4),
+        )
+    },
+    "rfa_forward": (rfa.rfa_forward, {"BLOCK": 1024}, 4, "fp32"),
+    **{
+        f"rfa_backward[{levels} levels]": (rfa.rfa_backward, {"LEVELS": levels, "BLOCK": 4096}, 8, "fp32")
+        for levels in (4, 16, 256)
+    },
 }  # fmt: skip
+INTEGERS = {"order_ptr": "*i32", "tiles_ptr": "*i32", "counter_ptr": "*i32", "counters_ptr": "*i32", "ints_ptr": "*i64"}
 MAPS = {"x_ptr", "dt_ptr", "b_ptr", "c_ptr", "dy_ptr", "src_ptr"}
 
 
 def _type(name: str, kind: str) -> str:
-    if name == "order_ptr":
-        return "*i32"
+    if name in INTEGERS:
+        return INTEGERS[name]
+    if re.fullmatch("[a-z][0-3]", name):  # one of four tensors
+        return "*fp32"
     if name.endswith("_ptr"):
         return f"*{kind if name in MAPS else 'fp32'}"
     return "fp32" if name in FLOATS else "i32"

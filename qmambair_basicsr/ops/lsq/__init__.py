@@ -28,15 +28,17 @@ class _LSQ(torch.autograd.Function):
     def forward(ctx, layout, *tensors):
         items = [item._replace(x=gapless(item.x)) for item in layout.items(tensors)]
         ctx.backend, ctx.layout = choose("lsq", BACKENDS, items[0].x), layout
-        ctx.save_for_backward(*(t for item in items for t in item[:3]))
+        outs, kept = ctx.backend.forward_items(items)
+        ctx.save_for_backward(*(t for item in items for t in item[:3]), *kept)
         ctx.set_materialize_grads(False)
-        return tuple(ctx.backend.forward_items(items))
+        return tuple(outs)
 
     @staticmethod
     @first_order
     def backward(ctx, *grads):
-        items = ctx.layout.items(ctx.saved_tensors)
-        return None, *carried_back(lambda g, i, _: ctx.backend.backward_items(g, i), grads, items, (), 3)
+        saved = ctx.saved_tensors  # asked for once: a checkpoint gives them out once
+        items = ctx.layout.items(saved)
+        return None, *carried_back(ctx.backend.backward_items, grads, items, saved[3 * len(items) :], 3)
 
 
 def lsq(

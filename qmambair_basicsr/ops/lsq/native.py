@@ -40,8 +40,8 @@ def _pack(item: LSQItem, rows: tuple[int, int, int], *tensors: Tensor | None) ->
     return _PACK(*addresses, *rows, floor, item.grad_scale, item.qmin, item.qmax)
 
 
-def forward_items(items: Sequence[LSQItem]) -> list[Tensor]:
-    """Every item quantized; x float32 without gaps in memory."""
+def forward_items(items: Sequence[LSQItem]) -> tuple[list[Tensor], list[Tensor]]:
+    """Every item quantized; x float32 without gaps in memory. Nothing to keep."""
     outs, packed = empty_for([t.x for t in items]), []
     kept = []  # what the call reads has to live until it is over
     for i, item in enumerate(items):
@@ -52,10 +52,12 @@ def forward_items(items: Sequence[LSQItem]) -> list[Tensor]:
         kept.append([None if t is None else dense(t) for t in item[1:3]])
         packed.append(_pack(item, rows, item.x, None, outs[i], None, *kept[-1], None, None))
     run_items("qm_lsq_forward", packed)
-    return outs
+    return outs, []
 
 
-def backward_items(grads: Sequence[Tensor], items: Sequence[LSQItem]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+def backward_items(
+    grads: Sequence[Tensor], items: Sequence[LSQItem], kept: Sequence[Tensor] = ()
+) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """Gradients of x, scale and offset of every item; gradients lie in memory as their x does."""
     to_x = empty_for([t.x for t in items])
     parameters = [t for item in items for t in (item.scale, item.offset) if t is not None]

@@ -76,11 +76,13 @@ def backward(
     return dx, _collect(clamped, scale, dim), doffset
 
 
-def forward_items(items: Sequence[LSQItem]) -> list[Tensor]:
-    """Every item quantized, one after the other."""
-    return [forward_one(sys.modules[__name__], item) for item in items]
+def forward_items(items: Sequence[LSQItem]) -> tuple[list[Tensor], list[Tensor]]:
+    """Every item quantized, one after the other; nothing to keep."""
+    return [forward_one(sys.modules[__name__], item) for item in items], []
 
 
-def backward_items(grads: Sequence[Tensor], items: Sequence[LSQItem]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+def backward_items(
+    grads: Sequence[Tensor], items: Sequence[LSQItem], kept: Sequence[Tensor] = ()
+) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """Gradients of x, scale and offset of every item."""
     return [backward_one(sys.modules[__name__], grad, item) for grad, item in zip(grads, items, strict=True)]

@@ -32,7 +32,7 @@ class _RFA(torch.autograd.Function):
     @first_order
     def backward(ctx, *grads):
         items = ctx.layout.items(ctx.saved_tensors)
-        return None, *carried_back(lambda g, i, _: ctx.backend.backward_items(g, i), grads, items, (), 4)
+        return None, *carried_back(ctx.backend.backward_items, grads, items, (), 4)
 
 
 def rfa(

@@ -46,7 +46,9 @@ def forward_items(items: Sequence[RFAItem]) -> list[Tensor]:
     return outs
 
 
-def backward_items(grads: Sequence[Tensor], items: Sequence[RFAItem]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def backward_items(
+    grads: Sequence[Tensor], items: Sequence[RFAItem], kept: Sequence[Tensor] = ()
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Gradients of w, scale, offset and thresholds of every item."""
     to_w = empty_for([t.w for t in items])
     to_parameters = empty_together([t for item in items for t in item[1:4]])

@@ -101,6 +101,8 @@ def forward_items(items: Sequence[RFAItem]) -> list[Tensor]:
     return [forward_one(sys.modules[__name__], item) for item in items]
 
 
-def backward_items(grads: Sequence[Tensor], items: Sequence[RFAItem]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def backward_items(
+    grads: Sequence[Tensor], items: Sequence[RFAItem], kept: Sequence[Tensor] = ()
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Gradients of w, scale, offset and thresholds of every item."""
     return [backward_one(sys.modules[__name__], grad, item) for grad, item in zip(grads, items, strict=True)]
