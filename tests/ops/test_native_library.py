@@ -62,7 +62,7 @@ def test_every_instruction_set_runs_in_one_process(native):
 def test_forced_backend_errors(monkeypatch):
     x = torch.zeros(2)
     monkeypatch.setenv("QMAMBAIR_BACKEND", "fastest")
-    with pytest.raises(BackendError, match="reference, native, triton, mamba_ssm"):
+    with pytest.raises(BackendError, match="reference, native, cuda, triton, mamba_ssm"):
         choose("lsq", ("reference",), x)
     monkeypatch.setenv("QMAMBAIR_BACKEND", "mamba_ssm")  # lsq has none: the default choice stays
     assert choose("lsq", ("reference",), x).__name__.endswith("lsq.reference")
