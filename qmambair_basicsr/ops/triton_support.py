@@ -58,3 +58,9 @@ def on_its_device(function: Callable) -> Callable:
 def next_power_of_2(n: int) -> int:
     """The smallest power of two that is at least n (n >= 1)."""
     return 1 << (n - 1).bit_length()
+
+
+@functools.cache
+def direction_codes(directions: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Codes of named directions in a device's memory, int32; made once, so that no later call copies from the host."""
+    return torch.tensor(directions, dtype=torch.int32, device=device)

@@ -26,10 +26,15 @@ from qmambair_basicsr.ops.lsq import triton_channels
 from qmambair_basicsr.ops.lsq import triton_kernels as lsq
 from qmambair_basicsr.ops.rfa import triton_kernels as rfa
 from qmambair_basicsr.ops.ss2d_scan import triton_gradient, triton_kernels
+from qmambair_basicsr.ops.table_scan import triton_kernels as table
 
 CUDA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FLOATS = {"qmin", "qmax", "cap_share", "floor_share", "floor", "grad_scale"}
 SCAN = {"N": 16, "BD": 32, "CHUNK": 64, "SOFTPLUS": True, "HAS_BIAS": True, "LISTED": False}
+TABLE = {
+    "N": 16, "BN": 16, "BD": 32, "CHUNK": 64, "LEVELS": 16, "ROW": 16, "BITS": 4, "X_BITS": 4, "B_BITS": 4, "C_BITS": 4,
+    "HAS_SKIP": True, "LISTED": False,
+}  # fmt: skip
 LSQ = {"PER_SCALE": True, "PER_OFFSET": True, "HAS_OFFSET": True}
 
 # label -> kernel, its constants, warps, element type of x, delta, B, C and dy
@@ -86,9 +91,17 @@ KERNELS = {
         f"rfa_backward[{levels} levels]": (rfa.rfa_backward, {"LEVELS": levels, "BLOCK": 4096}, 8, "fp32")
         for levels in (4, 16, 256)
     },
+    **{
+        f"table_chunk[{'output' if output else 'local'}, kind {kind}]": (
+            table.table_chunk,
+            {**TABLE, **dict.fromkeys(("X_KIND", "Q_KIND", "B_KIND", "C_KIND"), kind), "OUTPUT": output}, 1, element,
+        )
+        for output, kind, element in ((False, 1, "u8"), (True, 1, "u8"), (True, 2, "fp32"))
+    },
+    "table_carry": (table.table_carry, {"N": 16, "BC": 16, "BD": 32}, 1, "fp32"),
 }  # fmt: skip
 INTEGERS = {"order_ptr": "*i32", "tiles_ptr": "*i32", "counter_ptr": "*i32", "counters_ptr": "*i32", "ints_ptr": "*i64"}
-MAPS = {"x_ptr", "dt_ptr", "b_ptr", "c_ptr", "dy_ptr", "src_ptr"}
+MAPS = {"x_ptr", "dt_ptr", "q_ptr", "b_ptr", "c_ptr", "dy_ptr", "src_ptr"}
 
 
 def _type(name: str, kind: str) -> str:
@@ -96,7 +109,7 @@ def _type(name: str, kind: str) -> str:
         return INTEGERS[name]
     if re.fullmatch("[a-z][0-3]", name):  # one of four tensors
         return "*fp32"
-    if name.endswith("_ptr"):
+    if name.endswith(("_ptr", "_grid")):
         return f"*{kind if name in MAPS else 'fp32'}"
     return "fp32" if name in FLOATS else "i32"
 

@@ -19,7 +19,7 @@ import math
 
 import torch
 
-from ..triton_support import DEVICES, INTERPRETED, is_available, next_power_of_2, on_its_device
+from ..triton_support import DEVICES, INTERPRETED, direction_codes, is_available, next_power_of_2, on_its_device
 from .maps import partial, per_direction, strides, tokens
 
 __all__ = ["CHUNK", "DEVICES", "backward", "forward", "is_available"]
@@ -34,11 +34,6 @@ def _kernels():
     from . import triton_gradient, triton_kernels  # importing them needs Triton
 
     return triton_kernels, triton_gradient
-
-
-@functools.cache
-def _codes(directions: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(directions, dtype=torch.int32, device=device)
 
 
 def _reduced(partial: torch.Tensor, like: torch.Tensor, merge: bool) -> torch.Tensor:
@@ -70,7 +65,7 @@ class _Launch:
         self.skip = None if D is None else D.to(torch.float32).contiguous()
         self.bias = None if delta_bias is None else delta_bias.to(torch.float32).contiguous()
         self.listed = isinstance(directions, torch.Tensor)
-        self.order = directions if self.listed else _codes(tuple(directions), x.device)
+        self.order = directions if self.listed else direction_codes(tuple(directions), x.device)
         self.softplus = softplus
         self.block_n = next_power_of_2(self.state)
         # one channel per lane; the interpreter has no lanes and would only compute padding

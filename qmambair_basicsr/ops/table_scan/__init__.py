@@ -18,7 +18,7 @@ from ..ss2d_scan.orders import DIRECTIONS, check_form, codes, verified
 
 __all__ = ["BACKENDS", "OnGrid", "Tables", "build_tables", "dequantize", "empty_tables", "table_row", "table_scan"]
 
-BACKENDS = ("native", "reference")
+BACKENDS = ("native", "triton", "reference")
 _MOST_STATES = 256
 
 
