@@ -13,7 +13,7 @@ from . import for_command
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
     parser = for_command("tools.generality")
-    add(parser, "--source", "see above", required=True)
+    add(parser, "--source", "default: the sets are in OUT/datasets already")
     add(parser, "--out", default=Path("generality"))
     add(parser, "--networks", "default: all", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
     add(parser, "--sets", "default: all", default=list(ALL_SETS), nargs="+", choices=ALL_SETS)
@@ -30,5 +30,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="trainings of each kind, which differ in the seed (default: 1)",
     )
+    parser.add_argument(
+        "--jobs", type=positive, default=1, metavar="N", help="trainings at the same time, one thread each (default: 1)"
+    )
+    add(parser, "--device", default="cpu")
+    parser.add_argument(
+        "--any-code",
+        action="store_true",
+        help="keep results though this package, torch or BasicSR has changed since; generality.csv says which torch it was",
+    )
+    add(parser, "--read-only")
     add(parser, "--rerun")
     return parser

@@ -1,4 +1,4 @@
-"""One variant of an ablation: trained and tested by BasicSR's own pipelines, in this process, and remembered on disk."""
+"""One training of a study, trained and tested by BasicSR's own pipelines, in this process, and remembered on disk."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gc
 import json
 import logging
 import os
+import platform
 import shutil
 import sys
 import time
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 import yaml
 from basicsr.test import test_pipeline
 from basicsr.train import train_pipeline
@@ -26,7 +28,16 @@ from ..files import write_text
 from .ablation_studies import Run
 from .result_log import latest_log, read_results
 
-__all__ = ["Store", "execute", "forget", "missing_sets", "stale_results", "stale_training", "unfinished"]
+__all__ = [
+    "Store",
+    "execute",
+    "forget",
+    "missing_sets",
+    "stale_results",
+    "stale_training",
+    "training_due",
+    "unfinished",
+]
 
 
 class Store:
@@ -36,10 +47,12 @@ class Store:
 
     Args:
         root: working folder; ``experiments/`` and ``results/`` of the pipelines are made in it too.
+        any_code: results stay though this package, torch or BasicSR has changed since.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, any_code: bool = False) -> None:
         self.root = root
+        self.any_code = any_code
         self.finished = root / "finished"
         self.failed = root / "failed"
         self.claims = root / "claims"
@@ -93,13 +106,15 @@ class Store:
         return {file.stem: file.read_text(encoding="utf-8").splitlines()[0] for file in files}
 
 
-def missing_sets(record: Mapping, test: Mapping) -> dict[str, dict]:
-    """Test sections that a record has no figures of, or only figures of other options, images or code."""
-    return {
-        key: section
-        for key, section in test["datasets"].items()
-        if record["results"].get(section["name"], {}).get("protocol") != _protocol(section, test)
-    }
+def missing_sets(record: Mapping, test: Mapping, any_code: bool = False) -> dict[str, dict]:
+    """Test sections that a record has no figures of, or only figures of other options, images or (unless any will do) code."""
+    passed_over = {"code"} if any_code else set()
+
+    def differs(name: str, protocol: Mapping) -> bool:
+        before = record["results"].get(name, {}).get("protocol", {})
+        return any(before.get(key) != value for key, value in protocol.items() if key not in passed_over)
+
+    return {k: section for k, section in test["datasets"].items() if differs(section["name"], _protocol(section, test))}
 
 
 def stale_training(run: Run, store: Store) -> str | None:
@@ -108,6 +123,8 @@ def stale_training(run: Run, store: Store) -> str | None:
     if before is None and "train_seconds" not in store.read(run.name):
         return None
     changed = made_from.differences(before, made_from.of_training(run.opt))
+    if before is not None and store.any_code:
+        changed = [name for name in changed if name != "versions"]
     return made_from.reason(changed) if changed else None
 
 
@@ -121,13 +138,22 @@ def stale_results(run: Run, test: Mapping, store: Store) -> str | None:
     weights = made_from.weights_of(_weights(run, store))
     if weights is not None and record.get("weights") != weights:
         return "other weights" if "weights" in record else "it does not say what it was made from"
-    names = [section["name"] for section in missing_sets(record, test).values() if section["name"] in record["results"]]
+    names = [
+        section["name"]
+        for section in missing_sets(record, test, store.any_code).values()
+        if section["name"] in record["results"]
+    ]
     return f"other options, images or code for {', '.join(names)}" if names else None
 
 
 def unfinished(run: Run, test: Mapping, store: Store) -> bool:
     """Whether a run lacks figures, or has stale ones."""
-    return bool(missing_sets(store.read(run.name), test)) or stale_results(run, test, store) is not None
+    return bool(missing_sets(store.read(run.name), test, store.any_code)) or stale_results(run, test, store) is not None
+
+
+def training_due(run: Run, store: Store) -> bool:
+    """Whether a run has to be trained, for the first time or anew."""
+    return "train_seconds" not in store.read(run.name) or stale_training(run, store) is not None
 
 
 def forget(run: Run, store: Store, training: bool) -> None:
@@ -162,7 +188,7 @@ def execute(run: Run, test: Mapping, store: Store) -> dict:
     elif stale_results(run, test, store) is not None:
         forget(run, store, training=False)
     record, weights = store.read(run.name), _weights(run, store)
-    sections = missing_sets(record, test)
+    sections = missing_sets(record, test, store.any_code)
     if "train_seconds" not in record or not weights.is_file():
         folder = store.root / "experiments" / run.name
         if not any(folder.glob("training_states/*.state")):
@@ -171,6 +197,7 @@ def execute(run: Run, test: Mapping, store: Store) -> dict:
         start = time.monotonic()
         _pipeline(train_pipeline, run.opt, store, "--auto_resume")
         record |= {"train_seconds": round(time.monotonic() - start, 1), "results": {}, "options": _plain(run.opt)}
+        record |= {"torch": torch.__version__, "device": _device(run.opt)}
         shutil.rmtree(folder / "training_states", ignore_errors=True)
         store.write(run, record)
         sections = dict(test["datasets"])
@@ -190,6 +217,12 @@ def execute(run: Run, test: Mapping, store: Store) -> dict:
     record["test_seconds"] = round(record.get("test_seconds", 0) + time.monotonic() - start, 1)
     store.write(run, record)
     return record
+
+
+def _device(opt: Mapping) -> str:
+    """Name of what computes: the machine's architecture, or its GPU."""
+    on_gpu = opt.get("num_gpu") != 0 and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()})"
 
 
 def _protocol(section: Mapping, test: Mapping) -> dict:

@@ -45,18 +45,25 @@ def _run(work: Path, module: str, *argv: str) -> None:
     subprocess.run(command, cwd=work, check=True)
 
 
-def prepare(images: Path, work: Path, prepare_data: Callable[[list[str]], int]) -> None:
+def prepare(images: Path, work: Path, prepare_data: Callable[[list[str]], int], sets: Sequence[str] = ALL_SETS) -> None:
     """Image sets in the folder layout of the option files, by ``prepare_data`` (in this process, which is quicker).
+
+    Args:
+        images: see the command's docstring.
+        work: the sets come into ``datasets`` in it.
+        prepare_data: the command of that name.
+        sets: test sets to prepare; the training set always is.
 
     Raises:
         ValueError: a set cannot be made; the reason is logged.
     """
     steps = [["sr", "--set", TRAINING_SET, "--scales", "2", "--input", *sorted(images.glob("train/*"))]]
-    for name in ("Set5", "Set14", "B100"):
+    for name in (name for name in ("Set5", "Set14", "B100") if name in sets):
         steps.append(["sr", "--set", name, "--scales", "2", "--input", images / "test" / name / "HR"])
-    for name in ("McMaster", "classic5", "LIVE1"):
+    for name in (name for name in ("McMaster", "classic5", "LIVE1") if name in sets):
         steps.append(["sr", "--set", name, "--scales", "--input", images / "test" / name / "HR"])
-    steps.append(["subset", "--set", "CBSD68", "--input", images / "test" / "B100" / "HR"])
+    if "CBSD68" in sets:
+        steps.append(["subset", "--set", "CBSD68", "--input", images / "test" / "B100" / "HR"])
     for step in steps:
         if prepare_data([*map(str, step), "--root", str(work / "datasets"), "--workers", "1"]):
             raise ValueError(f"prepare_data {' '.join(map(str, step))} failed")
@@ -224,7 +231,7 @@ def run(args: argparse.Namespace, prepare_data: Callable[[list[str]], int]) -> i
     """
     images, work = args.source.resolve(), args.out.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    prepare(images, work, prepare_data)
+    prepare(images, work, prepare_data, args.sets or ALL_SETS)
     rows = []
     for bits in args.bits:
         for reduced in (REDUCED[name] for name in args.tasks):
