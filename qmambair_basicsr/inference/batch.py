@@ -226,7 +226,7 @@ class Reporter:
     def begin(self, job: Job) -> None:
         """Name the picture that is next."""
         self.at += 1
-        self.progress.update(self.bar, description=escape(f"{self.at}/{self.total} {job.source.name}"))
+        self.progress.update(self.bar, description=escape(_printable(f"{self.at}/{self.total} {job.source.name}")))
 
     def tiles(self, done: int, total: int) -> None:
         """Show how far this picture is."""
@@ -238,8 +238,17 @@ class Reporter:
         self.console.print(escape(f"{self.at}/{self.total} {line_of(outcome)}"))
 
 
+def _printable(text: str) -> str:
+    """A text that stays in its line: line breaks and terminals' control codes, which names may hold, as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def line_of(outcome: Outcome) -> str:
     """One picture in one line."""
+    return _printable(_line_of(outcome))
+
+
+def _line_of(outcome: Outcome) -> str:
     job = outcome.job
     if outcome.state == "failed":
         return f"FAILED {job.source}: {outcome.reason}"
@@ -303,7 +312,7 @@ def summary(done: list[Outcome], seconds: float) -> str:
     if counts["planned"] == counts["done"] == 0:
         shown = f"0 done, {shown}"
     lines = [f"{shown} in {seconds:.1f} s"]
-    lines += [f"  {o.job.source}: {o.reason}" for o in done if o.state == "failed"]
+    lines += [_printable(f"  {o.job.source}: {o.reason}") for o in done if o.state == "failed"]
     return "\n".join(lines)
 
 

@@ -82,6 +82,8 @@ DATA = (
         f"BSDS400T91 {title}": _degraded(_listed("BSDS400T91", part), "BSDS400T91", kind, **keys)
         for title, part, kind, keys in (
             ("s5 to s50", "train", "GaussianNoiseDataset", {"sigma": list(range(5, 51))}),
+            # as the published protocol has it, and as picture files hold it
+            ("s5 to s50 stored", "train", "GaussianNoiseDataset", {"sigma": list(range(5, 51)), "stored": 0.6}),
             ("val s25", "val", "GaussianNoiseDataset", {"sigma": 25}),
             ("q10 to q50", "train", "JPEGDataset", {"quality": list(range(10, 51))}),
             # equal steps of the logarithm: the lower the quality, the more there is to learn
@@ -97,6 +99,12 @@ DATA = (
     }
     # names of their own: one network is tested on all of them
     | {f"each CBSD68 s{n}": replace(_noisy("CBSD68", n), name=f"CBSD68 s{n}") for n in SIGMAS}
+    | {
+        f"each CBSD68 s{n} stored": _degraded(
+            _noisy("CBSD68", n), f"CBSD68 s{n} stored", "GaussianNoiseDataset", stored=1
+        )
+        for n in SIGMAS
+    }
     | {
         f"each LIVE1 q{n}": _degraded(_bicubic("LIVE1"), f"LIVE1 q{n}", "JPEGDataset", quality=n)
         for n in COLOUR_QUALITIES

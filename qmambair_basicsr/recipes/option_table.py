@@ -174,7 +174,7 @@ QAT |= {
 } | {
     ("MambaIR", task): replace(_TINY_QAT, total_iter=n, gt_size=48, batch=2, calibration=16, **data)
     for task, n, data in (
-        ("tinyDN", 2_500, {"val": "BSDS400T91 val s25"}),
+        ("tinyDN", 4_500, {"train": "BSDS400T91 s5 to s50 stored", "val": "BSDS400T91 val s25"}),
         ("tinyCAR", 5_500, {"train": "BSDS400T91 q10 to q50 log", "val": "BSDS400T91 val q10"}),
         ("tinyReal", 1_500, {"val_freq": 10_000}),
     )
@@ -230,7 +230,11 @@ TASKS = {
         *(
             replace(_same_size(name, "tiny same size", "tiny", train, tests), weights="")
             for name, train, tests in (
-                ("tinyDN", "BSDS400T91 s5 to s50", tuple(f"each CBSD68 s{n}" for n in SIGMAS)),
+                (
+                    "tinyDN",
+                    "BSDS400T91 s5 to s50",
+                    tuple(f"each CBSD68 s{n}{kind}" for kind in ("", " stored") for n in SIGMAS),
+                ),
                 ("tinyCAR", "BSDS400T91 q10 to q50", tuple(f"each LIVE1 q{n}" for n in COLOUR_QUALITIES)),
                 ("tinyReal", "BSDS400T91 camera", ("CC15",)),
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from html.parser import HTMLParser
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -49,6 +51,52 @@ def test_names_are_text(tmp_path):
     text = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert "<script>\n" in text and "<title>&lt;script&gt;</title>" in text
     assert "&lt;img src=&quot;x&quot;&gt;" in text and "<span>&lt;i&gt;</span>" in text
+
+
+NAMES = [
+    "<script>alert(1)<-script>.png",
+    'q"uote.png',
+    "apo'strophe.png",
+    "amp&amp;.png",
+    "[red]100%.png",
+    "new\nline.png",
+]
+
+
+def test_names_of_files_are_text_on_the_page_and_in_the_terminal(echo, tmp_path, capsys):
+    """With eight flips, and ground truth of another size; a WebP keeps its transparency."""
+    source, truth = tmp_path / "in", tmp_path / "truth"
+    source.mkdir(), truth.mkdir()
+    for name in NAMES:
+        Image.fromarray(scene()).save(source / name)
+    Image.fromarray(scene()).save(truth / NAMES[1])  # as small as the picture
+    glass = scene(channels=4)
+    glass[..., 3] = np.linspace(0, 255, glass.shape[1])
+    Image.fromarray(glass).save(source / "glass.webp", lossless=True, exact=True)
+    out = tmp_path / "out"
+    words = ["-i", str(source), "-o", str(out), "--model", str(echo), "--page", "--tta", "--truth", str(truth)]
+    assert main([*words, "--quality", "100"]) == 0
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == len(NAMES) + 3 and any("new\\nline.png (23x18" in line for line in shown)
+    assert sum("ground truth of another size" in line for line in shown) == 1
+
+    class Headings(HTMLParser):
+        tags: ClassVar[list] = []
+        texts: ClassVar[list] = []
+
+        def handle_starttag(self, tag, attrs):
+            self.tags.append(tag)
+
+        def handle_data(self, data):
+            self.texts.append((self.tags[-1] if self.tags else "", data))
+
+    Headings().feed((out / "page.html").read_text(encoding="utf-8"))
+    assert sorted(text for tag, text in Headings.texts if tag == "h2") == sorted([*NAMES, "glass.webp"])
+    assert Headings.tags.count("script") == 1  # the page's own
+    with Image.open(out / "glass.webp") as result:
+        assert result.mode == "RGBA"
+        error = np.asarray(result)[..., 3].astype(int) - glass[..., 3].repeat(2, 0).repeat(2, 1)
+        assert np.abs(error).max() <= 1
 
 
 def test_of_large_pictures_the_part_with_structure_is_shown():
