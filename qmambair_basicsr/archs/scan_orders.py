@@ -10,12 +10,13 @@ can also be part of an exported graph whose sides are open; the order itself is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..ops.backend import export_target
+from ..ops.kept import kept
 from ..ops.permutation import inverted
 
 DIAGONAL, RASTER, ZIGZAG = "diagonal", None, "zigzag"
@@ -123,7 +124,7 @@ def _eamamba(height: int, width: int, device: torch.device, scan_type: str | Non
     return _with_rotations(patterns[: (count + 1) // 2], height, width, device)[:count]
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def _kept(make: Callable[..., Tensor], height: int, width: int, device: torch.device, *options) -> Tensor:
     with torch.inference_mode(False):  # an order made while testing must stay usable in training
         return make(height, width, device, *options)

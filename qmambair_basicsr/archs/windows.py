@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..ops.backend import export_target
+from ..ops.kept import kept
 from ..ops.permutation import inverted
 from ..ops.window_attention import MASKED  # added to attention logits of pairs that the cyclic shift brought together
 
@@ -46,9 +46,9 @@ def relative_position_index(window: int) -> Tensor:
     return dy * (2 * window - 1) + dx
 
 
-def mirror_index(size: int, padded: int) -> Tensor:
+def mirror_index(size: int, padded: int, device: torch.device | None = None) -> Tensor:
     """Source index of each of ``padded`` positions under mirror padding with the edge repeated (abc -> abccba...)."""
-    index = torch.arange(padded) % (2 * size)
+    index = torch.arange(padded, device=device) % (2 * size)
     return torch.minimum(index, 2 * size - 1 - index)
 
 
@@ -59,7 +59,7 @@ def mirror_pad(x: Tensor, window: int) -> Tensor:
         if isinstance(size, int):
             padded = -(-size // window) * window
             if padded != size:
-                x = x.index_select(dim, mirror_index(size, padded).to(x.device))
+                x = x.index_select(dim, mirror_index(size, padded, x.device))
         else:  # exported with open sides
             period = _as_tensor(2 * size, x.device)
             index = torch.remainder(torch.arange((size + window - 1) // window * window, device=x.device), period)
@@ -104,7 +104,7 @@ def _as_plan(arrays: tuple, window: int, device: torch.device) -> WindowPlan:
     return WindowPlan(windows.flatten(), windows, tensor(inverse), masks, tensor(regions))
 
 
-@lru_cache(maxsize=32)
+@kept(32)
 def _kept_plan(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowPlan:
     with torch.inference_mode(False):  # a plan made while testing must stay usable in training
         return _as_plan(_build_plan(height, width, window, shift), window, device)

@@ -12,6 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from ..archs.routing import RoutingNoise
 from ..layers.info import blocks_of
 
+NO_COMPILE = (
+    "is not supported: torch.compile ends a piece at every operator of this package, takes minutes, and makes a quantized step "
+    "slower; train: cuda_graph: true takes away what launches cost"
+)
 UNFUSED = frozenset({"foreach", "differentiable"})
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,6 +45,8 @@ class StepOptions:
             ValueError: an impossible value, named; parts that the batch cannot be cut into.
         """
         train = opt.get("train") or {}
+        if train.get("compile"):
+            raise ValueError(f"train: compile: {NO_COMPILE}")
         flags = {name: train.get(name, False) for name in ("checkpoint", "cuda_graph")}
         options = cls(train.get("amp"), train.get("accumulate", 1), **flags)
         if options.amp is not None and options.amp not in AMP:

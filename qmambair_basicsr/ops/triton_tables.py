@@ -6,16 +6,16 @@ process does, and a table that a graph may know is kept for as long as the proce
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .kept import kept
+
 SLOTS = 4  # tensors that a launch takes as they are; more are copied side by side first
-_KEPT = 4096
-_recorded: set[Table] = set()
+remembered = kept(4096)  # decorates a function of hashable arguments that makes a table
 
 
 class Table(NamedTuple):
@@ -32,12 +32,6 @@ class Table(NamedTuple):
     floats: Tensor
     tiles: tuple[Tensor, ...]
     aligned: bool
-
-    def __hash__(self) -> int:
-        return id(self.ints)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Table) and other.ints is self.ints
 
 
 def table(
@@ -62,20 +56,6 @@ def table(
         tuple(t.to(device) for t in maps),
         aligned,
     )
-
-
-def remembered(function):
-    """Cache a function of hashable arguments that makes a table; those used in the capture of a graph are never dropped."""
-    cached = functools.lru_cache(_KEPT)(function)
-
-    @functools.wraps(function)
-    def found(*arguments):
-        made = cached(*arguments)
-        if made.ints.is_cuda and torch.cuda.is_current_stream_capturing():
-            _recorded.add(made)
-        return made
-
-    return found
 
 
 def side_by_side(tensors: Sequence[Tensor]) -> Tensor:

@@ -109,9 +109,11 @@ def parts(opt: Mapping) -> Iterator[Problem]:
 
 
 def recorded(opt: Mapping) -> Iterator[Problem]:
-    """A step that is to be recorded as a CUDA graph against what cannot be."""
-    from ..models.step_options import not_recorded
+    """A step that is to be recorded as a CUDA graph against what cannot be; compiled ones are refused."""
+    from ..models.step_options import NO_COMPILE, not_recorded
 
+    if get(opt, "train.compile", bool):
+        yield Problem("train.compile", NO_COMPILE)
     refusal = not_recorded(opt) if get(opt, "train.cuda_graph", bool) else None
     if refusal is not None:
         yield Problem("train.cuda_graph", refusal)

@@ -197,6 +197,7 @@ def _train(strict: bool) -> Section:
             "accumulate": Number(1, whole=True),
             "checkpoint": Flag(),
             "cuda_graph": Flag(),
+            "compile": Flag(),
             "distill_opt": optional(PIXEL_LOSS),
             "feature_opt": optional(FEATURE_LOSS),
         }

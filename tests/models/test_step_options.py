@@ -9,6 +9,7 @@ import torch
 from basicsr.models import build_model
 
 from qmambair_basicsr.models.step_options import StepOptions
+from qmambair_basicsr.quantizers import LSQOffset
 
 
 def built(parsed, options, **train):
@@ -88,9 +89,23 @@ def test_an_overflow_in_float16_leaves_a_step_out_and_the_scale_is_resumed(parse
         ({"amp": "fp8"}, "amp: must be one of bf16, fp16"),
         ({"accumulate": 0}, "accumulate"),
         ({"checkpoint": 1}, "checkpoint"),
+        ({"compile": True}, "compile: is not supported: .* cuda_graph: true"),
         ({"accumulate": 3}, "accumulate: must divide batch_size_per_gpu 4"),
     ],
 )
 def test_impossible_values_are_named(entry, said):
     with pytest.raises(ValueError, match=f"train: {said}"):
         StepOptions.from_options({"train": entry, "datasets": {"train": {"batch_size_per_gpu": 4}}})
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected")
+def test_who_compiles_a_quantizer_anyway_gets_its_bits():
+    """Why the option is refused is time, not wrong results; this backend only follows what happens."""
+    quantizer, x, results = LSQOffset(4).train(), torch.randn(7, 6), []
+    quantizer(x)
+    for call in (quantizer, torch.compile(quantizer, backend="eager")):
+        quantizer.zero_grad()
+        out = call(x)
+        out.square().sum().backward()
+        results.append([out.detach(), *(p.grad for p in quantizer.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
