@@ -9,6 +9,9 @@
 //   carry      state at the start of each chunk; a chunk decays a state by exp(A * sum of its dt) exactly
 //   emit       the outputs of each chunk from its true starting state
 //
+// Where delta lies on a constant grid, `tabulate` makes the steps and decays of its codes first, and a token looks them up
+// instead of computing one exponential per state. The table holds exp(dt A) - 1, which keeps the digits of slow decays.
+//
 // State and accumulation are float32 whatever the input type. exp(dt A) <= 1 since A < 0, so nothing overflows.
 //
 // Layouts (contiguous): x, y (batch, pixels, channels); delta (batch, pixels, directions, channels);
@@ -36,6 +39,7 @@ namespace qmambair {
 
 constexpr int kMaxDirections = 8;
 constexpr int kMaxStates = 64;
+constexpr int kMaxLevels = 256;
 
 enum Order : int32_t { kRow = 0, kColumn = 1, kRowReversed = 2, kColumnReversed = 3 };
 
@@ -44,17 +48,33 @@ struct ScanShape {
     int chunk;         // pixels of one chunk
     int softplus;      // 0: delta is used as it is
     int order[kMaxDirections];
+    // the grid of delta, (lowest + i) step - shift; levels 0: delta is looked up nowhere
+    int levels, lowest;
+    float step, shift;
 
     SS2D_BOTH int length() const { return height * width; }
     SS2D_BOTH int chunks() const { return (length() + chunk - 1) / chunk; }
     // number of (batch, direction, chunk, channel) cells
     SS2D_BOTH size_t cells() const { return size_t(batch) * directions * chunks() * channels; }
+    // number of rows of the tables
+    SS2D_BOTH size_t rows() const { return size_t(directions) * channels * levels; }
 };
+
+// The grid of delta from its step, shift, lowest and highest code; levels becomes -1 (`fits` refuses it) where they are none.
+inline void set_grid(ScanShape& s, float const* grid) {
+    float const levels = grid[3] - grid[2] + 1.0f;
+    bool const sound = levels >= 1.0f && levels <= float(kMaxLevels) && std::fabs(grid[2]) <= 65536.0f && std::isfinite(grid[1]);
+    s.step = grid[0];
+    s.shift = grid[1];
+    s.lowest = sound ? int(grid[2]) : 0;
+    s.levels = sound ? int(levels) : -1;
+}
 
 // Whether a scan can run: sizes and orders may come from a file, and index arrays and memory.
 inline bool fits(ScanShape const& s) {
     bool const sized = s.batch > 0 && s.height > 0 && s.width > 0 && s.channels > 0 && s.directions > 0 &&
-                       s.directions <= kMaxDirections && s.states > 0 && s.states <= kMaxStates && s.chunk > 0;
+                       s.directions <= kMaxDirections && s.states > 0 && s.states <= kMaxStates && s.chunk > 0 &&
+                       s.levels >= 0 && s.levels <= kMaxLevels && (s.levels == 0 || s.step > 0.0f);
     if (!sized || int64_t(s.height) * s.width > INT32_MAX - s.chunk) return false;
     for (int k = 0; k < s.directions; ++k)
         if (s.order[k] < kRow || s.order[k] > kColumnReversed) return false;
@@ -89,10 +109,27 @@ struct ScanInputs {
     float const* A;
     float const* D;
     float const* bias;
+    // by direction, channel and code of delta: dt, and a row exp(dt A) - 1 of all states; null where levels is 0
+    float const* steps;
+    float const* decays;
 };
 
+// Index of a code in the tables; delta may be rounded to FP16, and NaN or a stray value must not leave the table.
+SS2D_BOTH int level(ScanShape const& s, float delta) {
+    float const code = rintf((delta + s.shift) / s.step) - float(s.lowest);
+    return int(fminf(fmaxf(code, 0.0f), float(s.levels - 1)));
+}
+
+// One row of the tables.
+SS2D_BOTH void tabulate(ScanShape const& s, float const* A, float const* bias, float* steps, float* decays, int k, int d, int i) {
+    size_t const kd = size_t(k) * s.channels + d, row = kd * s.levels + i;
+    float const dt = step_size(float(s.lowest + i) * s.step - s.shift, bias ? bias[kd] : 0.0f, s.softplus);
+    steps[row] = dt;
+    for (int n = 0; n < s.states; ++n) decays[row * s.states + n] = expm1f(dt * A[kd * s.states + n]);
+}
+
 // Walks one chunk of one channel from state h; calls sink(pixel, y) where y is wanted. Returns the sum of dt.
-template <int MAX, typename T, typename Sink>
+template <int MAX, bool TABLE, typename T, typename Sink>
 SS2D_BOTH float walk(ScanShape const& s, ScanInputs<T> const& in, int b, int k, int c, int d, float (&h)[MAX], Sink sink) {
     int const begin = c * s.chunk, end = begin + s.chunk < s.length() ? begin + s.chunk : s.length();
     size_t const kd = size_t(k) * s.channels + d;
@@ -105,7 +142,10 @@ SS2D_BOTH float walk(ScanShape const& s, ScanInputs<T> const& in, int b, int k, 
         int const p = visited(s, k, t);
         size_t const pixel = size_t(b) * s.length() + p, pk = pixel * s.directions + k;
         float const x = float(in.x[pixel * s.channels + d]);
-        float const dt = step_size(float(in.delta[pk * s.channels + d]), bias, s.softplus);
+        float const delta = float(in.delta[pk * s.channels + d]);
+        size_t const row = TABLE ? kd * s.levels + level(s, delta) : 0;
+        float const dt = TABLE ? in.steps[row] : step_size(delta, bias, s.softplus);
+        float const* const decays = TABLE ? in.decays + row * s.states : nullptr;
         total += dt;
         T const* const B = in.B + pk * s.states;
         T const* const C = in.C + pk * s.states;
@@ -114,7 +154,8 @@ SS2D_BOTH float walk(ScanShape const& s, ScanInputs<T> const& in, int b, int k, 
         SS2D_UNROLL
         for (int n = 0; n < MAX; ++n) {
             if (n < s.states) {
-                h[n] = expf(dt * a[n]) * h[n] + dtx * float(B[n]);
+                if (TABLE) h[n] += decays[n] * h[n] + dtx * float(B[n]);
+                else h[n] = expf(dt * a[n]) * h[n] + dtx * float(B[n]);
                 y += float(C[n]) * h[n];
             }
         }
@@ -134,13 +175,13 @@ struct AddSink {
 };
 
 // state: (cells, states), sums: (cells)
-template <int MAX, typename T>
+template <int MAX, bool TABLE, typename T>
 SS2D_BOTH void summarize(ScanShape const& s, ScanInputs<T> const& in, float* state, float* sums, int b, int k, int c, int d) {
     float h[MAX];
     SS2D_UNROLL
     for (int n = 0; n < MAX; ++n) h[n] = 0.0f;
     size_t const at = cell(s, b, k, c, d);
-    sums[at] = walk<MAX>(s, in, b, k, c, d, h, NoSink());
+    sums[at] = walk<MAX, TABLE>(s, in, b, k, c, d, h, NoSink());
     SS2D_UNROLL
     for (int n = 0; n < MAX; ++n) {
         if (n < s.states) state[at * s.states + n] = h[n];
@@ -159,13 +200,13 @@ SS2D_BOTH void carry(ScanShape const& s, float const* A, float* state, float con
     }
 }
 
-template <int MAX, typename T>
+template <int MAX, bool TABLE, typename T>
 SS2D_BOTH void emit(ScanShape const& s, ScanInputs<T> const& in, float const* state, float* y, int b, int k, int c, int d) {
     float h[MAX];
     size_t const at = cell(s, b, k, c, d) * s.states;
     SS2D_UNROLL
     for (int n = 0; n < MAX; ++n) h[n] = n < s.states ? state[at + n] : 0.0f;
-    walk<MAX>(s, in, b, k, c, d, h, AddSink{y, k == 0});
+    walk<MAX, TABLE>(s, in, b, k, c, d, h, AddSink{y, k == 0});
 }
 
 }  // namespace qmambair

@@ -3,7 +3,8 @@
 // Inputs: x (B, H, W, D), delta (B, H, W, K, D), A (K, D, N), B and C (B, H, W, K, N), D (K, D), delta_bias (K, D).
 // Output: y (B, H, W, D). x, delta, B, C and y are FP32 or all FP16; A, D and delta_bias are FP32.
 // Attributes: directions (K integers: 0 row, 1 column, 2 row reversed, 3 column reversed), delta_softplus (0 or 1),
-// chunk (pixels that one thread walks; 128 when absent).
+// chunk (pixels that one thread walks; 128 when absent), delta_grid (4 floats where delta lies on a constant grid
+// code * step - shift: step, shift, lowest and highest code; decays are then looked up, not computed).
 #include <NvInfer.h>
 #include <NvInferRuntime.h>
 
@@ -26,9 +27,13 @@ struct Settings {
     std::vector<int32_t> directions{qmambair::kRow, qmambair::kColumn, qmambair::kRowReversed, qmambair::kColumnReversed};
     int32_t softplus{1};
     int32_t chunk{128};
+    std::vector<float> grid;
 
     bool valid() const {
-        return !directions.empty() && directions.size() <= size_t(qmambair::kMaxDirections) && chunk > 0 &&
+        qmambair::ScanShape on{};
+        if (grid.size() == 4) qmambair::set_grid(on, grid.data());
+        bool const sound = grid.empty() || (grid.size() == 4 && on.levels > 0 && on.step > 0.0f);
+        return sound && !directions.empty() && directions.size() <= size_t(qmambair::kMaxDirections) && chunk > 0 &&
                std::all_of(directions.begin(), directions.end(), [](int32_t o) { return o >= 0 && o <= 3; });
     }
 };
@@ -128,6 +133,7 @@ public:
             PluginField("delta_softplus", &settings_.softplus, PluginFieldType::kINT32, 1),
             PluginField("chunk", &settings_.chunk, PluginFieldType::kINT32, 1),
         };
+        if (!settings_.grid.empty()) fields_.emplace_back("delta_grid", settings_.grid.data(), PluginFieldType::kFLOAT32, 4);
         collection_ = {int32_t(fields_.size()), fields_.data()};
         return &collection_;
     }
@@ -135,8 +141,9 @@ public:
 private:
     qmambair::ScanShape shape(Dims const& x, Dims const& A) const {
         qmambair::ScanShape s{int(x.d[0]), int(x.d[1]), int(x.d[2]), int(x.d[3]), int(A.d[0]), int(A.d[2]), settings_.chunk,
-            settings_.softplus, {}};
+            settings_.softplus, {}, 0, 0, 0.0f, 0.0f};
         std::copy(settings_.directions.begin(), settings_.directions.end(), s.order);
+        if (!settings_.grid.empty()) qmambair::set_grid(s, settings_.grid.data());
         return s;
     }
 
@@ -144,7 +151,7 @@ private:
     static qmambair::ScanInputs<T> gather(void const* const* in) {
         return {static_cast<T const*>(in[kX]), static_cast<T const*>(in[kDelta]), static_cast<T const*>(in[kB]),
             static_cast<T const*>(in[kC]), static_cast<float const*>(in[kA]), static_cast<float const*>(in[kD]),
-            static_cast<float const*>(in[kBias])};
+            static_cast<float const*>(in[kBias]), nullptr, nullptr};
     }
 
     Settings settings_;
@@ -157,7 +164,8 @@ public:
     ScanCreator()
         : fields_{PluginField("directions", nullptr, PluginFieldType::kINT32, 4),
               PluginField("delta_softplus", nullptr, PluginFieldType::kINT32, 1),
-              PluginField("chunk", nullptr, PluginFieldType::kINT32, 1)},
+              PluginField("chunk", nullptr, PluginFieldType::kINT32, 1),
+              PluginField("delta_grid", nullptr, PluginFieldType::kFLOAT32, 4)},
           collection_{int32_t(fields_.size()), fields_.data()} {}
 
     AsciiChar const* getPluginName() const noexcept override { return kName; }
@@ -170,6 +178,12 @@ public:
         Settings settings;
         for (int32_t i = 0; i < given->nbFields; ++i) {
             PluginField const& field = given->fields[i];
+            if (std::strcmp(field.name, "delta_grid") == 0) {
+                if (field.type != PluginFieldType::kFLOAT32 || field.length != 4 || !field.data) return nullptr;
+                auto const* data = static_cast<float const*>(field.data);
+                settings.grid.assign(data, data + 4);
+                continue;
+            }
             std::vector<int32_t> values;
             if (!read(field, values)) return nullptr;
             if (std::strcmp(field.name, "directions") == 0) settings.directions = values;

@@ -17,6 +17,7 @@ from qmambair_basicsr.artifacts.packed import load_packed
 from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.convert import FrozenCodes, freeze_dls, frozen
 from qmambair_basicsr.layers.sites import parameter_sites
+from qmambair_basicsr.lowering import lower
 from qmambair_basicsr.lowering.grids import grid_of
 from qmambair_basicsr.ops.onnx_nodes import DOMAIN
 from qmambair_basicsr.ops.ss2d_scan import ss2d_scan
@@ -30,7 +31,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from qmambair_basicsr.artifacts.onnx.errors import ExportError  # noqa: E402
 from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx, session, settle_scans  # noqa: E402
-from qmambair_basicsr.artifacts.onnx.scan_graph import expand_scan  # noqa: E402
+from qmambair_basicsr.artifacts.onnx.scan_graph import constant_grid, expand_scan  # noqa: E402
 
 
 def network(bits, **changes):
@@ -183,8 +184,37 @@ def test_plugin_node(tmp_path):
     attributes = {a.name: helper.get_attribute_value(a) for a in scans[0].attribute}
     assert attributes["directions"] == [0, 1, 2, 3]
     assert len(scans[0].input) == 7
+    delta = next(m for name, m in lower(net).named_modules() if name.endswith("sites.delta.grid"))
+    step, shift, lowest, highest = attributes["delta_grid"]  # the plugin looks decays up by the code of delta
+    assert [step, shift] == pytest.approx([float(delta.step), float(delta.offset)])
+    assert (lowest, highest) == (-8, 7)
     assert scans[0].domain == "qmambair"  # outside the standard domains, so that build_engine asks for the plugin
     assert not any(node.op_type == "Scan" for node in model.graph.node)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({}, [0.5, 0.25, -8.0, 7.0]),
+        ({"low": -64.0, "high": 63.5}, None),  # 8 bits: a table as large as the map
+        ({"other": 0.25, "Dequantize": "other"}, None),
+        ({"zero": np.int8(3)}, None),
+        ({"step": np.ones(4)}, None),  # one for each channel
+        ({"Clip": "Identity"}, None),
+    ],
+)
+def test_grids_that_the_plugin_looks_up(change, wanted):
+    values = {"shift": 0.25, "low": -4.0, "high": 3.5, "step": 0.5, "zero": np.int8(0), **change}
+    numbers = {k: np.asarray(v, np.int8 if k == "zero" else np.float32) for k, v in values.items() if k.islower()}
+    constants = {name: numpy_helper.from_array(number, name) for name, number in numbers.items()}
+    nodes = [
+        helper.make_node(change.get("Clip", "Clip"), ["x", "low", "high"], ["clipped"]),
+        helper.make_node("QuantizeLinear", ["clipped", "step", "zero"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", change.get("Dequantize", "step"), "zero"], ["value"]),
+        helper.make_node("Sub", ["value", "shift"], ["shifted"]),
+        helper.make_node("Cast", ["shifted"], ["delta"], to=TensorProto.FLOAT16),
+    ]
+    assert constant_grid({node.output[0]: node for node in nodes}, constants, "delta") == wanted
 
 
 def test_command_writes_a_packed_checkpoint(tmp_path, capsys):

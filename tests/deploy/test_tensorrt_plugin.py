@@ -46,8 +46,8 @@ def inputs(batch, height, width, channels, directions, states, dtype=torch.float
     }
 
 
-def run_host(library, t, names, chunk, softplus=1, skip=True):
-    """Call the host library; the output starts as NaN so that a hole shows."""
+def run_host(library, t, names, chunk, softplus=1, skip=True, grid=None):
+    """Call the host library; the output starts as NaN so that a hole shows. ``grid``: step, shift, lowest and highest code."""
     batch, height, width, channels = t["x"].shape
     y = np.full((batch, height, width, channels), np.nan, np.float32)
     arrays = {n: np.ascontiguousarray(v.numpy(), np.float32) for n, v in t.items()}
@@ -58,8 +58,9 @@ def run_host(library, t, names, chunk, softplus=1, skip=True):
     order = (ctypes.c_int32 * len(names))(*(ORDERS.get(n, n) for n in names))
     sizes = (batch, height, width, channels, len(names), t["A"].shape[-1], chunk, softplus)
     status = library.qmambair_ss2d_scan_host(
-        *pointers, y.ctypes.data_as(ctypes.c_void_p), *map(ctypes.c_int32, sizes), order
-    )
+        *pointers, y.ctypes.data_as(ctypes.c_void_p), *map(ctypes.c_int32, sizes), order,
+        None if grid is None else (ctypes.c_float * 4)(*grid),
+    )  # fmt: skip
     return status, torch.from_numpy(y)
 
 
@@ -86,6 +87,35 @@ def test_host_kernel_other_directions_and_absent_terms(host_library, names):
     given = {n: v.double() for n, v in t.items() if n not in ("D", "delta_bias")}
     expected = ss2d_scan(**given, delta_softplus=False, directions=names)
     assert (y.double() - expected).abs().max() / expected.abs().max() < 1e-5
+
+
+@needs_gxx
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("lowest", "highest", "softplus"), [(-8, 7, 1), (-2, 1, 1), (0, 15, 0)])
+def test_host_kernel_looks_decays_up_where_delta_lies_on_a_grid(host_library, lowest, highest, softplus, half):
+    """Values of FP16 are next to the grid; the plugin takes the code they stand for."""
+    names, (step, shift) = ("row", "col_rev"), (0.25, 0.6 if softplus else 0.0)
+    t = inputs(2, 5, 7, 4, 2, 9)
+    t["delta_bias"] = t["delta_bias"] if softplus else t["delta_bias"] * 0
+    t["delta"] = torch.randint(lowest, highest + 1, t["delta"].shape) * step - shift
+    exact = {n: v.double() for n, v in t.items()}
+    if half:
+        t["delta"] = t["delta"].half().float()
+    status, y = run_host(host_library, t, names, 8, softplus, grid=(step, shift, lowest, highest))
+    expected = ss2d_scan(**exact, delta_softplus=bool(softplus), directions=names)
+    assert status == 0
+    assert (y.double() - expected).abs().max() / expected.abs().max() < 2e-6
+
+
+@needs_gxx
+def test_host_kernel_values_off_the_grid_stay_within_the_tables(host_library):
+    t = inputs(1, 3, 4, 2, 1, 3)
+    t["delta"][0, 0] = torch.tensor([1e30, -1e30])
+    t["delta"][0, 1, 0] = float("nan")
+    status, y = run_host(host_library, t, ("row",), 8, grid=(0.5, 0.0, -8, 7))
+    assert status == 0 and y.isfinite().all()
+    for wrong in ((0.0, 0, -8, 7), (-1.0, 0, -8, 7), (1.0, 0, 7, -8), (1.0, 0, -200, 200), (1.0, 0, float("nan"), 7)):
+        assert run_host(host_library, t, ("row",), 8, grid=wrong)[0] == 1
 
 
 @needs_gxx

@@ -31,7 +31,7 @@ from .errors import ExportError
 from .node_names import name_nodes
 from .precision import in_double, make_half
 from .runtime import facts_of, session
-from .scan_graph import expand_scan
+from .scan_graph import constant_grid, expand_scan
 from .simplify import simplify
 from .units import trace
 
@@ -199,6 +199,7 @@ def settle_scans(model: onnx.ModelProto, settings: ExportSettings) -> None:
     nodes, kind = [], TensorProto.DOUBLE if settings.precision == "fp64" else TensorProto.FLOAT
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     _fold_reshapes(model, constants)
+    producers = {name: node for node in model.graph.node for name in node.output}
     for node in model.graph.node:
         if node.op_type == SCAN_NODE:
             for index, name in SCAN_CONSTANTS.items():
@@ -210,6 +211,9 @@ def settle_scans(model: onnx.ModelProto, settings: ExportSettings) -> None:
             nodes.append(node)
         elif settings.scan == "plugin":
             node.attribute.append(helper.make_attribute("plugin_version", "1"))
+            grid = constant_grid(producers, constants, node.input[1])
+            if grid is not None:
+                node.attribute.append(helper.make_attribute("delta_grid", grid))
             nodes.append(node)
         else:
             new, added = expand_scan(node, settings.scan_chunk, kind)

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 _BACKWARDS = np.iinfo(np.int64).min + 1
+_MOST_LEVELS = 16  # of a grid whose decays the plugin looks up: 4 bits
 
 
 class _Graph:
@@ -144,3 +145,40 @@ def expand_scan(
         else:
             g.nodes.append(helper.make_node("Add", [total, one_map], [node.output[0]], name=f"{prefix}_y"))
     return g.nodes, g.constants
+
+
+def constant_grid(nodes: dict[str, onnx.NodeProto], constants: dict[str, TensorProto], name: str) -> list[float] | None:
+    """The constant grid, ``code * step - shift``, that a tensor lies on, for the plugin's table of decays.
+
+    Args:
+        nodes: output -> its node.
+        constants: initializers of the graph by name.
+        name: the tensor.
+
+    Returns:
+        Step, shift, lowest and highest code; None where it lies on no such grid, or on one of more than 16 values.
+    """
+
+    def number(name: str) -> float | None:
+        value = numpy_helper.to_array(constants[name]) if name in constants else np.empty(0)
+        return float(value.reshape(-1)[0]) if value.size == 1 else None
+
+    def found(name: str, *kinds: str) -> onnx.NodeProto | None:
+        node = nodes.get(name)
+        while node is not None and node.op_type == "Cast":
+            node = nodes.get(node.input[0])
+        return node if node is not None and node.op_type in kinds else None
+
+    node, shift = found(name, "Sub", "DequantizeLinear"), 0.0
+    if node is not None and node.op_type == "Sub":
+        shift, node = number(node.input[1]), found(node.input[0], "DequantizeLinear")
+    codes = None if node is None else found(node.input[0], "QuantizeLinear")
+    clip = None if codes is None else found(codes.input[0], "Clip")
+    if clip is None or node.input[1] != codes.input[1]:
+        return None
+    step, low, high = (number(each) for each in (node.input[1], *clip.input[1:3]))
+    zero = number(node.input[2]) if len(node.input) > 2 else 0.0
+    if None in (step, low, high, shift) or zero != 0.0 or step <= 0.0:
+        return None
+    lowest, highest = round(low / step), round(high / step)
+    return [step, shift, float(lowest), float(highest)] if highest - lowest < _MOST_LEVELS else None
