@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--ext", metavar="EXT", help="ending of the results: png, jpg, tif ... (default: that of the picture)"
     )
-    add(files, "--quality", "of JPEG, WebP, AVIF and HEIF", default=95)
+    add(files, "--quality", "of JPEG, WebP, AVIF and HEIF; default: 95")
     files.add_argument("--suffix", default="", help="put behind the names of the results")
     existing = files.add_mutually_exclusive_group()
     existing.add_argument(

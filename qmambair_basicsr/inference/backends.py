@@ -40,10 +40,10 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(str(name))
     except RuntimeError as err:
         raise BackendError(
-            f"device {name!r} is unknown{did_you_mean(name, ('cpu', 'cuda', 'mps', 'auto'))}; use cpu, cuda, cuda:1, mps or auto"
+            f"device {name!r} is unknown{did_you_mean(str(name), ('cpu', 'cuda', 'mps', 'auto'))}; use cpu, cuda, cuda:1, mps or auto"
         ) from err
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": has_mps}.get(device.type, False)
     if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
@@ -59,7 +59,7 @@ def runs_on(net: nn.Module, backend: str, device: torch.device, half: bool) -> s
     """
     if backend not in BACKENDS:
         raise BackendError(
-            f"backend {backend!r} is unknown{did_you_mean(backend, BACKENDS)}; use {', '.join(BACKENDS)}"
+            f"backend {backend!r} is unknown{did_you_mean(str(backend), BACKENDS)}; use {', '.join(BACKENDS)}"
         )
     if half and device.type == "cpu":
         raise BackendError("half precision is for GPUs: CPUs compute it more slowly than float32; leave it out")

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from .. import made_from
 from ..files import remove_leftovers
 from . import provenance
-from .inputs import Job, find_jobs, require_folder
+from .inputs import Job, find_jobs, require_folder, require_place
 from .opening import open_restorer
 from .picture_files import Format, Layout, format_of, mode_in, write_picture
 from .pictures import COLOURS, Size, read_picture, read_size, register_plugins
@@ -31,6 +31,7 @@ from .showing import PAGE, Page, Truths
 
 __all__ = ["Outcome", "run"]
 
+QUALITY = 95  # of formats that lose something
 EXIT_STOPPED = 130  # as shells report Ctrl-C
 
 logger = logging.getLogger(__name__)
@@ -139,8 +140,7 @@ def stand(job: Job, run: Run) -> tuple[bool, str]:
         ValueError: a file is there that does not say what it was made from.
         OSError: the picture cannot be read, or a folder has the name of the result.
     """
-    if job.target.is_dir():
-        raise IsADirectoryError(f"{job.target} is a folder; move it, or use another -o or --suffix")
+    require_place(job.target)
     exists = job.target.is_file() and job.target.stat().st_size > 0
     if not exists or run.args.overwrite or run.args.skip_existing:
         return exists and not run.args.overwrite, ""
@@ -316,6 +316,17 @@ def summary(done: list[Outcome], seconds: float) -> str:
     return "\n".join(lines)
 
 
+def pointless(args: argparse.Namespace, jobs: list[Job]) -> Iterator[str]:
+    """What was asked for and has no effect, in words."""
+    if args.quality is not None and not any(format_of(job.target.suffix).lossy for job in jobs):
+        yield "--quality has no effect: the results are of formats that lose nothing"
+    if args.overlap is not None and args.tile == "off":
+        yield "--overlap has no effect with --tile off"
+    if args.dry_run:
+        asked = {"--page": args.page, "--self-check": args.self_check, "--truth": args.truth}
+        yield from (f"{flag} has no effect with --dry-run" for flag, given in asked.items() if given)
+
+
 def run(args: argparse.Namespace) -> int:
     """Restore what ``tools.inference`` was asked for; ``args`` are its arguments.
 
@@ -350,6 +361,9 @@ def run(args: argparse.Namespace) -> int:
     shared = Run(restorer, how, args, Truths(args.truth, restorer.scale), page, settings)
     report = Reporter(len(jobs))
     report.console.print(escape(f"{len(jobs)} pictures, {restorer}"))
+    for line in pointless(args, jobs):
+        report.console.print(escape(line))
+    args.quality = QUALITY if args.quality is None else args.quality
     started, done, stopped = time.perf_counter(), [], False
     with report.progress:
         try:

@@ -13,7 +13,7 @@ from ..data.image_files import IMAGE_SUFFIXES
 from .picture_files import ENDINGS, can_write, format_of
 from .provenance import record_in
 
-__all__ = ["READABLE", "Job", "find_jobs", "require_folder"]
+__all__ = ["READABLE", "Job", "find_jobs", "require_folder", "require_place"]
 
 READABLE = frozenset(IMAGE_SUFFIXES) | frozenset(ENDINGS) | {".gif", ".jp2", ".tga", ".mpo"}
 """Endings that are looked for in folders; a file that is named is tried whatever its ending."""
@@ -113,6 +113,21 @@ def require_folder(out: Path, files: Sequence[str] = (), dry: bool = False) -> N
                 pass
         except OSError as err:
             raise OSError(err.errno, err.strerror, str(out)) from err
+
+
+def require_place(target: Path) -> None:
+    """See that a result can be written before it is made.
+
+    Raises:
+        ValueError: a folder has its name, or what is no folder that of its folder; or nobody may write there.
+    """
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder; move it, or use another -o or --suffix")
+    there = next(path for path in target.absolute().parents if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise ValueError(f"{target} cannot be written: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{target} cannot be written: {there} is not ours to write to; permit it, or use another -o")
 
 
 def _nothing(given: Path, recursive: bool) -> str:

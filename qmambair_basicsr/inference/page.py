@@ -140,4 +140,5 @@ def write_page(path: str | Path, title: str, lead: str, parts: Iterable[str]) ->
     """
     frame = string.Template(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     text = frame.substitute(title=html.escape(title), lead=html.escape(lead), body="\n".join(parts))
-    write_text(path, text)
+    # names of files need not be text in any encoding
+    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -34,7 +34,8 @@ _DESCRIBING = (
     *(0x010E, 0x010F, 0x0110, 0x0112, 0x0131, 0x0132, 0x013B, 0x8298, 0x8769, 0x8825),
     *range(0x9C9B, 0x9CA0),
 )
-_FIRST = ("MPO", "HEIF", "AVIF")  # phones' files: the first picture is the photograph, others belong to it
+_FIRST = ("MPO", "HEIF")  # phones' files: the first picture is the photograph, others belong to it
+_MOVING = ("GIF", "PNG", "WEBP", "AVIF")
 _THUMBNAIL = (0x0201, 0x0202)
 
 logger = logging.getLogger(__name__)
@@ -267,7 +268,7 @@ def read_size(path: str | os.PathLike) -> Size:
 def _size(image: Image.Image) -> Size:
     frames = pages_of(image) if image.format == "TIFF" else getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in _FIRST and getattr(image, "is_animated", True):
-        what = "a file of {} pages" if image.format == "TIFF" else "an animation of {} pictures"
+        what = "an animation of {} pictures" if image.format in _MOVING else "a file of {} pages"
         raise _Unsuitable(what.format(frames), "give them one by one")
     width, height = image.size
     if _orientation(image) >= 5:
@@ -281,7 +282,7 @@ def _size(image: Image.Image) -> Size:
 
 
 def read_picture(path: str | os.PathLike) -> Picture:
-    """Read one picture; of several in a phone's file (MPO, HEIF, AVIF) the first.
+    """Read one picture; of several in a phone's file (MPO, HEIF) the first.
 
     Raises:
         ImageFileError: as :func:`read_size`, or damaged.
@@ -346,6 +347,9 @@ def _about(image: Image.Image, turned: int) -> About:
     if dpi is not None and turned >= 5:
         dpi = dpi[::-1]
     exif, notes = _exif(image)
+    count = getattr(image, "n_frames", 1)
+    if image.format in _FIRST and count > 1:
+        notes = (*notes, f"the first of {count} pictures in it")
     return About(exif, info.get("icc_profile"), dpi, bool(info.get("progressive")), notes)
 
 

@@ -199,6 +199,7 @@ class Restorer:
         Yields:
             (h, W * scale, C): the next rows.
         """
+        image = np.asarray(image)
         _require_image(image)
         pixels = image if image.ndim == 3 else image[..., None]
         while True:

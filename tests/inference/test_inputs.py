@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qmambair_basicsr.inference.inputs import find_jobs, require_folder
+from qmambair_basicsr.inference.inputs import find_jobs, require_folder, require_place
 from qmambair_basicsr.inference.provenance import as_text
 
 
@@ -144,3 +144,16 @@ def test_the_place_of_results_is_looked_at_first(tmp_path):
         require_folder(tmp_path / "a" / "b", ["page.html"])
     with pytest.raises(OSError, match="/proc"):  # where nobody can write
         require_folder(Path("/proc/results"))
+
+
+def test_a_result_that_cannot_be_written_is_not_made(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "a.png").mkdir()
+    for target, said in (("a.png", "is a folder"), ("file/a.png", "is no folder"), ("file/b/a.png", "is no folder")):
+        with pytest.raises(ValueError, match=said):
+            require_place(tmp_path / target)
+    require_place(tmp_path / "new" / "a.png")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ValueError, match="not ours to write to"):
+        require_place(tmp_path / "new" / "a.png")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from typing import ClassVar
 
@@ -69,6 +71,8 @@ def test_names_of_files_are_text_on_the_page_and_in_the_terminal(echo, tmp_path,
     source.mkdir(), truth.mkdir()
     for name in NAMES:
         Image.fromarray(scene()).save(source / name)
+    other = os.fsdecode(b"\xff.png") if sys.platform == "linux" else "other.png"  # no text in UTF-8
+    shutil.copy(source / NAMES[0], source / other)
     Image.fromarray(scene()).save(truth / NAMES[1])  # as small as the picture
     glass = scene(channels=4)
     glass[..., 3] = np.linspace(0, 255, glass.shape[1])
@@ -77,7 +81,7 @@ def test_names_of_files_are_text_on_the_page_and_in_the_terminal(echo, tmp_path,
     words = ["-i", str(source), "-o", str(out), "--model", str(echo), "--page", "--tta", "--truth", str(truth)]
     assert main([*words, "--quality", "100"]) == 0
     shown = capsys.readouterr().err.splitlines()
-    assert len(shown) == len(NAMES) + 3 and any("new\\nline.png (23x18" in line for line in shown)
+    assert len(shown) == len(NAMES) + 4 and any("new\\nline.png (23x18" in line for line in shown)
     assert sum("ground truth of another size" in line for line in shown) == 1
 
     class Headings(HTMLParser):
@@ -91,7 +95,8 @@ def test_names_of_files_are_text_on_the_page_and_in_the_terminal(echo, tmp_path,
             self.texts.append((self.tags[-1] if self.tags else "", data))
 
     Headings().feed((out / "page.html").read_text(encoding="utf-8"))
-    assert sorted(text for tag, text in Headings.texts if tag == "h2") == sorted([*NAMES, "glass.webp"])
+    headings = [text for tag, text in Headings.texts if tag == "h2"]
+    assert sorted(headings) == sorted([*NAMES, "glass.webp", other.replace("\udcff", r"\udcff")])
     assert Headings.tags.count("script") == 1  # the page's own
     with Image.open(out / "glass.webp") as result:
         assert result.mode == "RGBA"

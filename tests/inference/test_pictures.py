@@ -95,6 +95,8 @@ def test_animations_and_damaged_files_are_named(tmp_path):
     for read in (read_size, read_picture):
         with pytest.raises(ImageFileError, match=r"pages\.tif: a file of 3 pages"):
             read(tmp_path / "pages.tif")
+    frames[0].save(tmp_path / "phone.mpo", save_all=True, append_images=frames[1:])
+    assert read_picture(tmp_path / "phone.mpo").about.notes == ("the first of 3 pictures in it",)
     with tifffile.TiffWriter(tmp_path / "pyramid.tif") as writer:  # a small copy is no page
         writer.write(scene(40, 60), photometric="rgb")
         writer.write(scene(20, 30), photometric="rgb", subfiletype=1)

@@ -141,6 +141,13 @@ def test_a_file_of_somebody_else_is_not_replaced(run, tmp_path):
     assert code == 1 and "is a folder" in shown and not list(foreign.iterdir())
 
 
+def test_what_has_no_effect_is_said(run):
+    shown = run("--quality", "80", "--tile", "off", "--overlap", "4", "--dry-run", "--page", "--self-check")[1]
+    assert "--quality has no effect" in shown and "--overlap has no effect with --tile off" in shown
+    assert "--page has no effect with --dry-run" in shown and "--self-check has no effect" in shown
+    assert "no effect" not in run("--quality", "80", "--tile", "16", "--overlap", "4", ending="jpg")[1]
+
+
 def test_results_beside_their_pictures_are_found_again(echo, tmp_path, capsys):
     for name in ("a.png", "b.jpg"):
         Image.fromarray(scene()).save(tmp_path / name)

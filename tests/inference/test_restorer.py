@@ -55,7 +55,9 @@ def test_a_grey_network_restores_each_colour():
     assert np.abs(net.restore(image).astype(int) - np.stack(each, -1)).max() <= 1
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8), np.zeros((3, 3), int)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8), np.zeros((3, 3), int), None, "a", [[1]]]
+)
 def test_what_is_no_image_is_refused(opened, image):
     with pytest.raises(ValueError, match="images are"):
         opened.restore(image)
@@ -104,6 +106,14 @@ def test_what_is_no_tile_is_refused(opened, words, said):
 def test_what_is_no_number_of_threads_is_refused(packed, threads):
     with pytest.raises(ValueError, match=r"threads: .* is no whole number of at least 1"):
         inference.open(packed, threads=threads)
+
+
+@pytest.mark.parametrize(
+    "words", [{"device": None}, {"device": 3}, {"device": "cpuu"}, {"backend": None}, {"backend": 1}]
+)
+def test_what_is_no_device_or_backend_is_refused(packed, words):
+    with pytest.raises(BackendError, match="is unknown"):
+        inference.open(packed, **words)
 
 
 @pytest.mark.parametrize("path", [None, 3, b"sr_x2", ["sr_x2"]])
