@@ -29,6 +29,11 @@ class Sample:
         """The rows with the smallest and the largest value appended, so that a search sees the whole range."""
         return torch.cat((self.rows, self.low[:, None], self.high[:, None]), 1)
 
+    def quantiles(self, *shares: float) -> Tensor:
+        """Quantiles of each row, (shares, groups), in between by linear interpolation."""
+        at = torch.tensor(shares, device=self.rows.device)
+        return torch.quantile(self.rows.float(), at, dim=1).to(self.rows.dtype)
+
 
 class SampleObserver(Observer):
     """Values of each group, the same ones every time, and the extremes of all.

@@ -50,7 +50,9 @@ def gptq(
     dead = hessian.diagonal() == 0
     hessian[dead, dead] = 1
     rest[:, dead] = 0
-    order = hessian.diagonal().argsort(descending=True) if act_order else torch.arange(len(hessian))
+    order = (
+        hessian.diagonal().argsort(descending=True) if act_order else torch.arange(len(hessian), device=hessian.device)
+    )
     rest, hessian = rest[:, order], hessian[order][:, order]
     hessian.diagonal().add_(damp * hessian.diagonal().mean())
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)

@@ -49,7 +49,7 @@ def principal_axes(covariance: Tensor) -> Tensor:
 
 def aligned_rotation(covariance: Tensor, hadamard: Tensor) -> Tensor:
     """K H, (C, C): ``x K H`` has the same variance in every channel where H is a Hadamard matrix over its root."""
-    return principal_axes(covariance) @ hadamard
+    return principal_axes(covariance) @ hadamard.to(covariance.device)
 
 
 @register_method
@@ -93,5 +93,5 @@ class MambaQuant(StaticMethod):
         if placed.site.parameter is not None:
             return sample.low, sample.high
         share = self.settings["percentile"]
-        ends = torch.quantile(sample.rows.float(), torch.tensor([1 - share, share]), dim=1).to(sample.rows.dtype)
+        ends = sample.quantiles(1 - share, share)
         return ends[0], ends[1]

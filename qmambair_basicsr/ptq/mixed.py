@@ -97,7 +97,7 @@ def scores(net: nn.Module, images: Sequence[Tensor], widths: Sequence[int], seed
         for image in images:
             seen.clear()
             out = full(image)
-            direction = torch.randn(out.shape, generator=generator)
+            direction = torch.randn(out.shape, generator=generator).to(out)
             full.zero_grad()
             (out * direction).sum().backward()
             spread = out.detach().var().item() * out.numel()

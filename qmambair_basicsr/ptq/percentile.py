@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..calibration import Sample
@@ -27,5 +26,5 @@ class Percentile(StaticMethod):
         if placed.site.parameter is not None:
             return sample.low, sample.high
         share = self.settings["percent"] / 100
-        ends = torch.quantile(sample.rows.float(), torch.tensor([1 - share, share]), dim=1).to(sample.rows.dtype)
+        ends = sample.quantiles(1 - share, share)
         return (sample.low, sample.high) if share == 1 else (ends[0], ends[1])

@@ -63,7 +63,7 @@ class Quamba(StaticMethod):
         generator = torch.Generator().manual_seed(int(self.settings["seed"]))
         sources, known = inner_sources(net), places(net)
         turned = {place: rotation(known[place].layout.channels, generator) for place in sources}
-        attach(net, {place: Rotation(matrix.to(known[place].weight.dtype)) for place, matrix in turned.items()})
+        attach(net, {place: Rotation(matrix.to(known[place].weight)) for place, matrix in turned.items()})
         merge(net, sources)
 
     def observe(self, net: nn.Module, batches: Sequence[Tensor], sites: Sequence[PlacedSite]) -> None:

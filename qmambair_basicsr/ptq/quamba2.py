@@ -117,7 +117,7 @@ class Quamba2(Quamba):
             else {}
         )
         numbers = [int(self.settings[key]) for key in ("heads", "head_groups", "channel_groups")]
-        self.labels = {label: channel_groups(mean, *numbers) for label, mean in means.items()}
+        self.labels = {label: channel_groups(mean.cpu(), *numbers) for label, mean in means.items()}
 
     def choose(self, placed: PlacedSite, sample: Sample) -> tuple[Tensor, Tensor]:
         largest = torch.maximum(sample.high, -sample.low)

@@ -49,7 +49,7 @@ def sensitivity(weight: Tensor, gram: Tensor, gamma: float = 0.01) -> Tensor:
     """
     gram = gram.double()
     size = gram.shape[-1]
-    eye = torch.eye(size, dtype=gram.dtype)
+    eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)[..., None, None]
     d = torch.linalg.inv(gram + gamma * mean * eye).diagonal(dim1=-2, dim2=-1)
     return (weight.double() / d.unsqueeze(-2)).square()

@@ -143,12 +143,10 @@ class TwoDQuant(OptimizedMethod):
                 group["lr"] = self.settings["lr"] * share
 
     def losses(self, iteration: int, images: Tensor) -> dict[str, Tensor]:
-        targets, lists = [], []
-        with torch.no_grad(), outputs_of(self.full, self.compared) as kept:
-            for image in images.split(1):  # some networks run the images of a batch apart, when testing
-                targets.append(self.full(image))
-                lists.append([kept[name] for name in self.compared])
-        target, wanted = torch.cat(targets), [torch.cat(layer) for layer in zip(*lists, strict=True)]
+        # nothing of it is trained, so there is no graph; without gradients the images of a batch would run apart
+        with torch.enable_grad(), outputs_of(self.full, self.compared) as kept:
+            target = self.full(images)
+            wanted = [kept[name] for name in self.compared]
         with outputs_of(self.net, self.compared) as kept:
             result = self.net(images)
         features = [kept[name] for name in self.compared]

@@ -75,6 +75,8 @@ COLOUR_QUALITIES = (10, 20, 30, 40)
 DATA = (
     {name: _bicubic(name) for name in ("DF2K", "DIV2K", "BSDS400T91", *SR_SETS, *DEMO_SETS)}
     | {f"BSDS400T91 {part}": _listed("BSDS400T91", part) for part in ("train", "val")}
+    # without T91, whose images are too small for a patch of 128 pixels
+    | {"BSDS400 train": replace(_listed("BSDS400", "train"), gt="datasets/BSDS400T91/HR", lq=_bicubic("BSDS400T91").lq)}
     | {f"{name} s{sigma}": _noisy(name, sigma) for name in ("DFWB", *DN_SETS) for sigma in SIGMAS}
     | {f"{name} q{quality}": _jpeg(name, quality) for name in ("DFWB", *CAR_SETS) for quality in QUALITIES}
     | {

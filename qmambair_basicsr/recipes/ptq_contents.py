@@ -15,7 +15,7 @@ from .option_networks import WITHOUT_SCAN
 from .option_table import DISTILL, Task
 
 ROUTED = ("MambaIRv2", "MambaIRv2Light")  # window attention and token routing
-CALIBRATION = {"batches": 16, "batch_size": 2}  # 32 patches, as 2DQuant and SPR2Q
+CALIBRATION = {"batches": 4, "batch_size": 8}  # 32 patches, as 2DQuant and SPR2Q
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def ptq_options(family: str, task: Task, bits: int | tuple[int, int], method: st
     like = train_options(family, task, 4, DISTILL)
     if task.scale > 1:  # photographs that are at hand; 32 x 32 patches of the network's input
         sets, train = like["datasets"], {key: like["datasets"]["train"][key] for key in _LOADING}
-        sets["train"] = {**DATA["BSDS400T91 train"].options(task.scale), **train}
+        sets["train"] = {**DATA["BSDS400 train"].options(task.scale), **train}
         sets["train"] |= {"gt_size": 32 * task.scale, "batch_size_per_gpu": 2, "num_worker_per_gpu": 1}
         sets["val"] = DATA["BSDS400T91 val"].options(task.scale)
     opt = {

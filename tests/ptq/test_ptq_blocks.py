@@ -226,7 +226,7 @@ def test_routing_noise_of_a_captured_block_is_that_of_its_place():
     image = torch.rand(1, 3, 16, 16)
     for unit in units_of(net) or [f"layers.0.residual_group.layers.{i}" for i in range(2)]:
         found = capture(net, unit, [image], outputs=True)
-        with torch.no_grad():
+        with torch.enable_grad():  # as it was captured
             assert torch.equal(found.run(net.get_submodule(unit), found.inputs[0]), found.outputs[0])
 
 
