@@ -87,6 +87,7 @@ class StepGraph:
         self._unchecked = OrderedDict()
         if not bad:
             return
+        self._first_bad.zero_()
         model = self.model
         model.put_batch(batches[bad])
         model._iteration = bad
