@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(kMostThreads, 3) gradient(QmScan const s) {
     float* const c_tile = b_tile + N * kPitch;
     float* const shares = c_tile + N * kPitch;  // [n of the group][warp][dB of 16 tokens, dC of 16 tokens]
     int* const pixels = reinterpret_cast<int*>(shares + kGroup * row);
-    Place const at(s);
-    find_pixels(s, at, pixels);
+    Place const at(s, 1);
+    find_pixels(s, at, 1, pixels);
 
     int64_t const kd = int64_t(at.k) * s.channels + at.d;
     float const bias = s.bias ? s.bias[kd] : 0.0f, skip = s.D ? s.D[kd] : 0.0f;

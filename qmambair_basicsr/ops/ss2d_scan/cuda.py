@@ -26,6 +26,7 @@ __all__ = ["DEVICES", "backward", "chunk_of", "forward", "is_available"]
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MOST_STATES = 64
 _MOST_WARPS = 4  # of a block; a warp has 32 channels
+_MOST_PACKED = 256  # threads of a block that takes several chunks
 _MOST_NAMED = 32  # directions whose names fit into one word
 _ENOUGH = 2048  # warps of a launch that keep a GPU busy
 
@@ -41,7 +42,7 @@ class _Scan(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "height", "width", "directions", "channels", "state")),
-        *((name, ctypes.c_int64) for name in ("chunk", "warps", "softplus", "device")),
+        *((name, ctypes.c_int64) for name in ("chunk", "warps", "pack", "softplus", "device")),
         ("ways", ctypes.c_uint64),
         *((name, ctypes.c_void_p) for name in ("order", "stream")),
         *((name, _Map) for name in ("x", "delta", "B", "C", "dy")),
@@ -99,6 +100,16 @@ def _warps(channels: int) -> int:
     return -(-warps // blocks)
 
 
+def _pack(channels: int, chunks: int) -> int:
+    """Chunks whose channels share the warps of a block, so that few lanes are left over."""
+
+    def used(pack: int) -> float:
+        return pack * channels / (-(-pack * channels // 32) * 32)
+
+    most = min(_MOST_PACKED // channels, chunks, 16)
+    return max(range(1, most + 1), key=used, default=1)
+
+
 class _Call:
     """Arguments of the launches of one call; keeps the tensors alive whose addresses they hold."""
 
@@ -127,7 +138,7 @@ class _Call:
         self.kept = []
         self.s = _Scan(
             self.batch, self.height, self.width, self.count, self.channels, self.state, self.chunk, self.warps,
-            int(softplus), index,
+            _pack(self.channels, self.chunks) if self.blocks == 1 else 1, int(softplus), index,
         )  # fmt: skip
         if isinstance(directions, torch.Tensor):
             self.s.order = self.keep(directions)
