@@ -225,8 +225,13 @@ def test_a_value_for_the_tensor_is_taken_for_each_channel(caplog):
     old = build_network({"type": "QMambaIR", **options, "quant": coarse | scan}).eval()
     calibrate(old, [torch.rand(1, 3, 8, 8)])
     new = build_network({"type": "QMambaIR", **options, "quant": fine | scan}).eval()
-    with caplog.at_level("INFO", logger="basicsr"):
-        io.load_state(new, old.state_dict(), "old.pth")
+    logger = logging.getLogger("basicsr")
+    logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level("INFO", logger="basicsr"):
+            io.load_state(new, old.state_dict(), "old.pth")
+    finally:
+        logger.removeHandler(caplog.handler)
     assert "old.pth" in caplog.text and "for each of its channels" in caplog.text
     steps = [value for key, value in new.state_dict().items() if key.endswith("weight_quantizer.scale")]
     assert max(map(torch.numel, steps)) > 1
