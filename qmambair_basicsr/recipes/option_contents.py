@@ -8,7 +8,7 @@ import yaml
 
 from .option_data import DATA
 from .option_networks import NETS, TASK_KEYS, USUAL_TASK_KEYS, WEIGHTS, WITHOUT_SCAN, net_key
-from .option_table import CONV_FP, DISTILL, TASKS, Task, recipe_of
+from .option_table import CONV_FP, DISTILL, PLUS, TASKS, Task, begins_distilled, recipe_of
 from .recipe import Recipe
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
@@ -47,7 +47,8 @@ def methods() -> dict[str, tuple[str, str, str]]:
     """How a network can be quantized: name -> quantizers of weights, activations and the scan.
 
     Without a name it is Q-MambaIR; ``static`` has only grids that stay as trained, whatever the picture, so that tiles of
-    one picture share them; the name of a quantizer, in lower case, puts that quantizer everywhere.
+    one picture share them; ``plus`` is the preset of that name (``quantizers/presets.py``), with a teacher; the name of a
+    quantizer, in lower case, puts that quantizer everywhere.
     """
     from ..quantizers import QUANTIZER_REGISTRY  # needs torch, which most of this module does not
 
@@ -56,7 +57,11 @@ def methods() -> dict[str, tuple[str, str, str]]:
         for kind in QUANTIZER_REGISTRY
         if kind != "Identity" and "act" in QUANTIZER_REGISTRY[kind].roles
     }
-    return {"": ("RFA", "LSQOffset", "DLS"), "static": ("LSQ", "LSQOffset", "LSQOffset")} | kinds
+    return {
+        "": ("RFA", "LSQOffset", "DLS"),
+        "static": ("LSQ", "LSQOffset", "LSQOffset"),
+        PLUS: ("RFA", "LSQOffset", "DLS"),
+    } | kinds
 
 
 def quantizers(method: str) -> tuple[str, str, str]:
@@ -83,6 +88,8 @@ def network_options(family: str, task: Task, bits: Bits, method: str = "") -> di
 
 def _quant(family: str, bits: Bits, method: str) -> dict:
     weight, act = widths(bits)
+    if PLUS in method.split("_") and weight == act and CONV_FP not in method.split("_"):
+        return {"preset": PLUS, "bits": weight}
     sites = dict(zip(("weight", "act", "scan"), zip(quantizers(method), (weight, act, act), strict=True), strict=True))
     if family in WITHOUT_SCAN:
         del sites["scan"]
@@ -93,8 +100,10 @@ def _quant(family: str, bits: Bits, method: str) -> dict:
         quant["act_policy"] = "code"
     if CONV_FP in method.split("_"):
         quant["conv"] = "fp"
-    if method.endswith("static"):
+    if method.endswith(("static", PLUS)):
         quant["weight"]["granularity"] = "channel"
+    if method.endswith(PLUS):
+        quant["act"]["offsets"] = "channel"
     return quant
 
 
@@ -180,11 +189,13 @@ def train_options(family: str, task: Task, bits: Bits, method: str = "") -> dict
         if recipe.skip:
             opt["path"]["skip_keys_g"] = list(recipe.skip)
     else:
-        start = _weights(family, task, 32)
+        teacher = _weights(family, task, 32)
+        distilled = begins_distilled(family, task, widths(bits)[0], method)
+        start = _weights(family, task, bits, DISTILL) if distilled else teacher
         opt["path"] = {"pretrain_network_g": start, "strict_load_g": True, "resume_state": None}
         opt["quant_train"] = {"calibration": {"batches": recipe.calibration}}
         if recipe.distill:
-            opt["quant_train"]["teacher"] = {"path": start}
+            opt["quant_train"]["teacher"] = {"path": teacher}
     opt["train"] = {
         "ema_decay": recipe.ema,
         "optim_g": {

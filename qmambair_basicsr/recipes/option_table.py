@@ -26,6 +26,8 @@ from .option_data import CAR_SETS, COLOUR_QUALITIES, DN_SETS, QUALITIES, SIGMAS,
 from .option_networks import NETS, net_key
 from .recipe import Recipe
 
+PLUS = "plus"  # the method, or the last part of one, that is the preset of quantizers of this name; with a teacher
+
 # -- recipes -------------------------------------------------------------------------------------------------
 
 _FP_STEPS = (250_000, 400_000, 450_000, 475_000)
@@ -151,6 +153,25 @@ QAT = {
             feature=0.02,
         )
         for bits, lr in ((4, 5e-4), (2, 1e-3))
+    },
+    # the preset, on a GPU: more steps, not more pixels, bring it on; at x2 from where the recipe above ends
+    **{
+        ("MambaIRv2Light", f"lightSRx{scale}", bits, PLUS): Recipe(
+            3000,
+            lr,
+            (),
+            gt_size=48 * scale,
+            batch=4,
+            train="BSDS400T91 train",
+            val="BSDS400T91 val",
+            val_freq=1000,
+            save_freq=500,
+            workers=2,
+            calibration=8,
+            distill=1.0,
+            feature=0.02,
+        )
+        for scale, bits, lr in ((2, 4, 3e-4), (2, 2, 6e-4), (4, 4, 5e-4), (4, 2, 1e-3))
     },
     # `make demo`: minutes on two CPU cores
     "demo": Recipe(
@@ -285,6 +306,7 @@ PUBLISHED = (
         for bits in (4, 2)
     )
     + (("ptq", "MambaIRv2Light", "lightSRx2", 4, "SPR2Q"),)
+    + tuple(("train", "MambaIRv2Light", "lightSRx2", bits, PLUS) for bits in (4, 2))
 )
 
 
@@ -295,13 +317,20 @@ def recipe_of(family: str, task: Task, bits: int, method: str = "") -> Recipe:
         family: ``MambaIR`` ...
         task: entry of ``TASKS``.
         bits: of the weights; 32 trains the full-precision network from scratch.
-        method: beginning with ``distill`` where a teacher helps.
+        method: beginning with ``distill``, or ``plus``, where a teacher helps.
     """
     table = FP if bits == 32 else QAT
-    if method.split("_")[0] != DISTILL:
+    parts = method.split("_")
+    if parts[0] != DISTILL and PLUS not in parts:
         return _usual(table, family, task)
-    own = table.get((family, task.name, bits))
+    own = table.get((family, task.name, bits, PLUS)) if PLUS in parts else None
+    own = own or table.get((family, task.name, bits))
     return own or replace(_usual(table, family, task), distill=1.0, feature=0.02)
+
+
+def begins_distilled(family: str, task: Task, bits: int, method: str) -> bool:
+    """Whether training goes on from the network that ``distill`` trained, and not from full precision."""
+    return PLUS in method.split("_") and (family, task.name, bits) in QAT
 
 
 def _usual(table: dict, family: str, task: Task) -> Recipe:

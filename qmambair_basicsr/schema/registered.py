@@ -160,8 +160,13 @@ def _quant_parts(value: Any) -> Iterator[Any]:
     if not isinstance(value, Mapping):
         yield value
         return
+    named = {
+        key: value[key] for key in ("preset", "bits") if "preset" in value and key in value and readable(value[key])
+    }
+    if "preset" in named:
+        yield named
     for key, entry in value.items():
-        if key is UNREADABLE or not readable(entry):
+        if key is UNREADABLE or not readable(entry) or key in named:
             continue
         if key == "overrides" and isinstance(entry, Mapping):
             for pattern, sites in entry.items():
