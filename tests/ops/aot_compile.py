@@ -27,15 +27,18 @@ from qmambair_basicsr.ops.lsq import triton_kernels as lsq
 from qmambair_basicsr.ops.rfa import triton_kernels as rfa
 from qmambair_basicsr.ops.ss2d_scan import triton_gradient, triton_kernels
 from qmambair_basicsr.ops.table_scan import triton_kernels as table
+from qmambair_basicsr.ops.window_attention import triton_kernels as attention
 
 CUDA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-FLOATS = {"qmin", "qmax", "cap_share", "floor_share", "floor", "grad_scale"}
+FLOATS = {"qmin", "qmax", "cap_share", "floor_share", "floor", "grad_scale", "scale"}
 SCAN = {"N": 16, "BD": 32, "CHUNK": 64, "SOFTPLUS": True, "HAS_BIAS": True, "LISTED": False}
 TABLE = {
     "N": 16, "BN": 16, "BD": 32, "CHUNK": 64, "LEVELS": 16, "ROW": 16, "BITS": 4, "X_BITS": 4, "B_BITS": 4, "C_BITS": 4,
     "HAS_SKIP": True, "LISTED": False,
 }  # fmt: skip
 LSQ = {"PER_SCALE": True, "PER_OFFSET": True, "HAS_OFFSET": True}
+
+ATTENTION = {"MASKED": -100.0, "HAS_REGIONS": True, "PRECISION": "tf32x3"}
 
 # label -> kernel, its constants, warps, element type of x, delta, B, C and dy
 KERNELS = {
@@ -86,6 +89,17 @@ KERNELS = {
             ("input_gradient", {"BP": 256, "BLOCK": 1024, "BLOCKS": 4, "BR": 32}, 4),
         )
     },
+    **{
+        f"{name}[{tokens} tokens, {channels} channels]": (
+            getattr(attention, name),
+            {**ATTENTION, "T": tokens, "D": channels, "BQ": min(rows, tokens), "BK": min(64, tokens)}, warps, "fp32",
+        )
+        for name, rows, warps in (
+            ("attention_forward", 64, 4), ("query_gradient", 64, 4), ("key_gradient", 32, 4), ("bias_gradient", 64, 8),
+        )
+        for tokens, channels in ((16, 16), (64, 32), (256, 16))
+    },
+    "table_gradient": (attention.table_gradient, {"T": 256, "BLOCK": 256}, 4, "fp32"),
     "rfa_forward": (rfa.rfa_forward, {"BLOCK": 1024}, 4, "fp32"),
     **{
         f"rfa_backward[{levels} levels]": (rfa.rfa_backward, {"LEVELS": levels, "BLOCK": 4096}, 8, "fp32")
@@ -100,7 +114,16 @@ KERNELS = {
     },
     "table_carry": (table.table_carry, {"N": 16, "BC": 16, "BD": 32}, 1, "fp32"),
 }  # fmt: skip
-INTEGERS = {"order_ptr": "*i32", "tiles_ptr": "*i32", "counter_ptr": "*i32", "counters_ptr": "*i32", "ints_ptr": "*i64"}
+INTEGERS = {
+    "order_ptr": "*i32",
+    "tiles_ptr": "*i32",
+    "counter_ptr": "*i32",
+    "counters_ptr": "*i32",
+    "ints_ptr": "*i64",
+    "regions_ptr": "*i32",
+    "pairs_ptr": "*i32",
+    "starts_ptr": "*i32",
+}
 MAPS = {"x_ptr", "dt_ptr", "q_ptr", "b_ptr", "c_ptr", "dy_ptr", "src_ptr"}
 
 

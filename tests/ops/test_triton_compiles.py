@@ -33,7 +33,9 @@ def report(tmp_path_factory):
 
 def test_every_kernel_compiles(report):
     assert {label.split()[-1] for label in report} == {"sm_90", "sm_80"}
-    assert all(entry["shared"] <= 16384 for entry in report.values()), report
+    for label, entry in report.items():
+        products = "tokens" in label  # window attention: operands of matrix products
+        assert entry["shared"] <= (99 * 1024 if products else 16384), (label, entry)
 
 
 def test_recurrences_stay_in_registers(report):

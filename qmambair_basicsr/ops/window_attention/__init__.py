@@ -18,7 +18,7 @@ from ..backend import choose, export_target
 from ..checks import integers, permutation, rows_of, same_device
 from .composed import windowed
 
-BACKENDS = ("native", "reference")
+BACKENDS = ("native", "triton", "reference")
 MASKED = -100.0  # added to the logits of two tokens in different regions
 
 
@@ -119,12 +119,13 @@ def window_attention_into(
     Args:
         out: contiguous (B, L, C), filled; may not overlap qkv.
     """
-    native = qkv.device.type == "cpu" and out.is_contiguous() and not torch.is_grad_enabled()
-    if not (native and is_fused(qkv, order.shape[1], table.shape[1])):
+    module = choose("window_attention", BACKENDS, qkv)
+    able = hasattr(module, "forward_into") and out.is_contiguous() and not torch.is_grad_enabled()
+    if not (able and is_fused(qkv, order.shape[1], table.shape[1])):
         given = {"scale": scale, "kinds": kinds}
         return out.copy_(window_attention(qkv, table, index, order, regions, **given))
     check_shapes(qkv, table, index, order, regions, out=out)
-    choose("window_attention", BACKENDS, qkv).forward_into(out, qkv, table, index, order, regions, scale)
+    module.forward_into(out, qkv, table, index, order, regions, scale)
     return out
 
 
@@ -147,9 +148,10 @@ def check_shapes(
     for name in ("index", "order", "regions"):
         if tensors[name] is not None:
             integers("window_attention", name, tensors[name])
-    other = next((name for name, t in results.items() if t.dtype != qkv.dtype), None)
-    if other:
-        raise ValueError(f"window_attention: {other} is {results[other].dtype}, qkv {qkv.dtype}")
+    for name, t in results.items():
+        wanted = torch.float32 if name == "norms" else qkv.dtype
+        if t.dtype != wanted:
+            raise ValueError(f"window_attention: {name} is {t.dtype}, not {wanted} (qkv is {qkv.dtype})")
     same_device("window_attention", **tensors)
 
 
