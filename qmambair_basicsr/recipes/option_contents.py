@@ -100,9 +100,9 @@ def _quant(family: str, bits: Bits, method: str) -> dict:
         quant["act_policy"] = "code"
     if CONV_FP in method.split("_"):
         quant["conv"] = "fp"
-    if method.endswith(("static", PLUS)):
+    if method.endswith("static") or PLUS in method.split("_"):
         quant["weight"]["granularity"] = "channel"
-    if method.endswith(PLUS):
+    if PLUS in method.split("_"):
         quant["act"]["offsets"] = "channel"
     return quant
 

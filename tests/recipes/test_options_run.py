@@ -119,17 +119,24 @@ def _forced(row, opt):
 
 
 def _provide_weights(opt, phase, bits):
-    """What the file starts from: full-precision weights, or in a test of a quantized network calibrated ones."""
+    """What the file starts from: full-precision weights, or calibrated ones in a test of a quantized network and where
+    training goes on from one; and its teacher."""
     path = opt["path"]["pretrain_network_g"]
+    teacher = ((opt.get("quant_train") or {}).get("teacher") or {}).get("path", path)
+    _provide(opt, path, quantized=bits != 32 and (phase == "test" or path != teacher))
+    _provide(opt, teacher, quantized=False if phase != "test" else bits != 32)
+
+
+def _provide(opt, path, quantized):
     if path is None or Path(path).exists():
         return
     section = dict(opt["network_g"])
-    if phase != "test" and bits != 32:
+    if not quantized and "quant" in section:
         section = {k: v for k, v in section.items() if k != "quant"} | {"type": full_precision_twin(section["type"])}
     if opt["path"].get("strict_load_g") is False:
         section["upscale"] = 2  # weights of the x2 network for x3 and x4
     net = build_network(section)
-    if phase == "test" and bits != 32:
+    if quantized:
         side = 14 if section.get("window_size") == 7 else 16
         calibrate(net, [torch.rand(1, network_info(net).channels, side, side)])
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +165,7 @@ def test_two_iterations(folder, monkeypatch, row):
             model.optimize_parameters(step)
             model.update_learning_rate(step, warmup_iter=opt["train"].get("warmup_iter", -1))
         assert step == 2
-        assert math.isfinite(model.get_current_log()["l_distill" if DISTILL in row.method else "l_pix"])
+        assert math.isfinite(model.get_current_log()["l_distill" if "distill_opt" in opt["train"] else "l_pix"])
         assert any(not torch.equal(before[k], v) for k, v in model.net_g.named_parameters())
         return
     datasets = [build_dataset(section) for section in opt["datasets"].values()]
