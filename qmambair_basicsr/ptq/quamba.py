@@ -20,7 +20,7 @@ the same magnitudes. ``weights: gptq`` is their option for 4 bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -57,11 +57,12 @@ class Quamba(StaticMethod):
         "seed": SEED,
     }
 
-    def transform(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
+    def transform(self, net: nn.Module, batches: Sequence[Tensor], chosen: Callable[[str], bool]) -> None:
         if not self.settings["rotate"]:
             return
         generator = torch.Generator().manual_seed(int(self.settings["seed"]))
-        sources, known = inner_sources(net), places(net)
+        sources = {name: source for name, source in inner_sources(net).items() if chosen(name)}
+        known = places(net)
         turned = {place: rotation(known[place].layout.channels, generator) for place in sources}
         attach(net, {place: Rotation(matrix.to(known[place].weight)) for place, matrix in turned.items()})
         merge(net, sources)

@@ -125,6 +125,8 @@ class SPR2Q(TwoDQuant):
         network = self.settings["gating"] == "network"
         found = {}
         for name, place in rectified_places(self.net).items():
+            if self.is_held(name):
+                continue
             shape = place.layout.weight_shape
             parts = 3 if name.rpartition(".")[2] in SPLIT and shape[0] % 3 == 0 else 1
             found[name] = Rectifiers(shape, rank, count, parts, network, generator)

@@ -18,7 +18,8 @@ broadcast to (B, B, L, C), and means are divided by the number of elements once 
 weight (1e-3 of the pixel term and less). ``loss: formula`` is the paper's; the sum over elements needs a smaller
 ``feature_weight``.
 
-MambaIR's scan inputs, projections and convolutions are sites like any other (our decision: the paper has no Mamba). Queries,
+MambaIR's scan inputs, projections and convolutions are sites like any other (our decision: the paper has no Mamba). ``scan: Quamba`` and the like leave the modules around the scans to a
+static method: the setting of the other methods in SPR2Q's tables. Queries,
 keys and values are one layer here: their weights have bounds of their own where the weight's quantizer is per channel;
 their common input has one pair of bounds, where the release trains three.
 """
@@ -34,13 +35,16 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.info import blocks_of
+from ..layers.sites import sites_of
 from ..losses.distillation_loss import FeatureAlignmentLoss
-from ..quantizers.spec import Option
+from ..quantizers.spec import Option, SpecError
 from .bounds import bound_parameters, settle_bounds, train_bounds
-from .method import register_method
+from .method import build_method, register_method
 from .ranges import SAMPLES, quantized_sites, set_ranges
 from .search import dobi
 from .training import SEED, OptimizedMethod
+
+SCAN = ("own", "MinMax", "Percentile", "Quamba", "Quamba2", "MambaQuant")
 
 COMMON = {
     "loss": Option("released", "the release's loss or the paper's", choices=("released", "formula")),
@@ -49,6 +53,7 @@ COMMON = {
     "lr": Option(1e-2, "learning rate", low=0, high=1),
     "schedule": Option("constant", "of the learning rate", choices=("constant", "cosine")),
     "samples": Option(SAMPLES, "values of a tensor that the search looks at; 0: all", low=0, high=1e9),
+    "scan": Option("own", "static method that sets the ranges in the scan's modules, which then stay", choices=SCAN),
     "seed": SEED,
 }
 
@@ -100,6 +105,16 @@ def feature_modules(net: nn.Module, which: str) -> list[str]:
     return list(dict.fromkeys(groups))
 
 
+def scan_modules(net: nn.Module) -> tuple[str, ...]:
+    """Prefixes of what lies in the modules around the scans: projections, gates and norms beside it."""
+    found = []
+    for name, module in net.named_modules():
+        if any(site.kind == "scan" for site in sites_of(module)):
+            alone = not any(sites_of(child) for child in module.children())
+            found.append(name.rpartition(".")[0] if alone else name)
+    return tuple(f"{name}." for name in found if name)
+
+
 @register_method
 class TwoDQuant(OptimizedMethod):
     """DOBI and DQC; see the module docstring."""
@@ -109,11 +124,20 @@ class TwoDQuant(OptimizedMethod):
     default_iterations = 4000
 
     def attach(self) -> None:
-        train_bounds(quantized_sites(self.net, type(self).__name__))
+        if self.settings["scan"] != "own" and not scan_modules(self.net):
+            raise SpecError(f"ptq.method.scan: {self.settings['scan']}: {type(self.net).__name__} has no scan")
+        train_bounds([p for p in quantized_sites(self.net, type(self).__name__) if not self.is_held(p.site.name)])
         self.compared = feature_modules(self.net, self.settings["features"])
 
+    def is_held(self, name: str) -> bool:
+        """Whether a place or a site belongs to what ``scan`` leaves to another method."""
+        return self.settings["scan"] != "own" and name.startswith(scan_modules(self.net))
+
     def calibrate(self, batches: Sequence[Tensor]) -> None:
-        sites = quantized_sites(self.net, type(self).__name__)
+        name = type(self).__name__
+        if self.settings["scan"] != "own":
+            build_method({"type": self.settings["scan"]}).apply_within(self.net, batches, self.is_held)
+        sites = [p for p in quantized_sites(self.net, name) if not self.is_held(p.site.name)]
 
         def choose(placed, sample):
             quantizer = placed.quantizer

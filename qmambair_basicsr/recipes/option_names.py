@@ -18,7 +18,7 @@ from .option_contents import Bits, methods, network_options, render, stem, test_
 from .option_networks import WITH_ATTENTION
 from .option_table import CONV_FP, DISTILL, PAIRS, PUBLISHED, TASKS
 from .ptq_contents import METHODS as PTQ_METHODS
-from .ptq_contents import ptq_options, ptq_test_options, quant_options
+from .ptq_contents import ptq_options, ptq_rows, ptq_test_options, quant_options
 
 PHASES = ("train", "test")
 WIDTHS = (8, 4, 2)  # that :func:`names` lists; others from 1 to 8 can be made where the quantizers have them
@@ -91,7 +91,7 @@ def post_training() -> Iterator[Row]:
     """Files of every network and task by the post-training methods, at four and two bits."""
     for family, task in PAIRS:
         for bits in (4, 2):
-            for method in PTQ_METHODS:
+            for method in ptq_rows(family):
                 yield Row("ptq", family, task, bits, method)
                 yield Row("test", family, task, bits, method)
 
@@ -133,6 +133,8 @@ def _row(name: str) -> Row | str:
         return f"post-training method {method!r} is none of {', '.join(PTQ_METHODS)}"
     if not weight:
         return Row(phase, family, task, 32)
+    if method in PTQ_METHODS and method not in ptq_rows(family):
+        return f"{method} is of the modules around scans, and {family} has none"
     if method in PTQ_METHODS and phase == "train":
         return f"{method} is a post-training method: its file begins with ptq_"
     known = method in PTQ_METHODS or method in all_methods(family)

@@ -28,6 +28,8 @@ class PTQ:
         weight: options of the weights' quantizers beside type and bits.
         kind: type of the weights' quantizers.
         grouped: parts whose inputs have a range for each channel.
+        type: of the method, where the row has another name.
+        scan_weight: options of the weights' quantizers in the modules around the scans, where they differ.
     """
 
     options: dict = field(default_factory=dict)
@@ -35,6 +37,13 @@ class PTQ:
     weight: dict = field(default_factory=dict)
     kind: str = "MinMax"
     grouped: tuple[str, ...] = ()
+    type: str = ""
+    scan_weight: dict = field(default_factory=dict)
+
+
+def _scan(method: str, **others) -> PTQ:
+    """A static method in the modules around the scans; bounds of the rest are searched and trained."""
+    return PTQ({"schedule": "cosine", "scan": method}, 300, type="TwoDQuant", **others)
 
 
 _LOADING = ("use_hflip", "use_rot", "dataset_enlarge_ratio", "prefetch_mode")
@@ -53,8 +62,18 @@ METHODS = {
     "FIMAQ": PTQ({"images": 2}, 1200, _ROWS),
     "APHQViT": PTQ({"images": 4}, 1200, _ROWS),
     "QuantDLLM": PTQ(kind="AnyOrder"),
+    "MinMaxScan": _scan("MinMax"),
+    "PercentileScan": _scan("Percentile"),
+    "QuambaScan": _scan("Quamba"),
+    "Quamba2Scan": _scan("Quamba2", grouped=("u", "x_proj")),
+    "MambaQuantScan": _scan("MambaQuant", scan_weight=_ROWS),
 }
-"""Name of a method -> how it is run."""
+"""Name of a row, most often of its method -> how it is run."""
+
+
+def ptq_rows(family: str) -> list[str]:
+    """Those of ``METHODS`` that a network can have."""
+    return [name for name, run in METHODS.items() if "scan" not in run.options or family not in WITHOUT_SCAN]
 
 
 def quant_options(family: str, bits: int | tuple[int, int], method: str) -> dict:
@@ -69,6 +88,9 @@ def quant_options(family: str, bits: int | tuple[int, int], method: str) -> dict
         overrides["*.D"] = {"scan": off}
         for part in run.grouped:
             overrides[f"*.{part}"] = {"scan" if part == "u" else "act": {**plain, **_ROWS}}
+    if run.scan_weight:
+        around = "*.assm.*" if family in ROUTED else "*.self_attention.*"
+        overrides[around] = {"weight": {**rows, **run.scan_weight}}
     if family in ROUTED:
         quant |= {"attention": plain, "routing": plain}
         if run.kind == "MinMax" and not run.weight:
@@ -94,7 +116,7 @@ def ptq_options(family: str, task: Task, bits: int | tuple[int, int], method: st
     if task.scale > 1:  # photographs that are at hand; 32 x 32 patches of the network's input
         sets, train = like["datasets"], {key: like["datasets"]["train"][key] for key in _LOADING}
         sets["train"] = {**DATA["BSDS400 train"].options(task.scale), **train}
-        sets["train"] |= {"gt_size": 32 * task.scale, "batch_size_per_gpu": 2, "num_worker_per_gpu": 1}
+        sets["train"] |= {"gt_size": 32 * task.scale, "batch_size_per_gpu": 8, "num_worker_per_gpu": 1}
         sets["val"] = DATA["BSDS400T91 val"].options(task.scale)
     opt = {
         "name": stem("ptq", family, task.name, bits, method),
@@ -103,7 +125,7 @@ def ptq_options(family: str, task: Task, bits: int | tuple[int, int], method: st
         "network_g": network_options(family, task, 32)
         | {"type": f"Q{family}", "quant": quant_options(family, bits, method)},
         "path": {key: like["path"][key] for key in ("pretrain_network_g", "strict_load_g", "resume_state")},
-        "ptq": {"method": {"type": method, **run.options}, "calibration": dict(CALIBRATION)},
+        "ptq": {"method": {"type": run.type or method, **run.options}, "calibration": dict(CALIBRATION)},
         "train": {"total_iter": run.iterations},
         **{key: like[key] for key in ("val", "logger", "dist_params")},
     }

@@ -21,11 +21,12 @@ from ..layers.policy import remark
 from ..layers.sites import sites_of
 from ..metrics.perceptual import MetricError
 from ..metrics.strict_metric import check_metric, needs_truth
-from ..ptq import PTQ_METHODS
 from ..recipes.option_files import TEST_KEYS, OptionFileError, read_options
+from ..recipes.ptq_contents import METHODS as PTQ_ROWS
 from ..schema.forced import apply
 from .benchmark_page import write_benchmark_page
 from .benchmark_table import (
+    SCAN_ALONE,
     Entry,
     csv_table,
     latex_table,
@@ -71,8 +72,9 @@ def describe(opt: dict) -> Entry:
     kinds = tuple((quant.get(site) or {}).get("type", "-") for site in ("weight", "act", "scan"))
     bits = tuple((quant.get(site) or {}).get("bits", 32) for site in ("weight", "act"))
     model = full_precision_twin(network["type"]) or network["type"]
-    if parts[-1] in PTQ_METHODS:
-        return Entry(model, task, _PTQ_NAMES.get(parts[-1], parts[-1]), bits)
+    if parts[-1] in PTQ_ROWS:
+        name = parts[-1].removesuffix("Scan")
+        return Entry(model, task, _PTQ_NAMES.get(name, name) + (SCAN_ALONE if name != parts[-1] else ""), bits)
     methods = _METHODS
     if "scan" not in quant and not _scans(network):
         kinds, methods = kinds[:2], {known[:2]: name for known, name in _METHODS.items()}

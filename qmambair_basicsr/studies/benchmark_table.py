@@ -13,6 +13,9 @@ __all__ = ["Entry", "Published", "csv_table", "latex_table", "markdown_table", "
 DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "st_lpips": 4}
 LOWER_IS_BETTER = ("lpips", "st_lpips")
 NOTE = "bold: best, underlined: second best of the quantized rows; in parentheses the published figure"
+SCAN_ALONE = " (scan)"
+"""Behind the name of a method that quantized the modules around the scans, and SPR2Q's quantizer the rest: as in its tables."""
+
 DOUBT_NOTE = "doubtful in the publication, see the CSV file"
 
 
@@ -45,7 +48,14 @@ class Entry:
 
     def key(self, name: str, metric: str) -> tuple:
         """Key of the published figure of one cell; names of sets and metrics are compared in lower case."""
-        return self.model, self.task, self.method, *map(str, self.bits), name.lower(), metric.lower()
+        return (
+            self.model,
+            self.task,
+            self.method.removesuffix(SCAN_ALONE),
+            *map(str, self.bits),
+            name.lower(),
+            metric.lower(),
+        )
 
 
 def read_published() -> dict[tuple, Published]:

@@ -11,6 +11,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from qmambair_basicsr.ptq import PTQ_METHODS, build_method, quantize
 from qmambair_basicsr.ptq.training import full_precision
+from qmambair_basicsr.ptq.two_d_quant import scan_modules
 from qmambair_basicsr.quantizers import SpecError
 from qmambair_basicsr.recipes.ptq_contents import METHODS, quant_options
 
@@ -90,6 +91,24 @@ def test_options_of_spr2q_train(options):
     assert net(images[0]).isfinite().all()
 
 
+@pytest.mark.parametrize("method", ["QuambaScan", "Quamba2Scan", "MambaQuantScan"])
+@pytest.mark.parametrize("family", ["MambaIR", "MambaIRv2Light"])
+def test_scans_are_left_to_a_static_method(family, method):
+    """Around the scans it is that method's network, whatever the iterations do to the rest."""
+    images, options = [torch.rand(1, 3, 8, 8) for _ in range(2)], METHODS[method].options
+    nets = []
+    for iterations in (1, 5):
+        nets.append(network(family, method))
+        quantize(nets[-1], build_method({"type": "TwoDQuant", **options}), images, iterations)
+    states, prefixes = [net.state_dict() for net in nets], scan_modules(nets[0])
+    bounds = [key for key in states[0] if key.endswith((".lower", ".upper"))]
+    held = {key for key in bounds if key.startswith(prefixes)}
+    moved = {key for key in bounds if not torch.equal(states[0][key], states[1][key])}
+    assert held and moved and not held & moved
+    with pytest.raises(SpecError, match="QSwinIR has no scan"):
+        quantize(network("SwinIR", "MinMax"), build_method({"type": "TwoDQuant", **options}), images, 1)
+
+
 @pytest.mark.parametrize("method", ["MinMax", "MambaQuant"])
 def test_gptq_and_bias_correction_go_with_static_methods(method):
     net = network("MambaIR", method)
@@ -100,4 +119,4 @@ def test_gptq_and_bias_correction_go_with_static_methods(method):
 
 
 def test_recipes_are_of_registered_methods():
-    assert set(METHODS) == set(PTQ_METHODS)
+    assert {run.type or name for name, run in METHODS.items()} == set(PTQ_METHODS)
