@@ -137,8 +137,8 @@ def stand(job: Job, run: Run) -> tuple[bool, str]:
     """Whether a result need not be made, and in what one that is made again was another.
 
     Raises:
-        ValueError: a file is there that does not say what it was made from.
-        OSError: the picture cannot be read, or a folder has the name of the result.
+        ValueError: a file is there that does not say what it was made from, or the result cannot be written.
+        OSError: the picture cannot be read.
     """
     require_place(job.target)
     exists = job.target.is_file() and job.target.stat().st_size > 0
@@ -337,9 +337,11 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError: arguments that do not fit together, or inputs that are not there.
     """
     register_plugins()
-    require_folder(args.out, [PAGE] if args.page else [], args.dry_run)
+    reserved = [PAGE] if args.page else []
+    require_folder(args.out, reserved, dry=True)
     jobs = find_jobs(args.inputs, args.out, args.recursive, args.ext, args.suffix)
     restorer, weights = open_network(args)
+    require_folder(args.out, reserved, args.dry_run)
     how = How(args.tile, args.overlap, args.tta, args.outscale)
     restorer.tiles(
         1 << 16, 1 << 16, how.tile, how.overlap

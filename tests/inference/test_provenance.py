@@ -156,3 +156,11 @@ def test_results_beside_their_pictures_are_found_again(echo, tmp_path, capsys):
     assert "0 done, 2 skipped" in capsys.readouterr().out
     assert main([*words, "--tta"]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a_x2.png", "b.jpg", "b_x2.jpg"]
+
+
+def test_mistakes_leave_no_folder(echo, tmp_path):
+    Image.fromarray(scene()).save(tmp_path / "a.png")
+    words = ["-i", str(tmp_path / "a.png"), "-o", str(tmp_path / "out")]
+    for more in (["--model", "no_such"], ["--model", str(echo), "--bits", "2"], ["-opt", "x.yml"]):
+        assert main([*words, *more]) == 2
+    assert main(["-i", "gone", *words[2:]]) == 2 and [p.name for p in tmp_path.iterdir()] == ["a.png"]
