@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(parser, "--out", default=Path("generality"))
     add(parser, "--networks", "default: all", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
     add(parser, "--sets", "default: all", default=list(ALL_SETS), nargs="+", choices=ALL_SETS)
-    add(parser, "--bits", "widths of weights and activations", default=[4, 2], nargs="+")
+    add(parser, "--bits", "32 alone: only full precision", default=[4, 2], nargs="+")
     add(parser, "--iterations", "of full-precision training", default=3000)
     parser.add_argument(
         "--quantized-iterations", type=positive, default=1000, metavar="N", help="of every quantized training"

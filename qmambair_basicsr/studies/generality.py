@@ -39,7 +39,8 @@ def cases(networks: Sequence[str], bits: Sequence[int], seeds: int) -> Iterator[
     for network in (NETWORKS[name] for name in networks):
         for seed in range(seeds):
             yield Case(network, FULL, 32, seed)
-            yield from (Case(network, method, width, seed) for width in bits for method in network.methods)
+            widths = (width for width in bits if width != 32)
+            yield from (Case(network, method, width, seed) for width in widths for method in network.methods)
 
 
 def case_name(case: Case) -> str:
@@ -295,4 +296,4 @@ def _report(works: dict[str, tuple[Case, Work]], store: Store, args: argparse.Na
         f"cosine schedule, L1 loss: {args.iterations} iterations from scratch at {LEARNING_RATES[True]:g}, then "
         f"{args.quantized_iterations} quantized ones at {LEARNING_RATES[False]:g}; seeds {', '.join(map(str, range(args.seeds)))}."
     )
-    return write_report(rows, store.root, args.bits, args.sets, recipe, drawn)
+    return write_report(rows, store.root, [n for n in args.bits if n != 32], args.sets, recipe, drawn)

@@ -192,7 +192,7 @@ def write_report(
         folder: where they come.
         bits, sets: columns and rows of the table.
         recipe: how everything was trained, in words.
-        drawn: also the figure.
+        drawn: also the figure, where there are widths.
 
     Returns:
         The Markdown.
@@ -211,6 +211,6 @@ def write_report(
     text = "\n".join(part if part.endswith("\n") else f"{part}\n" for part in parts)
     write_text(folder / "generality.md", text)
     write_text(folder / "generality.csv", csv_table(rows, sets))
-    if drawn:
+    if drawn and bits:
         write_bytes(folder / "generality.png", figure(rows, bits, sets))
     return text

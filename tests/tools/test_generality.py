@@ -208,6 +208,13 @@ def test_one_failure_is_named_and_the_others_go_on(pictures, pretended, capsys):
     assert not Store(pictures / "out").failures()
 
 
+def test_full_precision_alone(pictures, pretended, capsys):
+    seen, _ = pretended
+    assert tool.main(words(pictures / "out", "--bits", "32")) == 0
+    assert [name for name, _ in seen] == ["EDSR_lightSRx2_seed0"]
+    assert "| EDSR | lightSRx2 | Set5 | 30.00 |\n" in capsys.readouterr().out
+
+
 def test_without_full_precision_nothing_of_the_network_starts(pictures, pretended, capsys):
     seen, broken = pretended
     broken.add("EDSR_lightSRx2_seed0")
