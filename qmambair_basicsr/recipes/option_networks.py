@@ -89,6 +89,7 @@ _MAIR_LIGHT = {  # MaIR-S
     "scan_len": 4,
     "upsampler": "pixelshuffledirect",
 }
+_MAIR_T = {**_MAIR_LIGHT, "d_state": 1, "ssm_ratio": 1.1, "scan_len": 8}
 _MAIR_DN = {**_MAIR, "img_size": 128, "ssm_ratio": 1.3, "mlp_ratio": 2.0, "scan_len": 4, "upsampler": ""}
 _MAIR_UNET = {
     **{key: value for key, value in _UNET.items() if key != "d_state"},
@@ -162,6 +163,7 @@ NETS = {
     ("MambaIRv2Light", "light"): _V2_LIGHT,
     ("MaIR", "classic"): _MAIR,
     ("MaIR", "light"): _MAIR_LIGHT,
+    ("MaIR", "light T"): _MAIR_T,
     ("MaIR", "dn"): _MAIR_DN,
     ("MaIRUNet", "unet"): _MAIR_UNET,
     ("EAMamba", "dn"): _EAMAMBA,

@@ -82,9 +82,11 @@ FP = {
     ("MambaIRv2Light", "lightSRx4"): Recipe(500_000, 2e-4, _FP_STEPS, gt_size=192, batch=16, train="DIV2K"),
     "tiny": Recipe(10_000, 1e-3, (), gt_size=64, batch=4, ema=0.999, val_freq=2000, save_freq=1000, workers=1),
 }
+FP["light T"] = FP["light"]
 # SwinIR's recipes are those that MambaIR and MaIR took over; at x3 a patch has whole windows
 for _family in ("SwinIR", "MaIR"):
     FP |= {(_family, task): FP["MambaIR", task] for task in ("SRx3", "SRx4", "lightSRx3", "lightSRx4", "ColorDN15")}
+FP |= {("MaIR", f"lightTSRx{s}"): FP["MambaIR", f"lightSRx{s}"] for s in (3, 4)}
 FP["SwinIR", "CARq40"] = FP["MambaIR", "CARq40"]
 _EDSR = Recipe(300_000, 1e-4, (200_000,), gt_size=96, batch=16, ema=0.999, train="DIV2K")  # BasicSR's option files
 FP |= {("EDSR", f"{size}SRx{s}"): replace(_EDSR, gt_size=48 * s) for size in ("", "light") for s in (2, 3, 4)}
@@ -188,6 +190,7 @@ QAT = {
     ),
 }
 
+QAT["light T"] = QAT["light"]
 _TINY_QAT = replace(QAT["tiny"], total_iter=1_500, milestones=())
 QAT |= {
     ("MambaIR", "tinySRx3"): replace(_TINY_QAT, total_iter=1_000, gt_size=72, batch=8),
@@ -245,6 +248,8 @@ TASKS = {
     for task in (
         *(Task(f"SRx{s}", "classic", "classic", s, "DF2K", SR_SETS, crop=s) for s in (2, 3, 4)),
         *(Task(f"lightSRx{s}", "light", "light", s, "DF2K", SR_SETS, crop=s) for s in (2, 3, 4)),
+        # the smaller of the two light networks of a family that has two: MaIR-T
+        *(Task(f"lightTSRx{s}", "light T", "light T", s, "DF2K", SR_SETS, crop=s) for s in (2, 3, 4)),
         Task("demoSRx2", "tiny", "demo", 2, "Photos", ("PhotosTest",), crop=2),
         Task("tinySRx2", "tiny", "tiny", 2, "BSDS400T91", SR_SETS[:3], crop=2, weights="qmambair_basicsr/assets"),
         *(Task(f"tinySRx{s}", "tiny", "tiny", s, "BSDS400T91", SR_SETS[:3], crop=s, weights="") for s in (3, 4)),

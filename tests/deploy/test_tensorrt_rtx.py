@@ -13,12 +13,15 @@ trt = pytest.importorskip("tensorrt_rtx", reason="wheel tensorrt-rtx-cu13, x86-6
 pytest.importorskip("onnx", reason="extra: export")
 
 from test_export_onnx import CASES, calibrated, photo  # noqa: E402
+from tiny_networks import QUANTIZED, SMALLEST, tiny_network  # noqa: E402
 
+from qmambair_basicsr.archs.integer_projections import DirectionProducts  # noqa: E402
 from qmambair_basicsr.artifacts.onnx.file import ExportSettings, export_onnx  # noqa: E402
 from qmambair_basicsr.layers import QuantConv2d, QuantLinear, QuantMatMul  # noqa: E402
 from qmambair_basicsr.layers.convert import freeze_dls  # noqa: E402
 from qmambair_basicsr.layers.quant_layers import QuantEmbedding  # noqa: E402
 from qmambair_basicsr.layers.sites import parameter_sites  # noqa: E402
+from qmambair_basicsr.lowering import lower  # noqa: E402
 
 
 class Log(trt.ILogger):
@@ -64,17 +67,25 @@ def built_layers(path):
     return layers
 
 
+PROJECTIONS = {  # parameter of a scan -> the module of the exported network that multiplies it
+    "x_proj_weight": "projections.x_proj",
+    "dt_projs_weight": "projections.dt_projs",
+    "xc_proj_weight": "channel_projections.x_proj",
+    "dtc_projs_weight": "channel_projections.dt_projs",
+}
+
+
 def quantized_layers(net):
-    """Names, in the exported graph, of the layers that multiply quantized weights: one for each direction of dt_projs."""
-    names = []
+    """Names, in the exported graph, of the layers that multiply quantized weights: some have one for each direction."""
+    names, integer = [], lower(net)
     for site in parameter_sites(net):
         owner = site.parameter.rpartition(".")[0]
         if isinstance(site.owner, QuantConv2d | QuantLinear):
             names.append(owner)
-        elif site.site.parameter == "x_proj_weight":
-            names.append(f"{owner}.projections.x_proj")
-        elif site.site.parameter == "dt_projs_weight":
-            names += [f"{owner}.projections.dt_projs.{k}" for k in range(len(site.owner.directions))]
+        elif site.site.parameter in PROJECTIONS:
+            path = f"{owner}.{PROJECTIONS[site.site.parameter]}"
+            each = integer.get_submodule(path)
+            names += [f"{path}.{k}" for k in range(len(each))] if isinstance(each, DirectionProducts) else [path]
     return names
 
 
@@ -97,6 +108,25 @@ def check_layers(net, layers):
 def test_every_quantized_layer_is_int8(case, exported_case):
     net, path = exported_case(case, "frozen")
     assert len(check_layers(net, built_layers(path))) >= 10
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_every_network_is_int8(name, tmp_path):
+    """All that a network can quantize, on grids that stay; every product of codes is one of int8 in the engine."""
+    static = {"type": "LSQOffset", "bits": 4}
+    quant = {"weight": {"type": "LSQ", "bits": 4}, **dict.fromkeys(("act", "scan", "attention", "routing"), static)}
+    net = calibrated(tiny_network(name, quant, depths=[1], **SMALLEST))
+    export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, scan_chunk=4))
+    layers = built_layers(tmp_path / "net.onnx")
+    expected = check_layers(net, layers)
+    weights = [
+        site
+        for site in parameter_sites(net)
+        if site.site.kind == "weight" and not isinstance(site.owner, QuantEmbedding)
+    ]
+    assert len(expected) >= len(weights) >= 2
+    for product in (path for path, module in net.named_modules() if isinstance(module, QuantMatMul)):
+        assert {tuple(row.inputs) for row in layers[product]} == {("Int8", "Int8")}, product
 
 
 def test_quantized_attention_and_routing_are_int8(tmp_path):
