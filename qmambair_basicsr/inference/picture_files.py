@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -202,8 +203,9 @@ def _say(path: Path, kind: str, text: bytes) -> None:
         with open(path, "ab") as file:
             file.write(b"\n" + text + b"\n")
         return
-    magic, _, rest = path.read_bytes().partition(b"\n")
-    path.write_bytes(magic + b"\n# " + text + b"\n" + rest)
+    with replaced(path) as part, open(path, "rb") as before, open(part, "wb") as after:
+        after.write(before.readline() + b"# " + text + b"\n")
+        shutil.copyfileobj(before, after)
 
 
 _ROWS = 64  # of a TIFF's strip
