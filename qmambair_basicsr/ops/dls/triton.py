@@ -154,14 +154,19 @@ def _in_a_row(kept: Sequence[Tensor]) -> Tensor:
 
 
 def _launches(items: Sequence[DLSItem]) -> list[list[int]]:
-    """Items of each launch."""
-    if len(items) <= SLOTS:
-        return [list(range(len(items)))]
-    dense = [i for i, item in enumerate(items) if item.x.is_contiguous()]
-    if len(dense) <= SLOTS:
-        dense = []
-    rest = [i for i in range(len(items)) if i not in set(dense)]
-    return [*([dense] if dense else []), *(rest[i : i + SLOTS] for i in range(0, len(rest), SLOTS))]
+    """Items of each launch. Rows that can be read four values at a time are never mixed with others: sums over them are
+    taken in another order, and an item has to have the same bits whatever it shares a launch with."""
+    if len(items) == 1:
+        return [[0]]
+    groups: dict[tuple[bool, bool], list[int]] = {}
+    for i, item in enumerate(items):
+        side = len(items) > SLOTS and item.x.is_contiguous()
+        groups.setdefault((side, (item.x.numel() // item.rows) % 4 == 0), []).append(i)
+    found = []
+    for (side, _), members in groups.items():
+        most = len(members) if side else SLOTS
+        found += [members[i : i + most] for i in range(0, len(members), most)]
+    return found
 
 
 def forward_items(items: Sequence[DLSItem]) -> tuple[list[Tensor], list[Tensor]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,10 +60,25 @@ def _split(rows: int, cols: int, channels: int, grouped: bool) -> tuple[int, int
     return part, -(-cols // part)
 
 
+class _Plan(NamedTuple):
+    """Everything about the launches for some tensors but the tensors.
+
+    Attributes:
+        programs: of each launch.
+        table: of the items: integers, numbers, item of every program.
+        constants, final: of the kernels; ``final`` those of the backward launch alone.
+    """
+
+    programs: tuple[int]
+    table: tuple[Tensor, Tensor, Tensor]
+    constants: dict[str, int | bool]
+    final: dict[str, int]
+
+
 @remembered
-def _table(items: tuple[tuple, ...], grouped: bool, device: torch.device):
-    """The table of items (rows, cols, channels, numbers of scales and offsets, and four constants each)."""
-    ints, counts = [], []
+def _plan(items: tuple[tuple, ...], flags: tuple[bool, bool, bool], device: torch.device) -> _Plan:
+    """The plan for items (rows, cols, channels, numbers of scales and offsets, and four constants each)."""
+    ints, counts, grouped = [], [], flags[0] or flags[1]
     start = first = scale = offset = sums = 0
     for rows, cols, channels, scales, offsets, *_ in items:
         part, parts = _split(rows, cols, channels, grouped)
@@ -70,96 +86,101 @@ def _table(items: tuple[tuple, ...], grouped: bool, device: torch.device):
         counts.append(rows * parts)
         start, first, sums = start + rows * cols, first + rows * parts, sums + 2 * rows * parts
         scale, offset = scale + scales, offset + offsets
-    aligned = all(n % 4 == 0 for place in ints for n in (place[0], place[2]))
-    return table(ints, [item[5:] for item in items], [counts], device, aligned)
+    aligned = all(cols % 4 == 0 for _, cols, *_ in items)  # then all rows begin at multiples of four values
+    made = table(ints, [item[5:] for item in items], [counts], device)
+    constants = {"MANY": len(items) > 1, "PER_SCALE": flags[0], "PER_OFFSET": flags[1], "HAS_OFFSET": flags[2]}
+    constants |= {"ALIGNED": aligned, "BLOCK": _ROW_BLOCK if grouped else _BLOCK, "num_warps": 4}
+    final = {"FC": 32, "FP": 32} if grouped else {"FC": 1, "FP": _PARTS}
+    return _Plan((first,), (made.ints, made.floats, made.tiles[0]), constants, constants | final)
 
 
-class _Launch:
-    """What the launches for some items with the same flags share."""
-
-    def __init__(self, items: Sequence[LSQItem]):
-        self.items, first = items, items[0]
-        flags = _flags(first)
-        grouped = flags[0] or flags[1]
-        key = tuple(
-            (
-                *_rows(t),
-                t.scale.numel(),
-                0 if t.offset is None else t.offset.numel(),
-                float(t.qmin),
-                float(t.qmax),
-                -1.0 if t.floor is None else t.floor,
-                t.grad_scale,
-            )
-            for t in items
+def _plan_of(items: Sequence[LSQItem]) -> _Plan:
+    key = tuple(
+        (
+            *_rows(t),
+            t.scale.numel(),
+            0 if t.offset is None else t.offset.numel(),
+            t.qmin,
+            t.qmax,
+            -1.0 if t.floor is None else t.floor,
+            t.grad_scale,
         )
-        self.table = _table(key, grouped, first.x.device)
-        self.constants = {
-            "MANY": len(items) > 1,
-            "PER_SCALE": flags[0],
-            "PER_OFFSET": flags[1],
-            "HAS_OFFSET": flags[2],
-            "ALIGNED": self.table.aligned,
-            "BLOCK": _ROW_BLOCK if grouped else _BLOCK,
-            "num_warps": 4,
-        }
-        self.final = {"FC": 32, "FP": 32} if grouped else {"FC": 1, "FP": _PARTS}
-        self.programs = self.table.tiles[0].numel()
-        self.scale = side_by_side([t.scale for t in items])
-        self.offset = side_by_side([t.offset for t in items]) if flags[2] else self.scale
+        for t in items
+    )
+    return _plan(key, _flags(items[0]), items[0].x.device)
 
-    def forward(self, counter: Tensor) -> list[Tensor]:
-        """Quantized tensors."""
-        outs, x, out = self._maps([t.x for t in self.items])
-        _kernels()[0].lsq_forward[(self.programs,)](
-            x, self.scale, self.offset, out, counter, self.table.ints, self.table.floats, self.table.tiles[0],
-            **self.constants,
-        )  # fmt: skip
-        return outs
 
-    def backward(self, grads: Sequence[Tensor], counter: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """Gradients of x, scale and offset."""
-        to_x, x, dx = self._maps([t.x for t in self.items])
-        _, grad, _ = self._maps(grads, out=False)
-        to_parameters = torch.empty(
-            self.scale.numel() + (self.offset.numel() if self.constants["HAS_OFFSET"] else 0), device=x.device
-        )
-        d_scale, d_offset = to_parameters[: self.scale.numel()], to_parameters[self.scale.numel() :]
-        sums = torch.empty(2 * self.programs, device=x.device)
-        _kernels()[0].lsq_backward[(self.programs,)](
-            grad, x, self.scale, self.offset, dx, d_scale, d_offset, sums, counter, self.table.ints,
-            self.table.floats, self.table.tiles[0], **self.constants, **self.final,
-        )  # fmt: skip
-        d_scales = self._cut(d_scale, [t.scale for t in self.items])
-        if not self.constants["HAS_OFFSET"]:
-            return list(zip(to_x, d_scales, [None] * len(to_x), strict=True))
-        return list(zip(to_x, d_scales, self._cut(d_offset, [t.offset for t in self.items]), strict=True))
+def _forward_alone(item: LSQItem, counter: Tensor) -> Tensor:
+    """A tensor quantized where it lies."""
+    x, scale, offset = item[:3]
+    out, plan = torch.empty_like(x), _plan_of((item,))
+    _kernels()[0].lsq_forward[plan.programs](
+        x, scale, scale if offset is None else offset, out, counter, *plan.table, **plan.constants
+    )
+    return out
 
-    def _maps(self, tensors: Sequence[Tensor], out: bool = True) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
-        """Results, their values side by side and those of the tensors; a single tensor and its result lie as they are."""
-        if len(tensors) == 1:
-            result = torch.empty_like(tensors[0]) if out else None
-            return [result], tensors[0], result
-        results = empty_together(tensors) if out else ()
-        return results, side_by_side(tensors), results[0] if out else None
 
-    @staticmethod
-    def _cut(flat: Tensor, alike: Sequence[Tensor]) -> Sequence[Tensor]:
-        return [flat.view(alike[0].shape)] if len(alike) == 1 else torch._utils._unflatten_dense_tensors(flat, alike)
+def _backward_alone(grad: Tensor, item: LSQItem, counter: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of a tensor, its step and its offset."""
+    x, scale, offset = item[:3]
+    dx, plan = torch.empty_like(x), _plan_of((item,))
+    d_scale = torch.empty_like(scale)
+    d_offset = None if offset is None else torch.empty_like(offset)
+    sums = x.new_empty(2 * plan.programs[0])
+    _kernels()[0].lsq_backward[plan.programs](
+        grad, x, scale, scale if offset is None else offset, dx, d_scale, d_scale if d_offset is None else d_offset,
+        sums, counter, *plan.table, **plan.final,
+    )  # fmt: skip
+    return dx, d_scale, d_offset
+
+
+def _parameters(items: Sequence[LSQItem]) -> tuple[Tensor, Tensor]:
+    scale = side_by_side([t.scale for t in items])
+    return scale, scale if items[0].offset is None else side_by_side([t.offset for t in items])
+
+
+def _forward_together(items: Sequence[LSQItem], counter: Tensor) -> Sequence[Tensor]:
+    """Tensors that share their flags, quantized."""
+    x = [t.x for t in items]
+    outs, plan = empty_together(x), _plan_of(items)
+    _kernels()[0].lsq_forward[plan.programs](
+        side_by_side(x), *_parameters(items), outs[0], counter, *plan.table, **plan.constants
+    )
+    return outs
+
+
+def _backward_together(grads: Sequence[Tensor], items: Sequence[LSQItem]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Gradients of tensors that share their flags, their steps and their offsets."""
+    x, plan = [t.x for t in items], _plan_of(items)
+    device, (scale, offset) = x[0].device, _parameters(items)
+    to_x, d_scale, d_offset = empty_together(x), torch.empty_like(scale), torch.empty_like(offset)
+    sums = torch.empty(2 * plan.programs[0], device=device)
+    counters = torch.zeros(len(items), dtype=torch.int32, device=device)
+    _kernels()[0].lsq_backward[plan.programs](
+        side_by_side(grads), side_by_side(x), scale, offset, to_x[0], d_scale, d_offset, sums, counters, *plan.table,
+        **plan.final,
+    )  # fmt: skip
+    split = torch._utils._unflatten_dense_tensors
+    to_scale = split(d_scale, [t.scale for t in items])
+    to_offset = [None] * len(items) if items[0].offset is None else split(d_offset, [t.offset for t in items])
+    return list(zip(to_x, to_scale, to_offset, strict=True))
 
 
 def _calls(items: Sequence[LSQItem]) -> tuple[list[list[int]], list[int]]:
-    """Items of each launch of the rows' kernels, and those for the others."""
+    """Items that share a launch, and those for the other kernels.
+
+    Rows that can be read four values at a time are not mixed with others: sums over them are taken in another order.
+    """
     together: dict[tuple, list[int]] = {}
-    apart, single = [], []
+    apart = []
     for i, item in enumerate(items):
-        if item.x.numel() == 0 or _rows(item) is None:
+        rows = None if item.x.numel() == 0 else _rows(item)
+        if rows is None:
             apart.append(i)
-        elif len(items) > SLOTS and item.x.is_contiguous():
-            together.setdefault(_flags(item), []).append(i)
         else:
-            single.append([i])
-    return [*together.values(), *single], apart
+            shared = len(items) > SLOTS and item.x.is_contiguous()
+            together.setdefault((*_flags(item), rows[1] % 4 == 0) if shared else (i,), []).append(i)
+    return list(together.values()), apart
 
 
 def forward_items(items: Sequence[LSQItem]) -> tuple[list[Tensor], list[Tensor]]:
@@ -171,10 +192,15 @@ def forward_items(items: Sequence[LSQItem]) -> tuple[list[Tensor], list[Tensor]]
 def _forward(_: Tensor, items: Sequence[LSQItem]) -> tuple[list[Tensor], list[Tensor]]:
     outs: list[Tensor | None] = [None] * len(items)
     make = torch.zeros if len(items) > SLOTS else torch.empty  # kernels for one tensor set its counter to 0 themselves
-    counters = list(make(len(items), dtype=torch.int32, device=items[0].x.device).split(1))
+    counters = [make(1, dtype=torch.int32, device=items[0].x.device)]
+    if len(items) > 1:
+        counters = list(make(len(items), dtype=torch.int32, device=items[0].x.device).split(1))
     together, apart = _calls(items)
     for chosen in together:
-        found = _Launch([items[i] for i in chosen]).forward(counters[chosen[0]])
+        if len(chosen) == 1:
+            outs[chosen[0]] = _forward_alone(items[chosen[0]], counters[chosen[0]])
+            continue
+        found = _forward_together([items[i] for i in chosen], counters[chosen[0]])
         for i, out in zip(chosen, found, strict=True):
             outs[i] = out
     for i in apart:
@@ -194,9 +220,11 @@ def _backward(_: Tensor, grads, items, counters) -> list[tuple[Tensor, Tensor, T
     found: list = [None] * len(items)
     together, apart = _calls(items)
     for chosen in together:
-        counter = torch.zeros(len(chosen), dtype=torch.int32, device=grads[0].device) if len(chosen) > 1 else None
-        launch = _Launch([items[i] for i in chosen])
-        results = launch.backward([grads[i] for i in chosen], counters[chosen[0]] if counter is None else counter)
+        if len(chosen) == 1:
+            i = chosen[0]
+            found[i] = _backward_alone(grads[i], items[i], counters[i])
+            continue
+        results = _backward_together([grads[i] for i in chosen], [items[i] for i in chosen])
         for i, result in zip(chosen, results, strict=True):
             found[i] = result
     for i in apart:
