@@ -121,11 +121,11 @@ def steps(device: str, chosen: list[str], sizes, repeats: int, until: float) -> 
                     for row in rows:
                         row.reason = "no time left"
                 else:
-                    _measure(rows, build, device, repeats)
+                    _measure(rows, build, device, repeats, count=(batch, side) == sizes[0])
                 yield from rows
 
 
-def _measure(rows: list[Step], build: Callable[[], torch.nn.Module], device: str, repeats: int) -> None:
+def _measure(rows: list[Step], build: Callable[[], torch.nn.Module], device: str, repeats: int, count: bool) -> None:
     eager, graph = rows
     cuda = device == "cuda"
     torch.manual_seed(0)
@@ -135,7 +135,8 @@ def _measure(rows: list[Step], build: Callable[[], torch.nn.Module], device: str
         _peak(cuda, reset=True)
         eager.ms = milliseconds(training, repeats, cuda)
         eager.peak_mib = _peak(cuda)
-        eager.calls = operator_calls(training)
+        if count:  # the same at every size
+            eager.calls = operator_calls(training)
     except torch.OutOfMemoryError as error:
         eager.reason = graph.reason = _first_line(error)
         return
