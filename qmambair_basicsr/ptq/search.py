@@ -11,10 +11,13 @@ The first of equal errors wins, as in the authors' code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 STEPS = 100
+_ELEMENTS = 2**24  # of the largest tensor that is made
 
 
 def quantized(x: Tensor, lower: Tensor, upper: Tensor, bits: int) -> Tensor:
@@ -44,15 +47,15 @@ def dobi(
     """
     low, high = rows.aminmax(dim=1) if ends is None else ends
     step = (high - low) / (STEPS if one_sided else 2 * STEPS)
-    best = torch.full_like(low, torch.inf)
-    lower, upper = low, high
-    for i in range(STEPS):
-        lo, hi = (low if one_sided else low + step * i), high - step * i
-        error = torch.linalg.vector_norm(rows - quantized(rows, lo[:, None], hi[:, None], bits), dim=1)
-        better = error < best
-        best = torch.where(better, error, best)
-        lower, upper = torch.where(better, lo, lower), torch.where(better, hi, upper)
-    return lower, upper
+
+    def bounds(i: Tensor) -> tuple[Tensor, Tensor]:
+        return (low if one_sided else low + step * i), high - step * i
+
+    def error(i: Tensor) -> Tensor:
+        lo, hi = bounds(i)
+        return torch.linalg.vector_norm(rows - quantized(rows, lo[..., None], hi[..., None], bits), dim=-1)
+
+    return bounds(_least(error, rows, range(STEPS), 0))
 
 
 def clip_search(rows: Tensor, bits: int, norm: float = 2.4) -> tuple[Tensor, Tensor]:
@@ -72,15 +75,14 @@ def clip_search(rows: Tensor, bits: int, norm: float = 2.4) -> tuple[Tensor, Ten
     """
     low, high = rows.aminmax(dim=1)
     width = high - low
-    best = torch.full_like(low, torch.inf)
-    lower, upper = low, high
-    for i in range(1, STEPS + 1):
-        lo, hi = low + width * (i / STEPS), high - width * (i / STEPS)
-        step, zero = _affine(lo, hi, bits)
-        error = (_affine_quantized(rows, step, zero, bits) - rows).abs().pow(norm).mean(1)
-        better = error < best
-        best = torch.where(better, error, best)
-        lower, upper = torch.where(better, lo, lower), torch.where(better, hi, upper)
+
+    def bounds(i: Tensor) -> tuple[Tensor, Tensor]:
+        return low + width * (i / STEPS), high - width * (i / STEPS)
+
+    def error(i: Tensor) -> Tensor:
+        return (_affine_quantized(rows, *_affine(*bounds(i), bits), bits) - rows).abs().pow(norm).mean(-1)
+
+    lower, upper = bounds(_least(error, rows, range(1, STEPS + 1), 0))
     return _affine(lower.clamp_max(0), upper.clamp_min(0), bits)
 
 
@@ -96,12 +98,41 @@ def step_search(rows: Tensor, bits: int, norm: float = 2.4) -> Tensor:
         (G,), i / 100 of the largest magnitude over the largest code.
     """
     largest, top = rows.abs().amax(1), 2 ** (bits - 1) - 1
-    best, chosen = torch.full_like(largest, torch.inf), largest / top
-    for i in range(1, STEPS + 1):
-        step = (largest * (i / STEPS) / top).clamp_min(torch.finfo(rows.dtype).tiny)[:, None]
-        error = (torch.round(rows / step).clamp(-top, top) * step - rows).abs().pow(norm).mean(1)
-        better = error < best
-        best, chosen = torch.where(better, error, best), torch.where(better, step[:, 0], chosen)
+
+    def steps(i: Tensor) -> Tensor:
+        return (largest * (i / STEPS) / top).clamp_min(torch.finfo(rows.dtype).tiny)
+
+    def error(i: Tensor) -> Tensor:
+        step = steps(i)[..., None]
+        return (torch.round(rows / step).clamp(-top, top) * step - rows).abs().pow(norm).mean(-1)
+
+    return steps(_least(error, rows, range(1, STEPS + 1), STEPS))
+
+
+def _at_once(rows: Tensor) -> int:
+    """Candidates that are tried together: where a launch costs more than what it computes, many."""
+    return 1 if rows.device.type == "cpu" else max(1, _ELEMENTS // rows.numel())
+
+
+def _least(error: Callable[[Tensor], Tensor], rows: Tensor, candidates: range, default: int) -> Tensor:
+    """The candidate of least error of each row, (G,); the first of equal ones, ``default`` where no error is finite.
+
+    Args:
+        error: candidates (n, 1) -> errors, (n, G).
+        rows: what is quantized, (G, M).
+        candidates: numbers.
+        default: see above.
+    """
+    numbers = torch.arange(candidates.start, candidates.stop, device=rows.device, dtype=rows.dtype)
+    best = torch.full_like(rows[:, 0], torch.inf)
+    chosen = torch.full_like(best, default)
+    for some in numbers.split(_at_once(rows)):
+        errors = error(some[:, None])  # (n, G)
+        errors = torch.where(errors.isnan(), torch.inf, errors)
+        least = errors.amin(0)
+        first = torch.where(errors == least, some[:, None], candidates.stop).amin(0)
+        better = least < best
+        best, chosen = torch.where(better, least, best), torch.where(better, first, chosen)
     return chosen
 
 
@@ -111,5 +142,5 @@ def _affine(lower: Tensor, upper: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _affine_quantized(rows: Tensor, step: Tensor, zero: Tensor, bits: int) -> Tensor:
-    codes = (torch.round(rows / step[:, None]) + zero[:, None]).clamp(0, 2**bits - 1)
-    return (codes - zero[:, None]) * step[:, None]
+    codes = (torch.round(rows / step[..., None]) + zero[..., None]).clamp(0, 2**bits - 1)
+    return (codes - zero[..., None]) * step[..., None]

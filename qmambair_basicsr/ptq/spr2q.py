@@ -17,7 +17,7 @@ The release trains logits that start equal; the paper's gating network, which lo
 network`` (its shape is not published: here one linear on the mean of the input, and the routing of a batch is the mean over
 its images). The logits follow its mean, so OSRC starts from it. A starts uniform in +-sqrt(6 / rank) as released (Paddle's
 Kaiming initialiser takes the fan-in of the other dimension), B at 0. The release's rate is constant: its milestone lies
-behind its last iteration.
+behind its last iteration. ``schedule: cosine`` falls once in each of the two stages.
 
 Rectified are linears (queries, keys and values each with rectifiers of their own), as in the release; of the scan's
 projections and of convolutions only the bounds are trained. The rest is 2DQuant: bounds from DOBI, the loss, one pair of
@@ -149,6 +149,12 @@ class SPR2Q(TwoDQuant):
                 "it smaller"
             )
         self.grouped = total - routing
+
+    def progress(self, iteration: int) -> float:
+        """Of each stage by itself: at the rate that the first one ends with the routing would not move."""
+        if iteration < self.grouped:
+            return iteration / self.grouped
+        return (iteration - self.grouped) / max(1, self.total - self.grouped)
 
     def schedule(self, iteration: int) -> None:
         super().schedule(iteration)

@@ -161,10 +161,14 @@ class TwoDQuant(OptimizedMethod):
     def schedule(self, iteration: int) -> None:
         share = 1.0
         if self.settings["schedule"] == "cosine":
-            share = (1 + math.cos(math.pi * iteration / self.total)) / 2
+            share = (1 + math.cos(math.pi * self.progress(iteration))) / 2
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.settings["lr"] * share
+
+    def progress(self, iteration: int) -> float:
+        """Share of what a fall of the rate spans."""
+        return iteration / self.total
 
     def losses(self, iteration: int, images: Tensor) -> dict[str, Tensor]:
         # nothing of it is trained, so there is no graph; without gradients the images of a batch would run apart

@@ -17,6 +17,7 @@ from qmambair_basicsr.layers.merging import input_sources, merge
 from qmambair_basicsr.layers.sites import network_sites, parameter_sites
 from qmambair_basicsr.layers.transforms import Rotation, Smoothing, attach, places
 from qmambair_basicsr.ops.ss2d_scan import ss2d_scan
+from qmambair_basicsr.ptq import search
 from qmambair_basicsr.ptq.adaround import AdaRound, beta, regulariser
 from qmambair_basicsr.ptq.bias_correction import correct_biases, output_means
 from qmambair_basicsr.ptq.blockwise import capture, units_of
@@ -283,3 +284,13 @@ def test_observers_of_values():
     large.update(torch.arange(5000.0))
     assert abs(large.finish() - 2500) < 50
     assert F.relu(large.finish()) > 0
+
+
+@pytest.mark.parametrize("find", [search.dobi, search.clip_search, search.step_search])
+def test_candidates_tried_together_give_the_same_bounds(find, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.cat((torch.randn(4, 200, generator=generator).exp(), torch.full((1, 200), 3.0)))
+    one_by_one = find(rows, 2)
+    monkeypatch.setattr(search, "_at_once", lambda rows: 7)
+    for a, b in zip(one_by_one, find(rows, 2), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
