@@ -87,7 +87,7 @@ def rfa_item(*shape):
 )
 def test_one_launch_for_any_number_of_tensors(together, item, forward, backward, count, launches):
     """One each way (two for DLS, whose values need the statistics first); PyTorch only copies many tensors side by side."""
-    items = [item(2, 3 + i) for i in range(count)]
+    items = [item(2, 4 + 4 * i) for i in range(count)]
     times = count if together is lsq_together and count <= 4 else 1  # few activations are never ready together
     first = together(items)  # makes the tables
     torch.autograd.backward(first, [torch.ones_like(out) for out in first])
