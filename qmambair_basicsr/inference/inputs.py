@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..data.image_files import IMAGE_SUFFIXES
 from .picture_files import ENDINGS, can_write, format_of
-from .provenance import record_in
+from .provenance import is_of, record_in
 
 __all__ = ["READABLE", "Job", "find_jobs", "require_folder", "require_place"]
 
@@ -64,13 +64,9 @@ def find_jobs(
             found.setdefault(Path(os.path.abspath(file)), place)
         if len(found) == before and not any(True for _ in _files(given, recursive, out)):
             raise FileNotFoundError(f"{given}: {_nothing(Path(given), recursive)}")
-    targets = _targets(found, ending, suffix)
-    held = {os.path.realpath(file): file for file in found}
-    if suffix:
-        meant = {held.get(os.path.realpath(out / target)) for target in targets.values()} - {None}
-        results = {file for file in meant if record_in(file) is not None}
-        targets = _targets({file: place for file, place in found.items() if file not in results}, ending, suffix)
-        held = {os.path.realpath(file): file for file in targets}
+    results = _results_among(found, out, ending, suffix)
+    targets = _targets({file: place for file, place in found.items() if file not in results}, ending, suffix)
+    held = {os.path.realpath(file) for file in targets}
     shared = _shared(targets)
     jobs = []
     for file, target in targets.items():
@@ -141,6 +137,25 @@ def _nothing(given: Path, recursive: bool) -> str:
     return "no such file or folder, and no pattern that fits one"
 
 
+def _results_among(found: Mapping[Path, Path], out: Path, ending: str | None, suffix: str) -> set[Path]:
+    """Which of the files are results of others beside them, as their names and records say; arguments as :func:`_targets`."""
+    held = {os.path.realpath(file): file for file in found}
+    results = set()
+    plain = ((file, _plain(file, place, ending, suffix)) for file, place in found.items())
+    for file, target in (*plain, *_targets(found, ending, suffix).items()):
+        result = held.get(os.path.realpath(out / target), file)
+        if result != file and result.parent == file.parent:
+            record = record_in(result)
+            # where only the ending differs, the name says too little
+            if record is not None and (suffix or is_of(record, file)):
+                results.add(result)
+    return results
+
+
+def _plain(file: Path, place: Path, ending: str | None, suffix: str) -> Path:
+    return place.with_name(place.stem + suffix + _ending_of(file, ending))
+
+
 def _targets(found: Mapping[Path, Path], ending: str | None, suffix: str) -> dict[Path, Path]:
     """What each result is called, below the folder of results; pictures of one folder get names of their own.
 
@@ -148,7 +163,7 @@ def _targets(found: Mapping[Path, Path], ending: str | None, suffix: str) -> dic
         found: picture -> its place below that folder.
         ending, suffix: see :func:`find_jobs`.
     """
-    targets = {file: place.with_name(place.stem + suffix + _ending_of(file, ending)) for file, place in found.items()}
+    targets = {file: _plain(file, place, ending, suffix) for file, place in found.items()}
     names: dict[str, set[str]] = {}
     for file, target in targets.items():
         names.setdefault(_key(target), set()).add(file.name.casefold())

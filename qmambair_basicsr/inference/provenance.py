@@ -12,11 +12,10 @@ import json
 import mmap
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from ..made_from import file_digest
 
-__all__ = ["Record", "as_text", "as_xmp", "of_picture", "record_in", "settings_of"]
+__all__ = ["Record", "as_text", "as_xmp", "is_of", "of_picture", "record_in", "settings_of"]
 
 Record = Mapping[str, str]
 """Names of what decides about a result, in words, to digests or values."""
@@ -84,4 +83,11 @@ def of_picture(settings: Record, source: str | os.PathLike, quality: int | None)
     Raises:
         OSError: the picture cannot be read.
     """
-    return {"picture": file_digest(Path(source))[:16], **settings, "quality": "" if quality is None else str(quality)}
+    return {"picture": file_digest(source)[:16], **settings, "quality": "" if quality is None else str(quality)}
+
+
+def is_of(record: Record | None, source: str | os.PathLike) -> bool:
+    """Whether a record is of a picture as it is now."""
+    with contextlib.suppress(OSError):
+        return record is not None and record.get("picture") == file_digest(source)[:16]
+    return False

@@ -158,6 +158,17 @@ def test_results_beside_their_pictures_are_found_again(echo, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a_x2.png", "b.jpg", "b_x2.jpg"]
 
 
+def test_results_beside_their_pictures_with_another_ending(echo, tmp_path, capsys):
+    Image.fromarray(scene()).save(tmp_path / "a.png")
+    words = ["-i", str(tmp_path), "-o", str(tmp_path), "--model", str(echo), "--ext", "jpg"]
+    assert main(words) == 0 and main(words) == 0
+    assert "0 done, 1 skipped" in capsys.readouterr().out
+    Image.fromarray(scene()[::-1]).save(tmp_path / "a.jpg")  # a picture of its own
+    assert main(words) == 0 and main(words) == 0
+    assert "0 done, 2 skipped" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jpg", "a.jpg.jpg", "a.png", "a.png.jpg"]
+
+
 def test_mistakes_leave_no_folder(echo, tmp_path):
     Image.fromarray(scene()).save(tmp_path / "a.png")
     words = ["-i", str(tmp_path / "a.png"), "-o", str(tmp_path / "out")]
