@@ -231,6 +231,7 @@ void depthwise_row(const IntegerArgs& a, const Ending& ending, const Weights& w,
     const bool narrow = w.head.pair <= INT16_MAX;
     const auto run = count ? (narrow ? depthwise_sums<int16_t, true> : depthwise_sums<int32_t, true>)
                            : (narrow ? depthwise_sums<int16_t, false> : depthwise_sums<int32_t, false>);
+    ending.fetch(row + x + kPixels, kPixels, 0, a.out);
     run(at, taps, apart, weights, w.start, lanes, sums, count);
     if (count)
       for (int64_t p = 0; p < n; p++)

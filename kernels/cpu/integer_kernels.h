@@ -114,6 +114,7 @@ void finish_rows(const Ending& ending, const Weights& w, int64_t g, const uint8_
     for (int64_t r = 0; r < n; r += rows) {
       int64_t at[kMostRows];
       for (int i = 0; i < rows; i++) at[i] = (r + i < n ? r + i : n - 1) * apart;
+      ending.fetch(row + r + rows, rows, g * w.out + first, last - first);
       tile_sums({segments, count, steps, at, w.data + (g * panels + end) * w.panel, w.panel, w.start + lane, sums,
                  w.head.pair, w.head.zero},
                 v);

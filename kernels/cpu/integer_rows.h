@@ -120,6 +120,20 @@ struct Ending {
         curved(f.activation || f.residual),
         coded(f.codes[0] || f.codes[1]) {}
 
+  // Has what n channels of some rows are written to, and what is added to them, on its way: the hardware does not guess it,
+  // as the rows are written in pieces.
+  QM_INLINE void fetch(int64_t row, int64_t rows, int64_t channel, int64_t n) const {
+    const auto ask = [&](const float* map, int64_t stride) {
+      for (int64_t r = 0; map && r < rows; r++) {
+        const float* const p = map + (row + r) * stride + channel;
+        for (int64_t c = 0; c < n; c += 16) __builtin_prefetch(p + c);
+        __builtin_prefetch(p + n - 1);
+      }
+    };
+    ask(f.out, f.out_stride);
+    if (f.residual != f.out) ask(f.residual, f.residual_stride);
+  }
+
   QM_INLINE vf curve(vf y, int64_t row, int64_t channel, int left) const {
     if (f.activation == kSilu) y = silu(y);
     if (f.activation == kGelu) y = gelu(y);

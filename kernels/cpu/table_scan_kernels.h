@@ -103,6 +103,7 @@ struct TableScan {
   // Both codes of every channel of the tokens in a byte each.
   void join(const Places& at) {
     typedef uint8_t wide __attribute__((vector_size(32)));
+    typedef uint16_t pairs __attribute__((vector_size(32)));
     uint8_t* const scratch = codes + 2 * kTokens * width;
     const uint8_t of_delta = (uint8_t)((1 << a.delta.bits) - 1), of_x = (uint8_t)((1 << a.x.bits) - 1);
     for (int t = 0; t < at.count; t++) {
@@ -115,7 +116,7 @@ struct TableScan {
           wide h, l;
           std::memcpy(&h, high + from, 32);
           std::memcpy(&l, low + from, 32);
-          h = (h & of_delta) << 4;
+          h = (wide)((pairs)(h & of_delta) << 4);  // no bit leaves its byte
           l = h | (l & of_x);
           std::memcpy(upper + from, &h, 32);
           std::memcpy(both + from, &l, 32);
@@ -202,9 +203,11 @@ struct TableScan {
   QM_INLINE void fetch(const Places& at, int64_t part, int64_t parts) {
     const int64_t begin = part * at.count / parts, end = (part + 1) * at.count / parts;
     const auto ask = [&](const void* data, const int64_t* places, int64_t size, int64_t count) QM_LAMBDA {
+      const int64_t bytes = count * size, lines = (bytes - 1) / 64;  // the same for every token: a branch that is guessed
       for (int64_t t = begin; t < end; t++) {
         const char* const p = (const char*)data + places[t] * size;
-        for (const char* line = p - ((uintptr_t)p & 63); line < p + count * size; line += 64) __builtin_prefetch(line);
+        for (int64_t line = 0; line <= lines; line++) __builtin_prefetch(p + 64 * line);
+        __builtin_prefetch(p + bytes - 1);
       }
     };
     const auto ask_for = [&](const Entrance& from, const int64_t* places, int64_t start, int64_t count) QM_LAMBDA {
