@@ -35,21 +35,15 @@ bool near(QmMap const& map) { return map.token >= 0 && map.token <= INT32_MAX / 
 
 bool fits(QmScan const& s) {
     bool const sized = s.batch > 0 && s.height > 0 && s.width > 0 && s.directions > 0 && s.channels > 0 && s.state > 0 &&
-                       s.state <= N && s.chunk > 0 && s.chunk % kTile == 0 && s.warps > 0 && s.warps * kLanes <= kMostThreads && s.pack > 0;
+                       s.state <= N && s.chunk > 0 && s.chunk % kTile == 0 && s.warps > 0 && s.warps * kLanes <= kMostThreads;
     return sized && s.height <= INT32_MAX / s.width && s.height * s.width <= INT32_MAX - s.chunk &&
-           pairs(s) <= 65535 && forward_threads(s) <= kMostPacked && (s.pack == 1 || blocks_of(s) == 1) && int64_t(chunks_of(s)) * blocks_of(s) <= INT32_MAX && (s.order || s.directions <= 32) &&
+           pairs(s) <= 65535 && int64_t(chunks_of(s)) * blocks_of(s) <= INT32_MAX && (s.order || s.directions <= 32) &&
            s.channels * (s.state + 2) * s.directions <= INT32_MAX && near(s.x) && near(s.delta) && near(s.B) && near(s.C) &&
            near(s.dy) && near(s.y) && near(s.dx) && near(s.ddelta);
 }
 
 constexpr int kRefused = -1;
 constexpr int kThreads = 128;
-
-template <int PASS>
-int run_recurrence(QmScan const& s, cudaStream_t stream) {
-    dim3 const grid(over(chunks_of(s), s.pack) * blocks_of(s), unsigned(pairs(s)));
-    return launch(recurrence<PASS>, grid, unsigned(forward_threads(s)), 4 * forward_floats(s), stream, s);
-}
 
 int carry_states(QmScan const& s, float* states, int backwards, cudaStream_t stream) {
     dim3 const grid(over(s.state * s.channels, kThreads), unsigned(pairs(s)));
@@ -85,11 +79,14 @@ QM_EXPORT int qm_scan_forward(QmScan const* given) {
     if (!fits(s)) return kRefused;
     if (int const status = enter_device(s.device)) return status;
     auto const stream = static_cast<cudaStream_t>(s.stream);
+    unsigned const threads = unsigned(s.warps * kLanes);
+    dim3 const grid(unsigned(chunks_of(s)) * blocks_of(s), unsigned(pairs(s)));
+    int64_t const bytes = 4 * forward_floats(s);
     if (chunks_of(s) > 1) {
-        if (int const status = run_recurrence<kSummary>(s, stream)) return status;
+        if (int const status = launch(recurrence<kSummary>, grid, threads, bytes, stream, s)) return status;
         if (int const status = carry_states(s, s.states, 0, stream)) return status;
     }
-    return run_recurrence<kOutput>(s, stream);
+    return launch(recurrence<kOutput>, grid, threads, bytes, stream, s);
 }
 
 QM_EXPORT int qm_scan_backward(QmScan const* given) {
@@ -100,7 +97,8 @@ QM_EXPORT int qm_scan_backward(QmScan const* given) {
     unsigned const threads = unsigned(s.warps * kLanes);
     dim3 const grid(unsigned(chunks_of(s)) * blocks_of(s), unsigned(pairs(s)));
     if (chunks_of(s) > 1) {
-        if (int const status = run_recurrence<kAdjoint>(s, stream)) return status;
+        int64_t const bytes = 4 * forward_floats(s);
+        if (int const status = launch(recurrence<kAdjoint>, grid, threads, bytes, stream, s)) return status;
         if (int const status = carry_states(s, s.adjoint, 1, stream)) return status;
     }
     if (int const status = launch(gradient, grid, threads, 4 * gradient_floats(s), stream, s)) return status;

@@ -42,7 +42,6 @@ struct QmScan {
     int64_t batch, height, width, directions, channels, state;
     int64_t chunk;     // tokens, a multiple of 16
     int64_t warps;     // of a block
-    int64_t pack;      // chunks of a block of `recurrence`, which has more than one where a block has all channels
     int64_t softplus;  // 0: dt is delta + bias
     int64_t device;
     uint64_t ways;         // two bits per direction: 0 row-major, 1 column-major, 2 and 3 the same backwards
@@ -95,26 +94,23 @@ __host__ __device__ inline int blocks_of(QmScan const& s) {
     return int((s.channels + s.warps * kLanes - 1) / (s.warps * kLanes));
 }
 
-// What a thread works on. Those beyond the last channel or chunk repeat it and write nothing.
+// What a block works on. Lanes beyond the last channel repeat it with dt, x and dy of zero and write nothing.
 struct Place {
-    int block, chunk, chunks, image, k, d, first, steps, state, packed;
+    int block, chunk, chunks, image, k, d, first, steps, state;
     int64_t pair;
     bool real;
 
-    __device__ Place(QmScan const& s, int pack) {
-        int const blocks = blocks_of(s), width = pack > 1 ? int(s.channels) : int(blockDim.x);
-        int const own = threadIdx.x / width;
+    __device__ explicit Place(QmScan const& s) {
+        int const blocks = blocks_of(s);
         block = blockIdx.x % blocks;
-        packed = own < pack ? own : pack - 1;  // which of the block's chunks
-        chunk = blockIdx.x / blocks * pack + packed;
+        chunk = blockIdx.x / blocks;
         chunks = chunks_of(s);
         pair = blockIdx.y;
         image = int(pair / s.directions);
         k = int(pair % s.directions);
-        d = block * width + threadIdx.x % width;
-        real = d < s.channels && own < pack && chunk < chunks;
-        if (d >= s.channels) d = int(s.channels) - 1;
-        if (chunk >= chunks) chunk = chunks - 1;
+        d = block * blockDim.x + threadIdx.x;
+        real = d < s.channels;
+        if (!real) d = int(s.channels) - 1;
         first = chunk * int(s.chunk);
         int const left = int(s.height * s.width) - first;
         steps = left < int(s.chunk) ? left : int(s.chunk);
@@ -143,12 +139,12 @@ struct Lane {
     __device__ void write(int pixel, float v, bool wide) const { store(address(pixel), 0, v, wide); }
 };
 
-// Raster positions of the tokens of a block's chunks; the last one again for tokens beyond it.
-__device__ inline void find_pixels(QmScan const& s, Place const& at, int pack, int* pixels) {
+// Raster positions of a chunk's tokens; the last one again for tokens beyond it.
+__device__ inline void find_pixels(QmScan const& s, Place const& at, int* pixels) {
     int const length = int(s.height * s.width), height = int(s.height), width = int(s.width), chunk = int(s.chunk);
-    int const way = int(s.ways >> (2 * (at.k & 31))) & 3, start = blockIdx.x / blocks_of(s) * pack * chunk;
-    for (int i = threadIdx.x; i < pack * chunk; i += blockDim.x) {
-        int t = start + i < length ? start + i : length - 1;
+    int const way = int(s.ways >> (2 * (at.k & 31))) & 3;
+    for (int i = threadIdx.x; i < chunk; i += blockDim.x) {
+        int t = at.first + (i < at.steps ? i : at.steps - 1);
         if (s.order) {
             pixels[i] = s.order[int64_t(at.k) * length + t];
             continue;

@@ -11,7 +11,18 @@
 namespace qm {
 
 constexpr int kPitch = kTile + 4;  // between the tokens of neighbouring states in a tile of B or C
-constexpr int kGroup = 8;  // states whose shares of dB and dC wait in shared memory to be added up over warps
+#ifndef QM_TOGETHER
+#define QM_TOGETHER 1
+#endif
+#ifndef QM_GROUP
+#define QM_GROUP 8
+#endif
+#ifndef QM_FEW
+#define QM_FEW 4
+#endif
+constexpr int kFew = QM_FEW;
+constexpr int kTogether = QM_TOGETHER;
+constexpr int kGroup = QM_GROUP;  // states whose shares of dB and dC wait in shared memory to be added up over warps
 
 // Bytes of what `gradient` shares, in floats: states entering tiles and shares of dA; tiles of B and C; shares of dB and
 // dC; pixels.
@@ -54,8 +65,9 @@ __global__ void __launch_bounds__(kMostThreads, 3) gradient(QmScan const s) {
     float* const c_tile = b_tile + N * kPitch;
     float* const shares = c_tile + N * kPitch;  // [n of the group][warp][dB of 16 tokens, dC of 16 tokens]
     int* const pixels = reinterpret_cast<int*>(shares + kGroup * row);
-    Place const at(s, 1);
-    find_pixels(s, at, 1, pixels);
+    Place const at(s);
+    find_pixels(s, at, pixels);
+    __syncthreads();
 
     int64_t const kd = int64_t(at.k) * s.channels + at.d;
     float const bias = s.bias ? s.bias[kd] : 0.0f, skip = s.D ? s.D[kd] : 0.0f;
@@ -81,15 +93,15 @@ __global__ void __launch_bounds__(kMostThreads, 3) gradient(QmScan const s) {
             stage(s.B, at, pixels + start, b_tile, N, 1);
             __syncthreads();
             QM_ROLLED
-            for (int j = 0; j < kTile; j += kAhead) {
-                float raw[kAhead], x[kAhead];
+            for (int j = 0; j < kTile; j += kFew) {
+                float raw[kFew], x[kFew];
                 QM_UNROLL
-                for (int u = 0; u < kAhead; ++u) {
+                for (int u = 0; u < kFew; ++u) {
                     raw[u] = from_delta.read(pixels[start + j + u]);
                     x[u] = from_x.read(pixels[start + j + u]);
                 }
                 QM_UNROLL
-                for (int u = 0; u < kAhead; ++u) {
+                for (int u = 0; u < kFew; ++u) {
                     float const dt = step_size(raw[u] + bias, soft), dtx = dt * x[u];
                     float4 const* const b4 = reinterpret_cast<float4 const*>(b_tile + (j + u) * N);
                     QM_UNROLL
@@ -111,9 +123,6 @@ __global__ void __launch_bounds__(kMostThreads, 3) gradient(QmScan const s) {
     QM_ROLLED
     for (int tile = tiles - 1; tile >= 0; --tile) {
         int const start = tile * kTile, count = at.steps - start;
-        __syncthreads();
-        stage(s.B, at, pixels + start, b_tile, 1, kPitch);
-        stage(s.C, at, pixels + start, c_tile, 1, kPitch);
         float dt[kTile], dtx[kTile], dy[kTile], through_b[kTile], through_decay[kTile];
         QM_UNROLL
         for (int t = 0; t < kTile; ++t) {
@@ -122,6 +131,9 @@ __global__ void __launch_bounds__(kMostThreads, 3) gradient(QmScan const s) {
             dtx[t] = from_x.read(pixel);
             dy[t] = from_dy.read(pixel);
         }
+        __syncthreads();
+        stage(s.B, at, pixels + start, b_tile, 1, kPitch);
+        stage(s.C, at, pixels + start, c_tile, 1, kPitch);
         QM_UNROLL
         for (int t = 0; t < kTile; ++t) {
             bool const used = t < count && at.real;
@@ -139,48 +151,60 @@ __global__ void __launch_bounds__(kMostThreads, 3) gradient(QmScan const s) {
         float const* r_from = is_last ? following : slots + tile * N * threads + thread;
         int const h_step = is_first ? channels : threads, r_step = is_last ? channels : threads;
         float const* a_from = A;
+        // of the next state, asked for while the present one is worked on: it takes hundreds of cycles to come
+        float next_a = 0.0f, next_h = 0.0f, next_r = 0.0f;
+        auto const fetch = [&](int n) {
+            bool const real_n = n < at.state;  // rows of states are filled up to a multiple of four
+            next_a = real_n ? *a_from : 0.0f;
+            next_h = h_from && real_n ? *h_from : 0.0f;
+            next_r = r_from && real_n ? *r_from : 0.0f;
+            a_from += channels;
+            if (h_from) h_from += h_step;
+            if (r_from) r_from += r_step;
+        };
+        fetch(0);
         QM_ROLLED
-        for (int base = 0; base < at.state; base += kGroup) {
-            int const group = at.state - base < kGroup ? at.state - base : kGroup;
+        for (int base = 0; base < N; base += kGroup) {
+            int const group = N - base < kGroup ? N - base : kGroup;
             QM_ROLLED
-            for (int i = 0; i < group; ++i) {
-                int const n = base + i;
-                float const a = kLog2e * *a_from;
-                float h = h_from ? *h_from : 0.0f, r = r_from ? *r_from : 0.0f;
-                float m[kTile], decayed[kTile], b[kTile], v[kLanes];
-                a_from += channels;
-                if (h_from) h_from += h_step;
-                if (r_from) r_from += r_step;
-                read_tile(b_tile + n * kPitch, b);
+            for (int start_n = 0; start_n < group; start_n += kTogether) {
                 QM_UNROLL
-                for (int t = 0; t < kTile; ++t) {
-                    float power;
-                    m[t] = decay(dt[t] * a, power);
-                    decayed[t] = power * h;
-                    h = recur(h, m[t], dtx[t] * b[t]);
-                    v[kTile + t] = h * dy[t];
+                for (int e = 0; e < kTogether; ++e) {
+                    int const i = start_n + e, n = base + i;
+                    float const a = kLog2e * next_a;
+                    float h = next_h, r = next_r, m[kTile], decayed[kTile], b[kTile], v[kLanes];
+                    fetch(n + 1);
+                    read_tile(b_tile + n * kPitch, b);
+                    QM_UNROLL
+                    for (int t = 0; t < kTile; ++t) {
+                        float power;
+                        m[t] = decay(dt[t] * a, power);
+                        decayed[t] = power * h;
+                        h = recur(h, m[t], dtx[t] * b[t]);
+                        v[kTile + t] = h * dy[t];
+                    }
+                    float c[kTile], da = 0.0f;
+                    read_tile(b_tile + n * kPitch, b);
+                    read_tile(c_tile + n * kPitch, c);
+                    QM_UNROLL
+                    for (int t = kTile - 1; t >= 0; --t) {
+                        float const g = fmaf(c[t], dy[t], r);
+                        v[t] = g * dtx[t];
+                        through_b[t] = fmaf(g, b[t], through_b[t]);
+                        float const flow = g * decayed[t];
+                        through_decay[t] = fmaf(flow, a, through_decay[t]);
+                        da = fmaf(flow, dt[t], da);
+                        r = fmaf(g, m[t], g);
+                    }
+                    if (!is_first) before[n * threads] = r;
+                    da_sums[n * threads + thread] += da;
+                    shares[i * row + thread] = sum_over_lanes(v);
                 }
-                float c[kTile], da = 0.0f;
-                read_tile(b_tile + n * kPitch, b);
-                read_tile(c_tile + n * kPitch, c);
-                QM_UNROLL
-                for (int t = kTile - 1; t >= 0; --t) {
-                    float const g = fmaf(c[t], dy[t], r);
-                    v[t] = g * dtx[t];
-                    through_b[t] = fmaf(g, b[t], through_b[t]);
-                    float const flow = g * decayed[t];
-                    through_decay[t] = fmaf(flow, a, through_decay[t]);
-                    da = fmaf(flow, dt[t], da);
-                    r = fmaf(g, m[t], g);
-                }
-                if (!is_first) before[n * threads] = r;
-                da_sums[n * threads + thread] += da;
-                shares[i * row + thread] = sum_over_lanes(v);
             }
             __syncthreads();
             for (int i = thread; i < 2 * kTile * kGroup; i += threads) {
                 int const n = i % kGroup, t = i / kGroup % kTile, is_c = i / (kGroup * kTile);
-                if (n >= group || t >= count) continue;
+                if (base + n >= at.state || n >= group || t >= count) continue;
                 float total = 0.0f;
                 for (int w = 0; w < warps; ++w) total += shares[n * row + w * kLanes + is_c * kTile + t];
                 QmMap const& map = is_c ? s.dC : s.dB;

@@ -7,32 +7,26 @@ namespace qm {
 
 constexpr int kAhead = 4;  // tokens that are read before the first of them is used
 
+// Blocks on a multiprocessor: 64 registers hold the states and rates of up to 16 states without a spill.
+constexpr int kBlocks = N <= 16 ? 8 : N <= 32 ? 4 : 2;
+
 enum Pass { kSummary, kOutput, kAdjoint };
 
 // One step of the recurrence of a channel. The decay is applied as h + m h: next to 1 it would round.
 __device__ inline float recur(float h, float m, float add) { return h + fmaf(m, h, add); }
 
-constexpr int kMostPacked = 256;       // threads
-constexpr int kTileRoom = kTile * N + 4;  // of a tile; tiles of two chunks that a warp reads at once start in other banks
-
-__host__ __device__ inline int64_t forward_floats(QmScan const& s) { return s.pack * (2 * kTileRoom + s.chunk); }
-__host__ __device__ inline int64_t forward_threads(QmScan const& s) {
-    return s.pack > 1 ? (s.pack * s.channels + kLanes - 1) / kLanes * kLanes : s.warps * kLanes;
-}
+__host__ __device__ inline int64_t forward_floats(QmScan const& s) { return 2 * kTile * N + s.chunk; }
 
 // kSummary: the state of each chunk from zero, and its sum of dt. kOutput: y, from the state that enters the chunk.
 // kAdjoint: r <- exp(dt A) (r + C dy) from the last token to the first, from zero.
 template <int PASS>
-__global__ void __launch_bounds__(kMostPacked) recurrence(QmScan const s) {
+__global__ void __launch_bounds__(kMostThreads, kBlocks) recurrence(QmScan const s) {
     QM_SHARED(shared);
-    int const pack = int(s.pack), chunk = int(s.chunk);
-    float* const b_tiles = shared;
-    float* const c_tiles = b_tiles + pack * kTileRoom;
-    int* const all_pixels = reinterpret_cast<int*>(c_tiles + pack * kTileRoom);
-    Place const at(s, pack);
-    find_pixels(s, at, pack, all_pixels);
-    float const *const b_tile = b_tiles + at.packed * kTileRoom, *const c_tile = c_tiles + at.packed * kTileRoom;
-    int const* const pixels = all_pixels + at.packed * chunk;
+    float* const b_tile = shared;
+    float* const c_tile = b_tile + kTile * N;
+    int* const pixels = reinterpret_cast<int*>(c_tile + kTile * N);
+    Place const at(s);
+    find_pixels(s, at, pixels);
 
     float a[N], h[N];
     bool const enters = PASS == kOutput && at.chunk > 0;
@@ -50,14 +44,12 @@ __global__ void __launch_bounds__(kMostPacked) recurrence(QmScan const s) {
     bool const soft = s.softplus, float_y = s.float_y;
     float total = 0.0f;
 
-    int const tiles = pack > 1 ? chunk / kTile : (at.steps + kTile - 1) / kTile;
+    int const tiles = (at.steps + kTile - 1) / kTile;
     for (int i = 0; i < tiles; ++i) {
         int const start = kTile * (PASS == kAdjoint ? tiles - 1 - i : i);
         __syncthreads();
-        for (int p = 0; p < pack; ++p) {
-            if (PASS != kAdjoint) stage(s.B, at, all_pixels + p * chunk + start, b_tiles + p * kTileRoom, N, 1);
-            if (PASS != kSummary) stage(s.C, at, all_pixels + p * chunk + start, c_tiles + p * kTileRoom, N, 1);
-        }
+        if (PASS != kAdjoint) stage(s.B, at, pixels + start, b_tile, N, 1);
+        if (PASS != kSummary) stage(s.C, at, pixels + start, c_tile, N, 1);
         __syncthreads();
         QM_ROLLED
         for (int j = 0; j < kTile; j += kAhead) {

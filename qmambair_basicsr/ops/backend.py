@@ -30,9 +30,9 @@ import torch
 ENV = "QMAMBAIR_BACKEND"
 NAMES = ("reference", "native", "cuda", "triton", "mamba_ssm")
 
-# fastest first; a device that is not named here runs the reference. On CUDA triton comes before mamba_ssm because it
-# needs no permuted copies and holds the float32 parity bound at small steps; kernels/bench/gpu_check.py times the two
-_PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("triton", "cuda", "mamba_ssm", "reference")}
+# fastest first, measured (kernels/README.md); a device that is not named here runs the reference. mamba_ssm comes after
+# triton, since it needs permuted copies and does not hold the float32 parity bound at small steps
+_PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "mamba_ssm", "reference")}
 
 
 class BackendError(RuntimeError):

@@ -26,9 +26,8 @@ __all__ = ["DEVICES", "backward", "chunk_of", "forward", "is_available"]
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MOST_STATES = 64
 _MOST_WARPS = 4  # of a block; a warp has 32 channels
-_MOST_PACKED = 256  # threads of a block that takes several chunks
 _MOST_NAMED = 32  # directions whose names fit into one word
-_ENOUGH = 2048  # warps of a launch that keep a GPU busy
+_ENOUGH = (128, 2048), (64, 2048), (32, 1024)  # tokens of a chunk, and warps from which on it is chosen (measured)
 
 
 class _Map(ctypes.Structure):
@@ -42,7 +41,7 @@ class _Scan(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "height", "width", "directions", "channels", "state")),
-        *((name, ctypes.c_int64) for name in ("chunk", "warps", "pack", "softplus", "device")),
+        *((name, ctypes.c_int64) for name in ("chunk", "warps", "softplus", "device")),
         ("ways", ctypes.c_uint64),
         *((name, ctypes.c_void_p) for name in ("order", "stream")),
         *((name, _Map) for name in ("x", "delta", "B", "C", "dy")),
@@ -85,7 +84,7 @@ def chunk_of(x: torch.Tensor, A: torch.Tensor) -> int:
     """Tokens of a chunk: as many as leave enough chunks to fill a GPU, since each chunk costs memory for its states."""
     count, channels, _ = A.shape
     warps = x.shape[0] * count * -(-channels // 32) * x.shape[1] * x.shape[2]
-    return next((chunk for chunk in (128, 64) if warps >= _ENOUGH * chunk), 32)
+    return next((chunk for chunk, enough in _ENOUGH if warps >= enough * chunk), 16)
 
 
 def _padded(state: int) -> int:
@@ -98,16 +97,6 @@ def _warps(channels: int) -> int:
     warps = -(-channels // 32)
     blocks = -(-warps // _MOST_WARPS)
     return -(-warps // blocks)
-
-
-def _pack(channels: int, chunks: int) -> int:
-    """Chunks whose channels share the warps of a block, so that few lanes are left over."""
-
-    def used(pack: int) -> float:
-        return pack * channels / (-(-pack * channels // 32) * 32)
-
-    most = min(_MOST_PACKED // channels, chunks, 16)
-    return max(range(1, most + 1), key=used, default=1)
 
 
 class _Call:
@@ -138,7 +127,7 @@ class _Call:
         self.kept = []
         self.s = _Scan(
             self.batch, self.height, self.width, self.count, self.channels, self.state, self.chunk, self.warps,
-            _pack(self.channels, self.chunks) if self.blocks == 1 else 1, int(softplus), index,
+            int(softplus), index,
         )  # fmt: skip
         if isinstance(directions, torch.Tensor):
             self.s.order = self.keep(directions)
@@ -169,7 +158,9 @@ class _Call:
         return torch.empty(shape, dtype=dtype, device=self.like.device)
 
     def run(self, name: str) -> None:
+        """Launch; memory that only the launches read goes back to torch's allocator, which knows the stream."""
         self.check(getattr(self.library, name)(ctypes.byref(self.s)))
+        self.kept.clear()
 
     def added(self, parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The sum over the first dimension of contiguous float32 parts."""
