@@ -55,6 +55,7 @@ CASES = {
         **{"inner_rank": 4, "num_tokens": 8, "eval_routing": "argmax"},
     },
 }
+CASES["v2 light x2 plus w4a4"] = CASES["v2 light x2 w4a4"] | {"quant": {"preset": "plus", "bits": 4}}
 
 
 def photo(channels, height, width):
@@ -69,7 +70,7 @@ def calibrated(description, height=16, width=24):
     with torch.no_grad():  # offsets as after training
         for name, parameter in net.named_parameters():
             if name.endswith("quantizer.offset"):
-                parameter.fill_(0.03)
+                parameter.copy_(torch.linspace(0.03, 0.06, parameter.numel()))
     return net
 
 

@@ -94,6 +94,19 @@ def assert_same(net, x):
     return native
 
 
+@pytest.mark.parametrize("name", ["QMambaIR", "QMambaIRv2Light"])
+def test_offsets_for_each_channel(name):
+    plus = {"weight": {"type": "RFA", "granularity": "channel"}, "act": {"offsets": "channel"}}
+    settings = {kind: chosen | plus.get(kind, {}) for kind, chosen in quant(4).items()}
+    net = network(name, settings)
+    offsets = [p for key, p in net.named_parameters() if key.endswith("act_quantizer.offset") and p.numel() > 1]
+    assert len(offsets) > 2
+    with torch.no_grad():
+        for offset in offsets:
+            offset.add_(torch.linspace(-0.05, 0.05, offset.numel()))
+    assert_same(net, image(net))
+
+
 @every_network
 @pytest.mark.parametrize("bits", [4, 2, 8])
 def test_codes_are_those_of_the_lowered_network(name, bits):

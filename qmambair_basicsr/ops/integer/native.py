@@ -49,6 +49,8 @@ def quantize(
     known = step.dtype == x.dtype == torch.float32 and step.numel() == 1 and _readable(x)
     if not known or not x.numel() or not _dense(x):
         return reference.quantize(x, step, shift, limits, zero_point, bound)
+    if shift is not None and shift.numel() > 1:  # the kernel takes one
+        return quantize(x + shift, step, None, limits, zero_point, bound)._replace(shift=shift)
     data = kernels.quantize(x, _grid(step, shift, limits), 128, signed=True)
     return Codes(data, step, shift, bound, True)
 
