@@ -13,7 +13,8 @@ from toy_networks import NETWORKS, QUANT, calibrated, options, toy_networks, toy
 from qmambair_basicsr import quantizers
 from qmambair_basicsr.artifacts.packed import load_packed, save_packed
 from qmambair_basicsr.calibration import calibrate
-from qmambair_basicsr.checkpoints import load_fp_state
+from qmambair_basicsr.checkpoints import load_fp_state, write_file
+from qmambair_basicsr.inference.opening import network_from
 from qmambair_basicsr.layers import MatMul, NetworkInfo, prepare
 from qmambair_basicsr.layers.convert import FixedGrid, freeze_dls
 from qmambair_basicsr.layers.info import blocks_of, full_precision_twin, network_info
@@ -22,6 +23,7 @@ from qmambair_basicsr.layers.prepare import site_kinds
 from qmambair_basicsr.layers.sites import network_sites, parameter_sites, quantizers_of
 from qmambair_basicsr.layers.transforms import Rotation, TransformError, attach
 from qmambair_basicsr.lowering import LoweringError, captured_codes, frozen_copy, lower
+from qmambair_basicsr.ops.backend import Backend
 from qmambair_basicsr.quantizers import (
     QuantizerSpec,
     QuantSpec,
@@ -30,6 +32,7 @@ from qmambair_basicsr.quantizers import (
     build_quantizer,
 )
 from qmambair_basicsr.quantizers.site import KINDS, ROLES
+from qmambair_basicsr.runtime import native_network
 from qmambair_basicsr.studies.complexity_count import measure
 
 
@@ -80,6 +83,31 @@ def test_costs_are_counted_with_the_widths_of_the_sites(name):
         scan = rows["body.0.scan"]
         assert (scan.parameters, scan.parameter_bits) == (24, 4 * 24)
         assert scan.macs == 6 * 8 * 2 * 6 * (4 * 2 + 1)  # 4 N + 1 for each pixel, direction and channel, without D
+
+
+def test_the_one_file_says_how_its_networks_are_found_from_keys(tmp_path):
+    """Of weights without options, full precision and quantized; the commands then need nothing else of them."""
+    for block in ({"type": "ToyScan", "dim": 5, "states": 3, "depth": 2}, options("ToyScan")):
+        net = build_network(copy.deepcopy(block)).eval()
+        if "quant" in block:
+            calibrate(net, [torch.rand(2, 3, 6, 8)])
+        write_file({"params": net.state_dict()}, tmp_path / "net.pth")
+        found = network_from(tmp_path / "net.pth")
+        assert type(found) is type(net)
+        x = torch.rand(1, 3, 7, 9)
+        with torch.no_grad():
+            torch.testing.assert_close(found(x), net(x), rtol=0, atol=0)
+
+
+@toy_networks
+def test_integer_runtime_runs_it(name):
+    available, reason = Backend("integer", "native").is_available()
+    if not available:
+        pytest.skip(reason)
+    net, x = calibrated(name).eval(), torch.rand(1, 3, 6, 8)
+    native, integer = native_network(net), lower(net)
+    with torch.no_grad():
+        torch.testing.assert_close(native(x), integer(x), rtol=1e-4, atol=1e-4)
 
 
 @toy_networks

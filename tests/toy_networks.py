@@ -13,6 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 import qmambair_basicsr
 from qmambair_basicsr import archs, quantizers
 from qmambair_basicsr.calibration import calibrate
+from qmambair_basicsr.layers.detection import RULES
 from qmambair_basicsr.layers.info import TWINS
 from qmambair_basicsr.quantizers import (
     QUANTIZER_REGISTRY,
@@ -39,7 +40,8 @@ toy_networks = pytest.mark.parametrize("name", NETWORKS)
 @pytest.fixture(scope="module", autouse=True)
 def toys():
     """The files in ``toys/`` as if they lay in the package's folders, for this module only."""
-    known = dict(ARCH_REGISTRY._obj_map), dict(TWINS), dict(QUANTIZER_REGISTRY)
+    registries = ARCH_REGISTRY._obj_map, TWINS, QUANTIZER_REGISTRY, RULES
+    known = [dict(registry) for registry in registries]
     with pytest.MonkeyPatch.context() as patch:
         for package in (archs, quantizers):
             folder = TOYS / package.__name__.rpartition(".")[-1]
@@ -47,7 +49,7 @@ def toys():
         qmambair_basicsr._register_all()
         quantizers.load_quantizers()
         yield
-    for registry, before in zip((ARCH_REGISTRY._obj_map, TWINS, QUANTIZER_REGISTRY), known, strict=True):
+    for registry, before in zip(registries, known, strict=True):
         for added in registry.keys() - before:
             del registry[added]
     for module in [m for m in sys.modules if m.startswith(f"{qmambair_basicsr.__name__}.") and ".toy_" in m]:

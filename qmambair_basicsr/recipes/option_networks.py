@@ -199,6 +199,17 @@ USUAL_TASK_KEYS = ("upscale", "in_chans")
 # families whose quantized form has no scan, and of these the one whose attention can be quantized
 WITHOUT_SCAN = ("SwinIR", "EDSR")
 WITH_ATTENTION = ("SwinIR",)
+# families without linears, which SPR2Q rectifies
+WITHOUT_LINEARS = ("VmambaIR", "EDSR")
+# families whose blocks come in groups with a convolution behind each
+WITH_GROUPS = ("MambaIR", "MambaIRv2", "MambaIRv2Light", "MaIR", "EAMambaSR", "SwinIR")
+# family -> name pattern of the modules around its scans
+AROUND_SCANS = {
+    **dict.fromkeys(("MambaIR", "MambaIRUNet", "MaIR", "MaIRUNet"), "*.self_attention.*"),
+    **dict.fromkeys(("MambaIRv2", "MambaIRv2Light"), "*.assm.*"),
+    **dict.fromkeys(("EAMamba", "EAMambaSR"), "*.mamba.*"),
+    "VmambaIR": "*.attn.*",
+}
 
 _SWINIR_FILES = {
     **{f"SRx{s}": f"001_classicalSR_DF2K_s64w8_SwinIR-M_x{s}.pth" for s in (2, 3, 4)},

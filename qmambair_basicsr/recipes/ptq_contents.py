@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from .option_contents import network_options, stem, test_options, train_options, widths
 from .option_data import DATA
-from .option_networks import WITHOUT_SCAN
+from .option_networks import AROUND_SCANS, WITH_GROUPS, WITHOUT_LINEARS, WITHOUT_SCAN
 from .option_table import DISTILL, Task
 
 ROUTED = ("MambaIRv2", "MambaIRv2Light")  # window attention and token routing
@@ -73,7 +73,10 @@ METHODS = {
 
 def ptq_rows(family: str) -> list[str]:
     """Those of ``METHODS`` that a network can have."""
-    return [name for name, run in METHODS.items() if "scan" not in run.options or family not in WITHOUT_SCAN]
+    absent = {"SPR2Q"} if family in WITHOUT_LINEARS else set()
+    if family in WITHOUT_SCAN:
+        absent |= {name for name, run in METHODS.items() if "scan" in run.options}
+    return [name for name in METHODS if name not in absent]
 
 
 def quant_options(family: str, bits: int | tuple[int, int], method: str) -> dict:
@@ -86,18 +89,19 @@ def quant_options(family: str, bits: int | tuple[int, int], method: str) -> dict
     if family not in WITHOUT_SCAN:
         quant |= {"scan": plain, "state": plain}
         overrides["*.D"] = {"scan": off}
+        if family == "VmambaIR":  # which also scans the channels
+            overrides["*.channel_D"] = {"scan": off}
         for part in run.grouped:
             overrides[f"*.{part}"] = {"scan" if part == "u" else "act": {**plain, **_ROWS}}
     if run.scan_weight:
-        around = "*.assm.*" if family in ROUTED else "*.self_attention.*"
-        overrides[around] = {"weight": {**rows, **run.scan_weight}}
+        overrides[AROUND_SCANS[family]] = {"weight": {**rows, **run.scan_weight}}
     if family in ROUTED:
         quant |= {"attention": plain, "routing": plain}
         if run.kind == "MinMax" and not run.weight:
             overrides["*.wqkv"] = {"weight": {**rows, **_ROWS}}  # queries, keys and values have bounds of their own
     if family == "SwinIR":
         quant["attention"] = plain
-    if family not in ("EDSR", "MambaIRUNet"):
+    if family in WITH_GROUPS:
         quant["conv"] = "fp"
     return quant | ({"overrides": overrides} if overrides else {})
 

@@ -8,12 +8,15 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
+from tiny_networks import QUANTIZED, tiny_options
 
+from qmambair_basicsr.layers.sites import network_sites
 from qmambair_basicsr.ptq import PTQ_METHODS, build_method, quantize
 from qmambair_basicsr.ptq.training import full_precision
 from qmambair_basicsr.ptq.two_d_quant import scan_modules
 from qmambair_basicsr.quantizers import SpecError
-from qmambair_basicsr.recipes.ptq_contents import METHODS, quant_options
+from qmambair_basicsr.recipes.option_networks import WITHOUT_SCAN
+from qmambair_basicsr.recipes.ptq_contents import METHODS, ptq_rows, quant_options
 
 V2 = {"embed_dim": 12, "d_state": 4, "depths": [1], "num_heads": [2], "window_size": 4, "inner_rank": 6, "num_tokens": 5,
       "upscale": 2, "upsampler": "pixelshuffledirect", "mlp_ratio": 1.0}  # fmt: skip
@@ -24,12 +27,12 @@ NETWORKS = {
                "mlp_ratio": 2.0, "upsampler": "pixelshuffledirect"},
     "EDSR": {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2},
 }  # fmt: skip
-UNET = {"dim": 30, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "d_state": 2}
+LEVELS = {"num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "d_state": 2, "dim": 30}
 QUICK = {"SPR2Q": {"routing": 2, "rank": 2}, "FIMAQ": {"images": 1, "rank": 2}, "APHQViT": {"images": 1}}
 
 
 def network(family, method, bits=4):
-    config = {"type": f"Q{family}", **copy.deepcopy(NETWORKS.get(family, UNET))}
+    config = {"type": f"Q{family}", **copy.deepcopy(NETWORKS.get(family) or tiny_options(f"Q{family}", **LEVELS))}
     config["quant"] = quant_options(family, bits, method)
     torch.manual_seed(0)
     return build_network(config).eval()
@@ -46,14 +49,19 @@ def run(family, method, bits=4, size=8, length=8):
     return net, sum(error) / len(error)
 
 
+def refused(family, method):
+    """No option files are offered for it, and whoever writes one is told why."""
+    with pytest.raises(SpecError, match=f"{method} rectifies linears, and Q{family} has none"):
+        run(family, method)
+
+
 @pytest.mark.parametrize("family", NETWORKS)
 @pytest.mark.parametrize("method", sorted(PTQ_METHODS))
 def test_method_leaves_an_ordinary_network_near_full_precision(method, family):
     if f"Q{family}" not in ARCH_REGISTRY:
         pytest.skip(f"no Q{family} here")
-    if (method, family) == ("SPR2Q", "EDSR"):
-        with pytest.raises(SpecError, match="SPR2Q rectifies linears, and QEDSR has none"):
-            run(family, method)
+    if method not in ptq_rows(family):
+        refused(family, method)
         return
     net, error = run(family, method)
     assert error < 0.5
@@ -68,11 +76,31 @@ def test_method_leaves_an_ordinary_network_near_full_precision(method, family):
         assert torch.equal(fresh(x), net(x))
 
 
+@pytest.mark.parametrize(
+    "family", [name.removeprefix("Q") for name in QUANTIZED if name.removeprefix("Q") not in NETWORKS]
+)
 @pytest.mark.parametrize("method", ["MinMax", "SPR2Q", "PTQ4VM"])
-def test_u_net(method):
-    """The largest of the small networks: one method of each kind."""
-    net, error = run("MambaIRUNet", method, size=16, length=16)
+def test_every_other_network(method, family):
+    """One method of each kind."""
+    if method not in ptq_rows(family):
+        refused(family, method)
+        return
+    net, error = run(family, method, size=16, length=16)
     assert error < 2 and all(tensor.isfinite().all() for tensor in net.state_dict().values())
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_every_row_of_the_option_files_fits_every_network(name):
+    family = name.removeprefix("Q")
+    for method in ptq_rows(family):
+        with torch.device("meta"):
+            net = build_network({"type": name, **tiny_options(name), "quant": quant_options(family, 4, method)})
+        kept = [
+            p
+            for p in network_sites(net)
+            if p.site.part is not None and p.site.part.endswith("D") and p.site.kind == "scan"
+        ]
+        assert all(site.quantizer.bits == 32 for site in kept) and bool(kept) == (family not in WITHOUT_SCAN)
 
 
 @pytest.mark.parametrize("bits", [1, 2])

@@ -6,6 +6,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from ..layers.detection import detects
 from ..layers.info import NetworkInfo, network_info
 from ..layers.sites import SiteModule
 from ..ops.ss2d_scan import ss2d_scan
@@ -68,6 +69,12 @@ class ToyScan(nn.Module):
 @network_info.register(ToyScan)
 def _(net: ToyScan) -> NetworkInfo:
     return NetworkInfo(scale=2, full_precision=("head", "tail.*"), behind_scan=("*.outer",), blocks=("body.*",))
+
+
+@detects("ToyScan")
+def _(keys):
+    _, dim, states = keys["body.0.decay"]
+    return {"dim": dim, "states": states, "depth": keys.count("body")}
 
 
 @ARCH_REGISTRY.register()
