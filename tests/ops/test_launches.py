@@ -16,6 +16,7 @@ from qmambair_basicsr.ops.rfa import RFAItem, rfa_together
 
 MEMORY = {
     "empty",
+    "new_empty",
     "empty_like",
     "split",
     "split_with_sizes",

@@ -192,9 +192,8 @@ def forward_items(items: Sequence[LSQItem]) -> tuple[list[Tensor], list[Tensor]]
 def _forward(_: Tensor, items: Sequence[LSQItem]) -> tuple[list[Tensor], list[Tensor]]:
     outs: list[Tensor | None] = [None] * len(items)
     make = torch.zeros if len(items) > SLOTS else torch.empty  # kernels for one tensor set its counter to 0 themselves
-    counters = [make(1, dtype=torch.int32, device=items[0].x.device)]
-    if len(items) > 1:
-        counters = list(make(len(items), dtype=torch.int32, device=items[0].x.device).split(1))
+    counters = make(len(items), dtype=torch.int32, device=items[0].x.device)
+    counters = [counters] if len(items) == 1 else list(counters.split(1))
     together, apart = _calls(items)
     for chosen in together:
         if len(chosen) == 1:
