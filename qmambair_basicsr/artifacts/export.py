@@ -64,7 +64,8 @@ def write_onnx(net: nn.Module, args: argparse.Namespace, console: Console) -> No
     wanted = (args.onnx, args.scan, "fp16" if args.fp16 else "fp32"), (args.onnx_fp64, "onnx", "fp64")
     for path, scan, precision in wanted:
         if path:
-            settings = ExportSettings(args.height, args.width, args.dynamic, scan, args.scan_chunk, precision)
+            sizes = args.height, args.width, args.dynamic
+            settings = ExportSettings(*sizes, scan, args.scan_chunk, precision, args.scan_table)
             with console.status("") as status:
                 model = export_onnx(net, path, settings, progress=status.update)
             facts = ", ".join(f"{p.key} {p.value}" for p in model.metadata_props if p.key != "grids")

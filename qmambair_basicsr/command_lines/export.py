@@ -38,6 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--scan-chunk", type=positive, default=16, metavar="N", help="pixels per iteration: 16 onnxruntime, 64 TensorRT"
     )
     parser.add_argument(
+        "--scan-table", action="store_true", help="--scan plugin: look decays up where delta has a small constant grid"
+    )
+    parser.add_argument(
         "--fp16", action="store_true", help="compute in FP16 what is not quantized; for TensorRT 11 (scan stays FP32)"
     )
     return parser

@@ -179,7 +179,7 @@ def test_every_scan_has_constants_of_its_own_name(scan):
 def test_plugin_node(tmp_path):
     net = calibrated(network(4))
     freeze_dls(net, [photo(3, 8, 8)])
-    model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(8, 8, scan="plugin"))
+    model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(8, 8, scan="plugin", scan_table=True))
     scans = [node for node in model.graph.node if node.op_type == "SS2DScan"]
     assert len(scans) == 1
     attributes = {a.name: helper.get_attribute_value(a) for a in scans[0].attribute}

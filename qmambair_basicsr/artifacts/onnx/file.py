@@ -51,6 +51,8 @@ class ExportSettings:
         dynamic: leave height and width open.
         scan: ``onnx`` (standard operators) or ``plugin`` (one ``SS2DScan`` node for the TensorRT plugin).
         scan_chunk: pixels per iteration of the ONNX ``Scan``.
+        scan_table: the plugin looks decays up by the code of delta where that lies on a constant grid of at most 16
+            values.
         precision: ``fp32``; ``fp16`` computes in FP16 what is not quantized, for TensorRT 11, which has no precision
             flags; ``fp64`` is for ``tools.verify`` (see ``precision``).
     """
@@ -61,6 +63,7 @@ class ExportSettings:
     scan: str = "onnx"
     scan_chunk: int = 16
     precision: str = "fp32"
+    scan_table: bool = False
 
 
 def export_onnx(
@@ -211,7 +214,7 @@ def settle_scans(model: onnx.ModelProto, settings: ExportSettings) -> None:
             nodes.append(node)
         elif settings.scan == "plugin":
             node.attribute.append(helper.make_attribute("plugin_version", "1"))
-            grid = constant_grid(producers, constants, node.input[1])
+            grid = constant_grid(producers, constants, node.input[1]) if settings.scan_table else None
             if grid is not None:
                 node.attribute.append(helper.make_attribute("delta_grid", grid))
             nodes.append(node)

@@ -84,7 +84,7 @@ class CodeScan:
 
 
 def pays(bits: int, tokens: int, frozen: bool, like: Tensor) -> bool:
-    """Whether a scan with tables is faster than one with exponentials.
+    """Whether a scan with tables is faster than one with exponentials; on a GPU it is not (measured, README.md).
 
     Args:
         bits: of the codes of delta.
