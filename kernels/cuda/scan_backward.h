@@ -14,6 +14,9 @@ constexpr int kPitch = kTile + 4;  // between the tokens of neighbouring states 
 #ifndef QM_TOGETHER
 #define QM_TOGETHER 1
 #endif
+#ifndef QM_GRADIENT_BLOCKS
+#define QM_GRADIENT_BLOCKS 3
+#endif
 #ifndef QM_GROUP
 #define QM_GROUP 8
 #endif
@@ -55,7 +58,7 @@ __device__ inline void read_tile(float const* row, float (&out)[kTile]) {
 
 // A chunk from its last tile of 16 tokens to its first. The recurrence runs forward once more to find the state that enters
 // each tile; within a tile one state n at a time, the tokens in registers, to the end and back.
-__global__ void __launch_bounds__(kMostThreads, 3) gradient(QmScan const s) {
+__global__ void __launch_bounds__(kMostThreads, QM_GRADIENT_BLOCKS) gradient(QmScan const s) {
     QM_SHARED(shared);
     int const threads = blockDim.x, thread = threadIdx.x;
     int const warps = threads / kLanes, tiles_per_chunk = int(s.chunk) / kTile, row = warps * kLanes + 4;
