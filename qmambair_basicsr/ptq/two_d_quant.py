@@ -38,7 +38,7 @@ from ..layers.info import blocks_of
 from ..layers.sites import sites_of
 from ..losses.distillation_loss import FeatureAlignmentLoss
 from ..quantizers.spec import Option, SpecError
-from .bounds import bound_parameters, settle_bounds, train_bounds
+from .bounds import BoundsTogether, bound_parameters, settle_bounds, train_bounds
 from .method import build_method, register_method
 from .ranges import SAMPLES, quantized_sites, set_ranges
 from .search import dobi
@@ -127,6 +127,7 @@ class TwoDQuant(OptimizedMethod):
         if self.settings["scan"] != "own" and not scan_modules(self.net):
             raise SpecError(f"ptq.method.scan: {self.settings['scan']}: {type(self.net).__name__} has no scan")
         train_bounds([p for p in quantized_sites(self.net, type(self).__name__) if not self.is_held(p.site.name)])
+        self.together = BoundsTogether(self.net)
         self.compared = feature_modules(self.net, self.settings["features"])
 
     def is_held(self, name: str) -> bool:
@@ -175,7 +176,7 @@ class TwoDQuant(OptimizedMethod):
         with torch.enable_grad(), outputs_of(self.full, self.compared) as kept:
             target = self.full(images)
             wanted = [kept[name] for name in self.compared]
-        with outputs_of(self.net, self.compared) as kept:
+        with self.together.lent(), outputs_of(self.net, self.compared) as kept:
             result = self.net(images)
         features = [kept[name] for name in self.compared]
         weight = self.settings["feature_weight"]

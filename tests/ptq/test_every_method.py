@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tiny_networks import QUANTIZED, tiny_options
 
 from qmambair_basicsr.layers.sites import network_sites
 from qmambair_basicsr.ptq import PTQ_METHODS, build_method, quantize
+from qmambair_basicsr.ptq.bounds import BoundsTogether
 from qmambair_basicsr.ptq.training import full_precision
 from qmambair_basicsr.ptq.two_d_quant import scan_modules
 from qmambair_basicsr.quantizers import SpecError
@@ -148,3 +150,21 @@ def test_gptq_and_bias_correction_go_with_static_methods(method):
 
 def test_recipes_are_of_registered_methods():
     assert {run.type or name for name, run in METHODS.items()} == set(PTQ_METHODS)
+
+
+@pytest.mark.parametrize("bits", [4, 1])
+def test_grids_worked_out_together_are_those_of_each(bits, monkeypatch):
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    runs = []
+    for lent in (BoundsTogether.lent, lambda together: nullcontext()):
+        monkeypatch.setattr(BoundsTogether, "lent", lent)
+        method = build_method({"type": "SPR2Q", "routing": 1, "rank": 2, "loss": "formula"})
+        method.open(network("MambaIRv2Light", "SPR2Q", bits))
+        method.calibrate([images])
+        losses = method.losses(0, images)
+        sum(losses.values()).backward()
+        runs.append((losses, [parameter.grad for parameter in method.trained()]))
+    (losses, gradients), (alone, expected) = runs
+    assert all(torch.equal(losses[key], alone[key]) for key in alone)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-8)
