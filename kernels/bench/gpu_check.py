@@ -29,6 +29,7 @@ from parity import relative_error
 
 from qmambair_basicsr.ops.backend import ENV, Backend
 from qmambair_basicsr.ops.dls import dls
+from qmambair_basicsr.ops.dls.item import DLSItem
 from qmambair_basicsr.ops.lsq import lsq
 from qmambair_basicsr.ops.rfa import rfa
 from qmambair_basicsr.ops.ss2d_scan import ss2d_scan
@@ -289,13 +290,14 @@ def dls_parity(x, w, v, grad) -> tuple[float, bool]:
     """Error of the grid against the float64 reference, and on that grid of values (bit for bit) and gradients."""
     ours, reference = (Backend("dls", name).module for name in ("triton", "reference"))
     bounds = DLS["qmin"], DLS["qmax"], DLS["cap_share"]
-    out, stats, grid = ours.forward(x, w, v, *bounds)
+    item = DLSItem(x, w, v, x.shape[0], *bounds, 0.3)
+    (out,), (stats, grid) = ours.forward_items([item])
     error = relative_error(grid, reference.forward(x.double(), w.double(), v.double(), *bounds)[2])
     step, offset = grid[:, :1], grid[:, 1:2]
     exact = torch.equal(out, (reference.codes(x, grid) - offset / step) * step)
-    given = grad, x, w, v, stats, grid, DLS["cap_share"], 0.3
-    pairs = zip(ours.backward(*given), reference.backward(*given), strict=True)
-    error = max(error, *(relative_error(a, b.double()) for a, b in pairs))
+    (gradients,) = ours.backward_items([grad], [item], [stats, grid])
+    want = reference.backward(grad, x, w, v, stats, grid, DLS["cap_share"], 0.3)
+    error = max(error, *(relative_error(a, b.double()) for a, b in zip(gradients, want, strict=True)))
     return error, error < TOLERANCE and exact
 
 

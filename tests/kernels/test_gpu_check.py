@@ -48,13 +48,18 @@ def test_quantizers_pass_and_get_figures(gpu_check, tmp_path, capsys):
 
 def test_failed_parity_gives_no_figure(gpu_check, tmp_path, capsys, monkeypatch):
     kernel = Backend("lsq", "triton").module
-    forward = kernel.forward
-    monkeypatch.setattr(kernel, "forward", lambda x, *rest: forward(x, *rest) * 1.001)
+    forward = kernel.forward_items
+
+    def wrong(items):
+        outs, kept = forward(items)
+        return [out * 1.001 for out in outs], kept
+
+    monkeypatch.setattr(kernel, "forward_items", wrong)
     code, rows = _run(gpu_check, tmp_path)
     assert code == 1
-    wrong = next(row for row in rows if row["op"] == "lsq")
-    assert not wrong["passed"]
-    assert wrong["forward"] is wrong["both"] is None
+    row = next(row for row in rows if row["op"] == "lsq")
+    assert not row["passed"]
+    assert row["forward"] is row["both"] is None
     assert "PARITY FAILED, no figures" in capsys.readouterr().out
 
 
