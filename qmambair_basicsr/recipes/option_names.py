@@ -134,7 +134,8 @@ def _row(name: str) -> Row | str:
     if not weight:
         return Row(phase, family, task, 32)
     if method in PTQ_METHODS and method not in ptq_rows(family):
-        return f"{method} is of the modules around scans, and {family} has none"
+        what = "linears" if method == "SPR2Q" else "the modules around scans"
+        return f"{method} is of {what}, and {family} has none"
     if method in PTQ_METHODS and phase == "train":
         return f"{method} is a post-training method: its file begins with ptq_"
     known = method in PTQ_METHODS or method in all_methods(family)
