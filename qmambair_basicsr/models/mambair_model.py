@@ -20,6 +20,7 @@ from .. import checkpoints
 from ..files import remove_leftovers
 from ..inference.tiling import parse_tile_option, run_tiled
 from ..layers.info import size_multiple
+from ..layers.requantize import requantize
 from . import data_order, non_finite
 from .random_stream import seeded
 from .resume_plan import IMPLEMENTATIONS
@@ -106,6 +107,8 @@ class MambaIRModel(SteppedTraining):
         self.net_g.train()
         if self.step_options.checkpoint:
             recompute_blocks(self.get_bare_model(self.net_g))
+        if self.step_options.requantize:
+            requantize(self.get_bare_model(self.net_g))
         self.ema_decay = self.opt["train"].get("ema_decay", 0)
         if self.ema_decay > 0:
             self.build_ema()

@@ -1,4 +1,4 @@
-"""How one training step is computed: ``train: amp``, ``accumulate``, ``checkpoint`` and ``cuda_graph``."""
+"""How one training step is computed: ``train: amp``, ``accumulate``, ``checkpoint``, ``requantize`` and ``cuda_graph``."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ class StepOptions:
             states of scans stay in float32.
         accumulate: parts a batch is cut into; their gradients add up to the batch's.
         checkpoint: whether the blocks of the network are computed again in the backward pass instead of kept.
+        requantize: whether quantized activations are computed again in the backward pass instead of kept.
         cuda_graph: whether the step is recorded once as a CUDA graph and then replayed (``step_graph.py``).
     """
 
     amp: str | None = None
     accumulate: int = 1
     checkpoint: bool = False
+    requantize: bool = False
     cuda_graph: bool = False
 
     @classmethod
@@ -47,7 +49,7 @@ class StepOptions:
         train = opt.get("train") or {}
         if train.get("compile"):
             raise ValueError(f"train: compile: {NO_COMPILE}")
-        flags = {name: train.get(name, False) for name in ("checkpoint", "cuda_graph")}
+        flags = {name: train.get(name, False) for name in ("checkpoint", "requantize", "cuda_graph")}
         options = cls(train.get("amp"), train.get("accumulate", 1), **flags)
         if options.amp is not None and options.amp not in AMP:
             raise ValueError(f"train: amp: must be one of {', '.join(AMP)}, got {options.amp!r}")

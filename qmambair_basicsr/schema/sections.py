@@ -196,6 +196,7 @@ def _train(strict: bool) -> Section:
             "amp": optional(Choice(("bf16", "fp16"))),
             "accumulate": Number(1, whole=True),
             "checkpoint": Flag(),
+            "requantize": Flag(),
             "cuda_graph": Flag(),
             "compile": Flag(),
             "distill_opt": optional(PIXEL_LOSS),

@@ -42,6 +42,12 @@ def test_blocks_computed_twice_change_nothing(parsed, qat_options):
         torch.testing.assert_close(again[name], plain[name])
 
 
+def test_activations_quantized_twice_change_nothing(parsed, options):
+    plain, again = (step(built(parsed, options, requantize=flag)) for flag in (False, True))
+    for name in plain:
+        assert torch.equal(again[name], plain[name]), name
+
+
 def test_parts_of_a_batch_add_up_to_it(parsed, options):
     whole, parts = (built(parsed, options, accumulate=n) for n in (1, 2))
     want, got = step(whole), step(parts)
@@ -89,6 +95,7 @@ def test_an_overflow_in_float16_leaves_a_step_out_and_the_scale_is_resumed(parse
         ({"amp": "fp8"}, "amp: must be one of bf16, fp16"),
         ({"accumulate": 0}, "accumulate"),
         ({"checkpoint": 1}, "checkpoint"),
+        ({"requantize": "yes"}, "requantize"),
         ({"compile": True}, "compile: is not supported: .* cuda_graph: true"),
         ({"accumulate": 3}, "accumulate: must divide batch_size_per_gpu 4"),
     ],

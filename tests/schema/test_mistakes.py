@@ -118,6 +118,7 @@ TRAINING = [
     ("train.amp", "fp8", "train.amp: must be one of 'bf16', 'fp16' or nothing (~)"),
     ("train.accumulate", 3, "train.accumulate: must divide datasets.train.batch_size_per_gpu"),
     ("train.checkpoint", "true", "write true without quotes"),
+    ("train.requantize", "true", "write true without quotes"),
     ("train.compile", True, "train.compile: is not supported"),
     ("train.cuda_graph", "yes", "train.cuda_graph: must be true or false"),
     ("datasets.train.batch_size_per_gpu", 0, "batch_size_per_gpu: must be a whole number, at least 1"),

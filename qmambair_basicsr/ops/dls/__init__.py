@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..again import note
 from ..backend import choose
 from ..checks import code_bounds, same_device
 from ..layout import gapless
@@ -26,6 +27,7 @@ class _DLS(torch.autograd.Function):
         items = [item._replace(x=gapless(item.x)) for item in layout.items(tensors)]
         ctx.backend, ctx.layout = choose("dls", BACKENDS, items[0].x), layout
         outs, kept = ctx.backend.forward_items(items)
+        note(ctx.backend, items, outs)
         ctx.save_for_backward(*(t for item in items for t in item[:3]), *kept)
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)  # no zeros for the grids
