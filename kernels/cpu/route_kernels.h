@@ -82,7 +82,7 @@ int32_t pick(const RouteArgs& a, const float* score, const float* uniform) {
   for (int l = 0; l < W; l++) lane[l] = l;
   for (int64_t t = 0; t < a.prompts; t += W) {
     vf v = load(found + t);
-    if (t + W > a.prompts) v = first_lanes(v, (int)(a.prompts - t), least);
+    if (t + W > a.prompts) v = first_lanes(v, (int)(a.prompts - t), splat(__builtin_nanf("")));  // near to nothing
     const vi hit = v >= near, here = lane + (int32_t)t;
     late = hit ? here : late;
     early = (hit & (-here > early)) ? -here : early;

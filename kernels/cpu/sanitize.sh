@@ -7,8 +7,8 @@ out=${1:-$(mktemp -d)}
 cxx=${CXX:-g++}
 flags=(-std=c++17 -O0 -g1 -ffp-contract=fast -fsanitize=address,undefined
        -fno-sanitize-recover=all -Wno-psabi '-DQM_SOURCES="sanitize"')
-units=(api quant_api table_scan_api kernels_portable integer_api integer_portable sanitize_driver
-       sanitize_integer_driver)
+units=(api quant_api table_scan_api glue_api kernels_portable integer_api integer_portable sanitize_driver
+       sanitize_glue_driver sanitize_integer_driver)
 if [[ $(uname -m) == x86_64 ]]; then
   flags+=(-DQM_X86)
   units+=(kernels_avx2 kernels_avx512 kernels_avx512vl integer_avx2 integer_avx512)
@@ -34,12 +34,12 @@ for unit in "${units[@]}"; do
   pids+=($!)
 done
 for pid in "${pids[@]}"; do wait "$pid"; done
-for driver in driver integer_driver; do
+for driver in driver glue_driver integer_driver; do
   objects=("$out/sanitize_$driver")
   for unit in "${units[@]}"; do
     [[ $unit == sanitize_* ]] || objects+=("$out/$unit")
   done
   "$cxx" "${flags[@]}" "${objects[@]}" -o "$out/$driver"
 done
-for isa in avx512 avx2 portable; do QMAMBAIR_ISA=$isa "$out/driver"; done
+for isa in avx512 avx2 portable; do QMAMBAIR_ISA=$isa "$out/driver"; QMAMBAIR_ISA=$isa "$out/glue_driver"; done
 for isa in avx512 avxvnni avx2 portable; do QMAMBAIR_ISA=$isa "$out/integer_driver"; done

@@ -67,6 +67,15 @@ def test_the_pick_of_a_prompt_and_the_order_of_the_tokens(prompts):
         order(picked + prompts, prompts, found, inverse)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("prompts", [1, 3, 7, 15, 16, 31])
+def test_scores_that_are_not_finite_pick_a_prompt(prompts, value):
+    scores, uniform = torch.full((9, prompts), value), torch.rand(9, prompts)
+    picked = torch.full((9,), -1)
+    route(scores, uniform, picked)()
+    assert bool(((picked >= 0) & (picked < prompts)).all())
+
+
 def test_scores_next_to_each_other_are_told_apart():
     """Differences that the rough logarithms do not see."""
     uniform = torch.rand(4000, 40, generator=torch.Generator().manual_seed(1))
