@@ -62,7 +62,9 @@ class Report:
 
     def until(self, section: str) -> float:
         """When a section has to end: its share, and what the sections before it left."""
-        return self.start + self.args.seconds * SHARES[section]
+        shares = {name: SHARES[name] for name in SECTIONS if name in self.args.only}
+        before = sum(list(shares.values())[: list(shares).index(section) + 1])
+        return self.start + self.args.seconds * before / sum(shares.values())
 
     def run(self, section: str) -> None:
         """Run one section; what goes wrong in it is written down, and the next one runs."""

@@ -62,6 +62,13 @@ def test_what_there_is_no_time_for_is_listed(gpu_report, tmp_path):
     assert (tmp_path / "report.md").read_text().count("no time left") == 2
 
 
+def test_chosen_sections_share_the_whole_time(gpu_report):
+    given = ["--seconds", "90", "--only"]
+    for only, seconds in (("steps", {"steps": 90}), ("steps,scan", {"steps": 72, "scan": 90})):
+        report = gpu_report.Report(gpu_report.arguments([*given, only]))
+        assert {name: round(report.until(name) - report.start) for name in seconds} == seconds
+
+
 def test_a_section_that_fails_is_written_down_and_the_next_one_runs(gpu_report, tmp_path, monkeypatch):
     def fails(*_):
         raise RuntimeError("no such kernel")
