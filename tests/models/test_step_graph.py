@@ -99,6 +99,13 @@ def test_other_kinds_of_steps(parsed, options, train):
     assert model.step_graph._recorder.replays >= 2
 
 
+def test_activations_quantized_again(parsed, qat_options):
+    qat_options["network_g"]["depths"] = [1]
+    qat_options["path"]["pretrain_network_g"] = None
+    model = compared(parsed, qat_options, range(1, 8), requantize=True)
+    assert model.step_graph._recorder.replays >= 2
+
+
 @pytest.fixture
 def taught_v2(qat_options, tmp_path):
     """QMambaIRv2Light with its teacher, a feature loss, and routing noise that both share."""
