@@ -28,6 +28,7 @@ from qmambair_basicsr.ops.rfa import triton_kernels as rfa
 from qmambair_basicsr.ops.ss2d_scan import triton_gradient, triton_kernels
 from qmambair_basicsr.ops.table_scan import triton_kernels as table
 from qmambair_basicsr.ops.window_attention import triton_kernels as attention
+from qmambair_basicsr.ops.window_attention.triton import TILES
 
 CUDA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FLOATS = {"qmin", "qmax", "cap_share", "floor_share", "floor", "grad_scale", "scale"}
@@ -92,12 +93,12 @@ KERNELS = {
     **{
         f"{name}[{tokens} tokens, {channels} channels]": (
             getattr(attention, name),
-            {**ATTENTION, "T": tokens, "D": channels, "BQ": min(rows, tokens), "BK": min(64, tokens)}, warps, "fp32",
+            {**ATTENTION, "T": tokens, "D": channels, "BQ": min(queries, tokens), "BK": min(keys, tokens)}, 4, "fp32",
         )
-        for name, rows, warps in (
-            ("attention_forward", 64, 4), ("query_gradient", 64, 4), ("key_gradient", 32, 4), ("bias_gradient", 64, 8),
+        for name, tiles in TILES.items()
+        for tokens, channels, (queries, keys) in (
+            (16, 16, tiles[16]), (64, 32, tiles[32]), (256, 16, tiles[16]), (256, 64, tiles[64]),
         )
-        for tokens, channels in ((16, 16), (64, 32), (256, 16))
     },
     "table_gradient": (attention.table_gradient, {"T": 256, "BLOCK": 256}, 4, "fp32"),
     "rfa_forward": (rfa.rfa_forward, {"BLOCK": 1024}, 4, "fp32"),

@@ -19,6 +19,7 @@ SHAPES = {
     "odd_channels": (3, 5, 4, 3, 7),
     "two_groups": (3, 6, 4, 1, 29),
     "one_channel": (1, 2, 8, 2, 1),
+    "wide_head": (1, 3, 8, 1, 40),
     "wide_rows": (1, 1, 16, 2, 5),
     "light_small": (2, 3, 4, 2, 12),
 }

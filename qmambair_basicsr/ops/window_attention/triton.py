@@ -18,7 +18,13 @@ from . import MASKED, check_values
 __all__ = ["DEVICES", "accepts", "backward", "forward", "is_available"]
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
-_SIDE = 64  # of a tile of the attention map
+# queries and keys of a tile, by the channels of a head (16, 32, 64): as many as stay in registers on sm_80 and sm_90
+TILES = {
+    "attention_forward": {16: (64, 64), 32: (64, 64), 64: (32, 32)},
+    "query_gradient": {16: (64, 32), 32: (64, 32), 64: (32, 32)},
+    "key_gradient": {16: (32, 32), 32: (32, 16), 64: (16, 32)},
+    "bias_gradient": {16: (64, 32), 32: (64, 32), 64: (32, 32)},
+}
 _PROGRAMS = 1024  # that add up gradients of logits, at most about
 _PAIRS = 256  # of tokens that share a row of the table, at a time
 
@@ -57,19 +63,27 @@ class _Call:
         self.channels, self.heads = channels // 3, table.shape[1]
         self.bias = table.float()[index.flatten()].t().contiguous()  # (heads, T * T)
         self.tensors = self.qkv, self.bias, order, order if regions is None else regions
-        self.side = min(_SIDE, self.tokens)
+        self.dim = max(16, next_power_of_2(self.channels // self.heads))
         self.constants = {
             "MASKED": MASKED,
             "HAS_REGIONS": regions is not None,
             "T": self.tokens,
-            "D": max(16, next_power_of_2(self.channels // self.heads)),
-            "BQ": self.side,
-            "BK": self.side,
+            "D": self.dim,
             "PRECISION": _precision(),
+            "num_warps": 4,
         }
         sizes = self.length, self.windows, self.channels, self.channels // self.heads
         self.numbers = scale, self.qkv.stride(0), self.qkv.stride(1), *sizes
-        self.blocks = self.tokens // self.side
+
+    def tile(self, kernel: str) -> tuple[int, int]:
+        """Queries and keys of a tile."""
+        queries, keys = TILES[kernel][self.dim]
+        return min(queries, self.tokens), min(keys, self.tokens)
+
+    def launch(self, kernel: str, blocks: int, *arguments) -> None:
+        """Run a kernel: so many programs for each head."""
+        queries, keys = self.tile(kernel)
+        getattr(_kernels(), kernel)[(blocks, self.heads)](*arguments, **self.constants, BQ=queries, BK=keys)
 
 
 @on_its_device
@@ -79,9 +93,8 @@ def forward(qkv, table, index, order, regions, scale):
     call = _Call(qkv, table, index, order, regions, scale)
     out = qkv.new_empty(call.batch, call.length, call.channels)
     norms = qkv.new_empty((call.batch, call.windows, call.heads, 2, call.tokens), dtype=torch.float32)
-    _kernels().attention_forward[(call.batch * call.windows * call.blocks, call.heads)](
-        *call.tensors, out, norms, *call.numbers, **call.constants, num_warps=4
-    )
+    blocks = call.batch * call.windows * (call.tokens // call.tile("attention_forward")[0])
+    call.launch("attention_forward", blocks, *call.tensors, out, norms, *call.numbers)
     return out, norms
 
 
@@ -89,28 +102,24 @@ def forward(qkv, table, index, order, regions, scale):
 def backward(dout, qkv, table, index, order, regions, out, norms, scale):
     """Gradients of qkv and table."""
     call = _Call(qkv, table, index, order, regions, scale)
-    total = call.batch * call.windows
-    group = -(-total // max(1, _PROGRAMS // (call.blocks**2 * call.heads)))
+    total, tokens = call.batch * call.windows, call.tokens
+    queries, keys = call.tile("bias_gradient")
+    tiles = (tokens // queries) * (tokens // keys)
+    group = -(-total // max(1, _PROGRAMS // (tiles * call.heads)))
     groups = -(-total // group)
     dqkv = qkv.new_empty(qkv.shape)
-    dots = torch.empty(total * call.heads * call.tokens, device=qkv.device)
-    dbias = torch.empty(groups, call.heads, call.tokens**2, device=qkv.device)
+    dots = torch.empty(total * call.heads * tokens, device=qkv.device)
+    dbias = torch.empty(groups, call.heads, tokens**2, device=qkv.device)
     dtable = torch.empty(table.shape, device=qkv.device)
     norms = norms.contiguous()
     given = dout.contiguous(), *call.tensors
-    kernels = _kernels()
-    programs = total * call.blocks, call.heads
-    kernels.query_gradient[programs](
-        *given, out.contiguous(), norms, dqkv, dots, *call.numbers, **call.constants, num_warps=4
-    )
-    kernels.key_gradient[programs](
-        *given, norms, dqkv, dots, *call.numbers, **(call.constants | {"BQ": min(32, call.side)}), num_warps=4
-    )
-    kernels.bias_gradient[(groups * call.blocks**2, call.heads)](
-        *given, norms, dbias, dots, *call.numbers, total, group, **call.constants, num_warps=8
-    )
+    blocks = total * (tokens // call.tile("query_gradient")[0])
+    call.launch("query_gradient", blocks, *given, out.contiguous(), norms, dqkv, dots, *call.numbers)
+    blocks = total * (tokens // call.tile("key_gradient")[1])
+    call.launch("key_gradient", blocks, *given, norms, dqkv, dots, *call.numbers)
+    call.launch("bias_gradient", groups * tiles, *given, norms, dbias, dots, *call.numbers, total, group)
     pairs, starts = _pairs_of(index, table.shape[0])
-    kernels.table_gradient[(table.shape[0], call.heads)](
+    _kernels().table_gradient[(table.shape[0], call.heads)](
         dbias, pairs, starts, dtable, groups, call.heads, T=call.tokens, BLOCK=_PAIRS, num_warps=4
     )
     return dqkv, dtable.to(table.dtype)
