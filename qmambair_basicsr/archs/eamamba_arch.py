@@ -19,7 +19,7 @@ from ..layers.detection import Keys, detects, ratio
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
 from .blocks import BlockSequence, conv_channels_last
-from .eamamba_blocks import BlockOptions, ChannelNorm, EAMambaBlock, MambaConfig
+from .eamamba_blocks import BLOCK_SOURCES, BlockOptions, ChannelNorm, EAMambaBlock, MambaConfig
 from .mambairunet_arch import StateSpaceUNet
 from .option_rules import EAMAMBA, EAMAMBA_SR
 from .quantized import quantized_form
@@ -100,6 +100,7 @@ def _(net: EAMamba) -> NetworkInfo:
         size_multiple=net.patch_multiple,
         full_precision=("patch_embed.proj", "skip_conv", "output", "upsample.*"),
         behind_scan=BEHIND_SCAN,
+        sources=BLOCK_SOURCES,
         blocks=("encoder_level?.*", "latent.*", "decoder_level?.*", "refinement.*"),
     )
 
@@ -246,6 +247,7 @@ def _(net: EAMambaSR) -> NetworkInfo:
         full_precision=("conv_first", "conv_after_body", "conv_before_upsample.*", "upsample.*", "conv_last"),
         group_convs=("layers.*.conv",),
         behind_scan=BEHIND_SCAN,
+        sources=BLOCK_SOURCES,
         blocks=("layers.*.blocks.*",),
     )
 

@@ -82,6 +82,19 @@ class ChannelNorm(nn.Module):
         return x * torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + self.body.eps) * self.body.weight
 
 
+MIXER_SOURCES = (
+    ("ffn.dwconv", "ffn.project_in"),
+    ("ffn.project_out", "ffn.dwconv", 1, 2),  # the half without GELU
+)
+BLOCK_SOURCES = (
+    ("mamba.in_proj", "norm1.body"),
+    ("mamba.out_proj", "mamba.out_norm"),  # the gate multiplies behind the norm
+    ("ffn.project_in", "norm2.body"),
+    *MIXER_SOURCES,
+)
+"""What computes the inputs of a block's products, see ``NetworkInfo.sources``."""
+
+
 class AllAroundScan(ScanParameters):
     """MHSS: in_proj, depthwise conv, K heads that scan in K orders, LayerNorm, SiLU gate, out_proj (section 3.2).
 

@@ -14,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from ..layers.detection import Keys, detects, ratio
 from ..layers.info import NetworkInfo, network_info
 from ..strict import strict_options
-from .mair_blocks import MaIRBlock
+from .mair_blocks import BLOCK_SOURCES, MaIRBlock
 from .mambair_arch import ResidualGroupNet, initialise_weights
 from .mambairunet_arch import StateSpaceUNet
 from .option_rules import MAIR, MAIR_UNET, check_mair, check_mair_unet
@@ -119,6 +119,7 @@ def _(net: MaIR) -> NetworkInfo:
         ),
         group_convs=("layers.*.conv",),
         behind_scan=BEHIND_SCAN,
+        sources=BLOCK_SOURCES,
         blocks=("layers.*.residual_group.blocks.*",),
     )
 
@@ -223,6 +224,7 @@ def _(net: MaIRUNet) -> NetworkInfo:
         size_multiple=net.patch_multiple,
         full_precision=("patch_embed.proj", "*.self_attention.gating.*", "skip_conv", "output"),
         behind_scan=BEHIND_SCAN,
+        sources=BLOCK_SOURCES,
         blocks=("encoder_level?.*", "latent.*", "decoder_level?.*", "refinement.*"),
     )
 

@@ -16,6 +16,15 @@ from .blocks import DropPath
 from .scan_orders import mair_order
 from .ss2d import ScanParameters
 
+BLOCK_SOURCES = (
+    ("self_attention.in_proj", "ln_1"),
+    ("self_attention.conv2d", "self_attention.in_proj", 0, 2),
+    ("self_attention.out_proj", "self_attention.out_norm"),  # the gate multiplies behind the norm
+    ("conv_blk.fc1", "ln_2"),
+    ("mlp.fc1", "ln_2"),  # the U-Net's name for it
+)
+"""What computes the inputs of a block's products, see ``NetworkInfo.sources``."""
+
 
 class SequenceShuffleAttention(nn.Module):
     """Weigh the directions' outputs channel by channel and sum them (SSA, section 3.3).

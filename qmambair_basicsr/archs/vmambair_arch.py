@@ -22,6 +22,7 @@ from ..layers.detection import Keys, detects, ratio
 from ..layers.info import NetworkInfo, network_info
 from ..schema.rules import Choice
 from ..strict import strict_options, unknown
+from .eamamba_blocks import MIXER_SOURCES
 from .mambairunet_arch import StateSpaceUNet
 from .option_rules import VMAMBAIR
 from .quantized import quantized_form
@@ -274,6 +275,7 @@ def _(net: VmambaIRUNet) -> NetworkInfo:
         size_multiple=net.patch_multiple,
         full_precision=("patch_embed.proj", "*.attn.conv_cin", "*.attn.conv_cout", "skip_conv", "output", "tail.*"),
         behind_scan=("*.attn.out_conv",),
+        sources=MIXER_SOURCES,
         blocks=("encoder_level?.*", "latent.*", "decoder_level?.*", "refinement.*"),
     )
 

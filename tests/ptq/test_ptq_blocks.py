@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from basicsr.archs import build_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_networks import tiny_options
 
 from qmambair_basicsr.archs.scan_states import scan_with_states
 from qmambair_basicsr.calibration import ChannelMeans, RunningPercentile, SampleObserver
@@ -39,6 +40,9 @@ NETWORKS = {
     "unet": {"type": "QMambaIRUNet", "dim": 30, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "d_state": 2},
     "v2": {"type": "QMambaIRv2", **V2},
     "v2light": {"type": "QMambaIRv2Light", **V2},
+} | {
+    name: {"type": f"Q{name}", **tiny_options(f"Q{name}", depths=[1], dim=12, num_blocks=[1, 0, 0, 1], d_state=2)}
+    for name in ("MaIR", "MaIRUNet", "EAMamba", "VmambaIR")
 }
 
 
