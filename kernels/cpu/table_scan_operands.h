@@ -52,7 +52,8 @@ QM_INLINE vi widened(uint64_t low, uint64_t high) {
 
 QM_INLINE vi codes_at(const uint8_t* p, int lanes) {
   if (lanes == W) return widened(p);
-  return widened(bytes_at(p, lanes < 8 ? lanes : 8), lanes > 8 ? bytes_at(p + 8, lanes - 8) : 0);
+  if (lanes < 8) return widened(bytes_at(p, lanes), 0);
+  return widened(whole<uint64_t>(p), lanes > 8 ? whole<uint64_t>(p + lanes - 8) >> 8 * (16 - lanes) : 0);
 }
 
 QM_INLINE vf floats_at(const float* p, int lanes) { return lanes == W ? load(p) : load(p, lanes); }
