@@ -110,9 +110,14 @@ def _plan_of(items: Sequence[LSQItem]) -> _Plan:
     return _plan(key, _flags(items[0]), items[0].x.device)
 
 
+def _dense(item: LSQItem) -> tuple[Tensor, Tensor | None]:
+    """Step and offset without gaps in memory."""
+    return item.scale.contiguous(), None if item.offset is None else item.offset.contiguous()
+
+
 def _forward_alone(item: LSQItem, counter: Tensor) -> Tensor:
     """A tensor quantized where it lies."""
-    x, scale, offset = item[:3]
+    x, scale, offset = item.x, *_dense(item)
     out, plan = torch.empty_like(x), _plan_of((item,))
     _kernels()[0].lsq_forward[plan.programs](
         x, scale, scale if offset is None else offset, out, counter, *plan.table, **plan.constants
@@ -122,7 +127,7 @@ def _forward_alone(item: LSQItem, counter: Tensor) -> Tensor:
 
 def _backward_alone(grad: Tensor, item: LSQItem, counter: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of a tensor, its step and its offset."""
-    x, scale, offset = item[:3]
+    x, scale, offset = item.x, *_dense(item)
     dx, plan = torch.empty_like(x), _plan_of((item,))
     d_scale = torch.empty_like(scale)
     d_offset = None if offset is None else torch.empty_like(offset)
