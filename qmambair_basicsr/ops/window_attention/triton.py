@@ -23,7 +23,7 @@ TILES = {
     "attention_forward": {16: (64, 64), 32: (64, 64), 64: (32, 32)},
     "query_gradient": {16: (64, 32), 32: (64, 32), 64: (32, 32)},
     "key_gradient": {16: (32, 32), 32: (32, 16), 64: (16, 32)},
-    "bias_gradient": {16: (64, 32), 32: (64, 32), 64: (32, 32)},
+    "bias_gradient": {16: (64, 32), 32: (64, 32), 64: (32, 16)},
 }
 _PROGRAMS = 1024  # that add up gradients of logits, at most about
 _PAIRS = 256  # of tokens that share a row of the table, at a time
