@@ -157,7 +157,7 @@ QAT = {
         for bits, lr in ((4, 5e-4), (2, 1e-3))
     },
     # the preset, on a GPU: more steps, not more pixels, bring it on; at x2 from where the recipe above ends, and without the
-    # features, which hold a trained network back (quantizers/ablation.md)
+    # features, which hold a trained network back (quantizers/plus.md)
     **{
         ("MambaIRv2Light", f"lightSRx{scale}", bits, PLUS): Recipe(
             3000,
