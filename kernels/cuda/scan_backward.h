@@ -11,21 +11,7 @@
 namespace qm {
 
 constexpr int kPitch = kTile + 4;  // between the tokens of neighbouring states in a tile of B or C
-#ifndef QM_TOGETHER
-#define QM_TOGETHER 1
-#endif
-#ifndef QM_GRADIENT_BLOCKS
-#define QM_GRADIENT_BLOCKS 3
-#endif
-#ifndef QM_GROUP
-#define QM_GROUP 8
-#endif
-#ifndef QM_FEW
-#define QM_FEW 4
-#endif
-constexpr int kFew = QM_FEW;
-constexpr int kTogether = QM_TOGETHER;
-constexpr int kGroup = QM_GROUP;  // states whose shares of dB and dC wait in shared memory to be added up over warps
+constexpr int kGroup = 8;  // states whose shares of dB and dC wait in shared memory to be added up over warps
 
 // Bytes of what `gradient` shares, in floats: states entering tiles and shares of dA; tiles of B and C; shares of dB and
 // dC; pixels.
@@ -58,7 +44,7 @@ __device__ inline void read_tile(float const* row, float (&out)[kTile]) {
 
 // A chunk from its last tile of 16 tokens to its first. The recurrence runs forward once more to find the state that enters
 // each tile; within a tile one state n at a time, the tokens in registers, to the end and back.
-__global__ void __launch_bounds__(kMostThreads, QM_GRADIENT_BLOCKS) gradient(QmScan const s) {
+__global__ void __launch_bounds__(kMostThreads, 3) gradient(QmScan const s) {
     QM_SHARED(shared);
     int const threads = blockDim.x, thread = threadIdx.x;
     int const warps = threads / kLanes, tiles_per_chunk = int(s.chunk) / kTile, row = warps * kLanes + 4;
@@ -96,15 +82,15 @@ __global__ void __launch_bounds__(kMostThreads, QM_GRADIENT_BLOCKS) gradient(QmS
             stage(s.B, at, pixels + start, b_tile, N, 1);
             __syncthreads();
             QM_ROLLED
-            for (int j = 0; j < kTile; j += kFew) {
-                float raw[kFew], x[kFew];
+            for (int j = 0; j < kTile; j += kAhead) {
+                float raw[kAhead], x[kAhead];
                 QM_UNROLL
-                for (int u = 0; u < kFew; ++u) {
+                for (int u = 0; u < kAhead; ++u) {
                     raw[u] = from_delta.read(pixels[start + j + u]);
                     x[u] = from_x.read(pixels[start + j + u]);
                 }
                 QM_UNROLL
-                for (int u = 0; u < kFew; ++u) {
+                for (int u = 0; u < kAhead; ++u) {
                     float const dt = step_size(raw[u] + bias, soft), dtx = dt * x[u];
                     float4 const* const b4 = reinterpret_cast<float4 const*>(b_tile + (j + u) * N);
                     QM_UNROLL
@@ -170,39 +156,36 @@ __global__ void __launch_bounds__(kMostThreads, QM_GRADIENT_BLOCKS) gradient(QmS
         for (int base = 0; base < N; base += kGroup) {
             int const group = N - base < kGroup ? N - base : kGroup;
             QM_ROLLED
-            for (int start_n = 0; start_n < group; start_n += kTogether) {
+            for (int i = 0; i < group; ++i) {
+                int const n = base + i;
+                float const a = kLog2e * next_a;
+                float h = next_h, r = next_r, m[kTile], decayed[kTile], b[kTile], v[kLanes];
+                fetch(n + 1);
+                read_tile(b_tile + n * kPitch, b);
                 QM_UNROLL
-                for (int e = 0; e < kTogether; ++e) {
-                    int const i = start_n + e, n = base + i;
-                    float const a = kLog2e * next_a;
-                    float h = next_h, r = next_r, m[kTile], decayed[kTile], b[kTile], v[kLanes];
-                    fetch(n + 1);
-                    read_tile(b_tile + n * kPitch, b);
-                    QM_UNROLL
-                    for (int t = 0; t < kTile; ++t) {
-                        float power;
-                        m[t] = decay(dt[t] * a, power);
-                        decayed[t] = power * h;
-                        h = recur(h, m[t], dtx[t] * b[t]);
-                        v[kTile + t] = h * dy[t];
-                    }
-                    float c[kTile], da = 0.0f;
-                    read_tile(b_tile + n * kPitch, b);
-                    read_tile(c_tile + n * kPitch, c);
-                    QM_UNROLL
-                    for (int t = kTile - 1; t >= 0; --t) {
-                        float const g = fmaf(c[t], dy[t], r);
-                        v[t] = g * dtx[t];
-                        through_b[t] = fmaf(g, b[t], through_b[t]);
-                        float const flow = g * decayed[t];
-                        through_decay[t] = fmaf(flow, a, through_decay[t]);
-                        da = fmaf(flow, dt[t], da);
-                        r = fmaf(g, m[t], g);
-                    }
-                    if (!is_first) before[n * threads] = r;
-                    da_sums[n * threads + thread] += da;
-                    shares[i * row + thread] = sum_over_lanes(v);
+                for (int t = 0; t < kTile; ++t) {
+                    float power;
+                    m[t] = decay(dt[t] * a, power);
+                    decayed[t] = power * h;
+                    h = recur(h, m[t], dtx[t] * b[t]);
+                    v[kTile + t] = h * dy[t];
                 }
+                float c[kTile], da = 0.0f;
+                read_tile(b_tile + n * kPitch, b);
+                read_tile(c_tile + n * kPitch, c);
+                QM_UNROLL
+                for (int t = kTile - 1; t >= 0; --t) {
+                    float const g = fmaf(c[t], dy[t], r);
+                    v[t] = g * dtx[t];
+                    through_b[t] = fmaf(g, b[t], through_b[t]);
+                    float const flow = g * decayed[t];
+                    through_decay[t] = fmaf(flow, a, through_decay[t]);
+                    da = fmaf(flow, dt[t], da);
+                    r = fmaf(g, m[t], g);
+                }
+                if (!is_first) before[n * threads] = r;
+                da_sums[n * threads + thread] += da;
+                shares[i * row + thread] = sum_over_lanes(v);
             }
             __syncthreads();
             for (int i = thread; i < 2 * kTile * kGroup; i += threads) {

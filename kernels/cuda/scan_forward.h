@@ -5,16 +5,10 @@
 
 namespace qm {
 
-#ifndef QM_AHEAD
-#define QM_AHEAD 4
-#endif
-#ifndef QM_BLOCKS
-#define QM_BLOCKS 8
-#endif
-constexpr int kAhead = QM_AHEAD;  // tokens that are read before the first of them is used
+constexpr int kAhead = 4;  // tokens that are read before the first of them is used
 
 // Blocks on a multiprocessor: 64 registers hold the states and rates of up to 16 states without a spill.
-constexpr int kBlocks = N <= 16 ? QM_BLOCKS : N <= 32 ? 4 : 2;
+constexpr int kBlocks = N <= 16 ? 8 : N <= 32 ? 4 : 2;
 
 enum Pass { kSummary, kOutput, kAdjoint };
 

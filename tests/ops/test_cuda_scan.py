@@ -100,7 +100,7 @@ def test_kernels_compile_and_keep_states_in_registers(tmp_path, states, element,
     assert len(kernels) == 7
     for text in kernels:
         stack = int(re.search(r"(\d+) bytes stack frame", text).group(1))
-        assert stack <= 128, text
+        assert stack <= 192, text  # of the gradient: addresses, kept once for each tile of 16 tokens
 
 
 @pytest.fixture
