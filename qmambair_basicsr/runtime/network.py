@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from ..archs.blocks import BlockSequence
+from ..archs.blocks import BlockSequence, ResidualStateSpaceGroup
 from ..archs.mambairv2_blocks import AttentiveStack
 from ..archs.ss2d import ScanParameters
 from ..lowering import lower
@@ -15,12 +15,16 @@ from ..ops.backend import Backend
 from .attentive import NativeStack
 from .grids import NotFused, per_image
 from .program import Fused, Workspace
-from .state_space import NativeSequence
+from .state_space import NativeGroup, NativeSequence
 
 logger = logging.getLogger(__name__)
 
-FORMS: dict[type[nn.Module], type[Fused]] = {BlockSequence: NativeSequence, AttentiveStack: NativeStack}
-"""Part of a lowered network -> what takes its place."""
+FORMS: dict[type[nn.Module], type[Fused]] = {
+    ResidualStateSpaceGroup: NativeGroup,
+    BlockSequence: NativeSequence,
+    AttentiveStack: NativeStack,
+}
+"""Part of a lowered network -> what takes its place; a part within another one has its turn where the whole has no form."""
 
 
 class RuntimeUnavailable(RuntimeError):
@@ -52,7 +56,8 @@ class NativeNetwork(nn.Module):
     def _fuse(self, integer: nn.Module) -> None:
         for name, module in list(integer.named_modules()):
             form = FORMS.get(type(module))
-            if form is None or (isinstance(module, nn.ModuleList) and not len(module)):
+            inside = any(name.startswith(f"{other}.") for other in self.fused)
+            if form is None or inside or (isinstance(module, nn.ModuleList) and not len(module)):
                 continue
             try:
                 native = form(module, self.workspace)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..archs.blocks import CAB, BlockSequence, ResidualStateSpaceBlock
+from ..archs.blocks import CAB, BlockSequence, ResidualStateSpaceBlock, ResidualStateSpaceGroup
 from ..archs.ss2d import SS2D, ScanParameters
 from ..lowering.grids import Dequantized, Unquantized
 from ..lowering.sites import Constant
@@ -256,6 +256,8 @@ class NativeSequence(Fused):
 
     def __init__(self, blocks: BlockSequence, workspace: Workspace):
         super().__init__(workspace)
+        if not len(blocks):
+            raise NotFused("no blocks")
         self.blocks = [NativeStateSpaceBlock(block) for block in blocks]
         self.channels = self.blocks[0].channels
         self.as_lowered = nn.ModuleList(block.conv.attention for block in self.blocks)
@@ -274,3 +276,34 @@ class NativeSequence(Fused):
         stream.view(x.shape).copy_(x)
         program.run()
         return stream.view(x.shape).clone()
+
+
+class NativeGroup(NativeSequence):
+    """``ResidualStateSpaceGroup``: the blocks, a convolution, and what came in added.
+
+    Args:
+        group: lowered.
+        workspace: of the network.
+    """
+
+    def __init__(self, group: ResidualStateSpaceGroup, workspace: Workspace):
+        require(group, ResidualStateSpaceGroup)
+        super().__init__(group.residual_group["blocks"], workspace)
+        self.conv = native_conv(group.conv)
+
+    def emit(self, program: Program) -> None:
+        x, entered, pending = program.floats("stream", self.channels), program.floats("group", self.channels), {}
+        for block in self.blocks:
+            pending = block.emit(program, x, pending)
+        last = program.target("normed", self.conv.grid, self.channels, as_map(program.size))
+        program.rows(x, [last], **pending)
+        program.layer(self.conv, last.codes, out=entered, residual=entered)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, H, W, C) -> (1, H, W, C)."""
+        program = self.programs.of(*x.shape[1:3])
+        stream, entered = (program.floats(name, self.channels).view(x.shape) for name in ("stream", "group"))
+        stream.copy_(x)
+        entered.copy_(x)
+        program.run()
+        return entered.clone()

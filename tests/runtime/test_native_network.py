@@ -54,15 +54,16 @@ def image(net, batch=1, height=8, width=16):
     return x * torch.linspace(0.3, 1, batch).view(-1, 1, 1, 1)
 
 
-def network(name, settings):
+def network(name, settings, **changes):
     torch.manual_seed(0)
     base = full_precision_twin(name)
     keys = inspect.signature(ARCH_REGISTRY.get(base)).parameters
     smaller = TINY_NETWORK | {"d_state": 2, "num_blocks": [0, 0, 0, 1], "num_refinement_blocks": 0}
     options = {key: value for key, value in smaller.items() if key in keys}
     options |= {"eval_routing": "argmax"} if "eval_routing" in keys else {}
+    options |= changes
     kinds = site_kinds(build_network({"type": base, **options}))
-    settings = {kind: copy.deepcopy(settings[kind]) for kind in kinds if kind in settings}
+    settings = {kind: copy.deepcopy(settings[kind]) for kind in (*kinds, "overrides") if kind in settings}
     net = build_network({"type": name, **options, "quant": settings}).eval()
     calibrate(net, [image(net, 2)])
     with torch.no_grad():
@@ -140,6 +141,25 @@ def test_routing_in_full_precision_with_noise():
         torch.testing.assert_close(together, alone)
         net.eval_routing = native.network.eval_routing = "argmax"
         assert not torch.equal(native(pair), together), "noise decides"
+
+
+@pytest.mark.parametrize("changed", [{"resi_connection": "3conv"}, "full precision"])
+def test_groups_whose_convolution_has_no_form_keep_their_blocks_fused(changed):
+    settings = quant(4)
+    if changed == "full precision":
+        settings["overrides"] = {
+            "layers.*.conv": {"weight": {"type": "Identity", "bits": 32}, "act": {"type": "Identity", "bits": 32}}
+        }
+        changed = {}
+    net = network("QMambaIR", settings, **changed)
+    native = assert_same(net, image(net))
+    assert all(name.endswith("blocks") for name in native.fused) and native.fused and native.kept
+
+
+def test_groups_are_fused_as_a_whole():
+    net = network("QMambaIR", quant(4))
+    native = assert_same(net, image(net))
+    assert native.fused == [f"layers.{i}" for i in range(len(net.layers))] and not native.kept
 
 
 def test_sizes_in_turns_and_threads():
