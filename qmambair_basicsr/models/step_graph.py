@@ -12,6 +12,7 @@ are initialised and every kernel is built; and again after a change, from which 
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -150,6 +151,8 @@ class StepGraph:
                 self._recorder.record(self._computation)
         except Exception as error:  # whatever it is, the same step can be run eagerly
             self._give_up(reason_of(error, model.step_modules()))
+            traceback.clear_frames(error.__traceback__)  # they hold its memory, and nodes that belong to its stream
+            model.output = None
             model.renew_scaler(scaler)
             model.optimizer_g.zero_grad()
         finally:

@@ -8,6 +8,7 @@ import logging
 import pytest
 import torch
 from basicsr.models import build_model
+from basicsr.utils import get_root_logger
 
 from qmambair_basicsr.archs.blocks import ChannelAttention
 from qmambair_basicsr.models.non_finite import NonFiniteError
@@ -73,6 +74,7 @@ def test_after_a_recording_that_fails_training_goes_on(parsed, qat_options, monk
         return forward(self, x)
 
     monkeypatch.setattr(ChannelAttention, "forward", asks)
+    monkeypatch.setattr(get_root_logger(), "propagate", True)  # to caplog
     with caplog.at_level(logging.WARNING, "basicsr"):
         model = built(parsed, qat_options, cuda_graph=True)
         run(model, range(1, 12))
