@@ -137,7 +137,7 @@ def _measure(rows: list[Step], build: Callable[[], torch.nn.Module], device: str
         eager.peak_mib = _peak(cuda)
         if count:  # the same at every size
             eager.calls = operator_calls(training)
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         eager.reason = graph.reason = _first_line(error)
         return
     if not cuda:
