@@ -101,6 +101,7 @@ def forward(qkv, table, index, order, regions, scale):
 @on_its_device
 def backward(dout, qkv, table, index, order, regions, out, norms, scale):
     """Gradients of qkv and table."""
+    check_values(table, index, order)  # remembered from the forward pass, but torch.ops leads here without one
     call = _Call(qkv, table, index, order, regions, scale)
     total, tokens = call.batch * call.windows, call.tokens
     queries, keys = call.tile("bias_gradient")
