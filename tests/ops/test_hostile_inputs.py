@@ -178,7 +178,9 @@ def test_traced_tensors_have_no_values_to_look_at():
 )
 def test_mutated_orders_of_the_scan(backend, use_backend):
     use_backend("ss2d_scan", backend)
+    device = "cuda" if torch.cuda.is_available() and not backend.startswith("native") else "cpu"
     inputs, generator = scan_inputs(1, 3, 4, 2, 2, 1), torch.Generator().manual_seed(2)
+    tensors = [t.to(device) for t in inputs.values()]
     good = torch.stack([torch.randperm(12, generator=generator) for _ in range(2)])
     for i in range(MUTATIONS):
         wrong = mutated(good, 12, generator) if i % 2 else good.clone()
@@ -187,7 +189,7 @@ def test_mutated_orders_of_the_scan(backend, use_backend):
         if i % 3 == 0 and wrong.min() >= -(2**31) and wrong.max() < 2**31:
             wrong = wrong.int()
         with pytest.raises(ValueError, match="every row of order must be a permutation"):
-            torch.ops.qmambair.ss2d_scan(*inputs.values(), wrong, True, [], True, False)
+            torch.ops.qmambair.ss2d_scan(*tensors, wrong.to(device), True, [], True, False)
 
 
 @settings(max_examples=200, deadline=None)

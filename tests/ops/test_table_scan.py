@@ -60,15 +60,28 @@ def make(batch, height, width, count, channels, state, bits=4, kind="codes", apa
     return (x, delta, b, c), (rates, skip, bias - 2)
 
 
-def scanned(maps, constants, kind=torch.float32, **how):
-    x, delta, b, c = maps
-    rates, skip, bias = (t.to(kind) for t in constants)
+def device_of(name):
+    return "cuda" if name == "triton" and torch.cuda.is_available() else "cpu"
+
+
+def moved(value, device):
+    """A tensor, a map on a grid, or several of them, on a device."""
+    if isinstance(value, OnGrid):
+        return OnGrid(moved(value.data, device), moved(value.grid, device), value.bits)
+    if isinstance(value, tuple):
+        return tuple(moved(each, device) for each in value)
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def scanned(maps, constants, kind=torch.float32, device="cpu", **how):
+    x, delta, b, c = moved(maps, device)
+    rates, skip, bias = (t.to(device, kind) for t in constants)
     tables = build_tables(delta.grid.to(kind), delta.bits, rates, bias)
-    return table_scan(x, delta, tables, b, c, skip, **how)
+    return table_scan(x, delta, tables, b, c, skip, **{key: moved(value, device) for key, value in how.items()})
 
 
 def error(got, want):
-    return ((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-30)).item()
+    return ((got.double().cpu() - want).abs().max() / want.abs().max().clamp(min=1e-30)).item()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,7 +104,8 @@ def test_equals_the_definition_in_float64(use_backend, nan_memory, monkeypatch, 
         if way == "order":
             paths = [torch.randperm(height * width) for _ in range(count)]
             how = {"order": torch.stack(paths), "merge": bits % 2 == 0}
-        assert error(scanned(maps, constants, **how), scanned(maps, constants, torch.float64, **how)) < TOLERANCE
+        got = scanned(maps, constants, device=device_of(name), **how)
+        assert error(got, scanned(maps, constants, torch.float64, **how)) < TOLERANCE
 
 
 @settings(max_examples=40, deadline=None)
@@ -147,21 +161,26 @@ def test_values_enter_their_grids_as_in_an_integer_network(use_backend, name):
     tables.decays.zero_(), tables.steps.zero_()
     given = (OnGrid(x, grid, bits), OnGrid((codes.data + 8).to(torch.uint8), grid, bits))
     want = integer.dequantize(codes)
+    device = device_of(name)
+    tables = tables._replace(decays=tables.decays.to(device), steps=tables.steps.to(device))
     for operand_ in given:
-        got = table_scan(operand_, delta, tables, nothing, nothing, ones, ("row",))
-        assert torch.equal(got, want)
+        got = table_scan(*moved((operand_, delta), device), tables, *moved((nothing, nothing, ones), device), ("row",))
+        assert torch.equal(got.cpu(), want)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_slices_of_wider_rows_and_given_memory(use_backend, nan_memory, name):
     use_backend("table_scan", name)
     (x, delta, b, c), constants = make(2, 4, 3, 2, 9, 5)
-    want = scanned((x, delta, b, c), constants, directions=("col", "row_rev"))
+    device = device_of(name)
+    x, delta, b, c = moved((x, delta, b, c), device)
+    want = scanned((x, delta, b, c), constants, device=device, directions=("col", "row_rev"))
     wide = torch.cat((b.data, c.data, b.data), -1)
     sliced = b._replace(data=wide[..., :5]), c._replace(data=wide[..., 5:10])
     rows = x._replace(data=torch.cat((x.data, x.data), -1)[..., 9:])
     out = torch.empty_like(want)
-    assert scanned((rows, delta, *sliced), constants, directions=("col", "row_rev"), out=out) is out
+    got = scanned((rows, delta, *sliced), constants, device=device, directions=("col", "row_rev"), out=out)
+    assert got is out
     assert torch.equal(out, want)
 
 
@@ -188,7 +207,8 @@ def test_slow_decays_keep_their_digits(use_backend, name):
     b, c = (OnGrid(dequantize(t).abs()) for t in (b, c))
     maps, constants = (OnGrid(dequantize(x).abs()), delta, b, c), (rates.sign(), skip, bias * 0 - 14)
     how = {"directions": ("row",)}
-    assert error(scanned(maps, constants, **how), scanned(maps, constants, torch.float64, **how)) < 1e-5
+    got = scanned(maps, constants, device=device_of(name), **how)
+    assert error(got, scanned(maps, constants, torch.float64, **how)) < 1e-5
 
 
 @pytest.mark.parametrize("bits", [4, 8])
