@@ -64,13 +64,14 @@ def doubled(t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def test_mutated_indices_and_orders_of_window_attention(backend, use_backend):
     use_backend("window_attention", backend)
     good, generator = attention(), torch.Generator().manual_seed(1)
-    out, norms = torch.full((1, 32, 12), 7.0), torch.full((1, 2, 2, 2, 16), 7.0)
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    out, norms = torch.full((1, 32, 12), 7.0, device=device), torch.full((1, 2, 2, 2, 16), 7.0, device=device)
     for i in range(MUTATIONS):
         name = ("index", "order")[i % 2]
         wrong = mutated(good[name], ROWS if name == "index" else 32, generator)
         if i % 4 == 3:
             wrong = doubled(good["order"], generator)
-        inputs = {**good, name: wrong}
+        inputs = {k: t if t is None else t.to(device) for k, t in {**good, name: wrong}.items()}
         with pytest.raises(ValueError, match=rf"^window_attention: {name}"):
             window_attention(**inputs, scale=0.3)
         if backend == "reference":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from instruction_sets import with_instruction_sets
@@ -23,6 +25,15 @@ SHAPES = {
     "wide_rows": (1, 1, 16, 2, 5),
     "light_small": (2, 3, 4, 2, 12),
 }
+
+
+@pytest.fixture(autouse=True)
+def _where_the_kernels_run(request):
+    """Tensors of tests of the Triton kernels are made on a GPU, where there is one."""
+    parameters = getattr(request.node, "callspec", None)
+    triton = parameters is not None and parameters.params.get("backend") == "triton"
+    with torch.device("cuda") if triton and torch.cuda.is_available() else nullcontext():
+        yield
 
 
 def make(batch, windows, size, heads, dim, masked=True, spread=1.0):
