@@ -12,6 +12,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from tiny_networks import QUANTIZED, tiny_options
 
 from qmambair_basicsr.layers.sites import network_sites
+from qmambair_basicsr.lowering import lower
 from qmambair_basicsr.ptq import PTQ_METHODS, build_method, quantize
 from qmambair_basicsr.ptq.bounds import BoundsTogether
 from qmambair_basicsr.ptq.training import full_precision
@@ -19,6 +20,7 @@ from qmambair_basicsr.ptq.two_d_quant import scan_modules
 from qmambair_basicsr.quantizers import SpecError
 from qmambair_basicsr.recipes.option_networks import WITHOUT_SCAN
 from qmambair_basicsr.recipes.ptq_contents import METHODS, ptq_rows, quant_options
+from qmambair_basicsr.runtime import native_network
 
 V2 = {"embed_dim": 12, "d_state": 4, "depths": [1], "num_heads": [2], "window_size": 4, "inner_rank": 6, "num_tokens": 5,
       "upscale": 2, "upsampler": "pixelshuffledirect", "mlp_ratio": 1.0}  # fmt: skip
@@ -168,3 +170,31 @@ def test_grids_worked_out_together_are_those_of_each(bits, monkeypatch):
     assert all(torch.equal(losses[key], alone[key]) for key in alone)
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("family", ["MambaIR", "MambaIRv2Light"])
+def test_quantized_states_are_lowered_and_exported(family, tmp_path):
+    """The states of a scan are a site that others do not have: the integer network, the native one and the graph keep it."""
+    file = pytest.importorskip("qmambair_basicsr.artifacts.onnx.file")
+    config = {"type": f"Q{family}", **NETWORKS[family], "quant": quant_options(family, 4, "MinMax")}
+    torch.manual_seed(0)
+    net = build_network(config | ({"eval_routing": "argmax"} if family == "MambaIRv2Light" else {})).eval()
+    x = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    quantize(net, build_method({"type": "MinMax"}), [x])
+    with torch.no_grad():
+        wanted = net(x)
+        without = copy.deepcopy(net)
+        for module in without.modules():
+            if "h" in (getattr(module, "quantizers", None) or ()):
+                del module.quantizers["h"]
+        assert (without(x) - wanted).abs().max() > 1e-3  # they count
+        torch.testing.assert_close(lower(net)(x), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(native_network(net)(x), wanted, atol=1e-5, rtol=1e-5)
+    pytest.importorskip("onnxruntime")
+    file.export_onnx(net, tmp_path / "net.onnx", file.ExportSettings(16, 24, scan_chunk=4))
+    session = file.session(tmp_path / "net.onnx")
+    (result,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(result), wanted, atol=1e-5, rtol=1e-5)
