@@ -24,7 +24,7 @@ class PTQ:
 
     Attributes:
         options: its own, where they are not the defaults.
-        iterations: ``total_iter`` for about an hour on two CPU cores; 1 for methods without iterations.
+        iterations: ``total_iter``, as far as measured what the table of ``ptq/README.md`` has; 1 for methods without iterations.
         weight: options of the weights' quantizers beside type and bits.
         kind: type of the weights' quantizers.
         grouped: parts whose inputs have a range for each channel.
@@ -63,7 +63,7 @@ METHODS = {
     "MambaQuant": PTQ(weight=_ROWS),
     "PTQ4VM": PTQ(iterations=500, weight={**_ROWS, "symmetric": True}),
     "TwoDQuant": PTQ(_BALANCED, 600),
-    "SPR2Q": PTQ({**_BALANCED, "routing": 25}, 600),
+    "SPR2Q": PTQ({**_BALANCED, "routing": 25}, 557),
     "BRECQ": PTQ(_QUICK, 400, _ROWS),
     "FIMAQ": PTQ({**_QUICK, "images": 1, "rank": 2}, 300, _ROWS),
     "APHQViT": PTQ({**_QUICK, "images": 1}, 300, _ROWS),
