@@ -115,9 +115,7 @@ def verdict(rows: Sequence[Row], bits: Sequence[int], sets: Sequence[str]) -> st
             if found:
                 above = sum(gain > 0 for gain in found.values())
                 single = ", ".join(f"{name} {gain:+.2f}" for name, gain in found.items())
-                without = (
-                    f"; of {len(having) - len(found)} networks a result is missing" if len(having) > len(found) else ""
-                )
+                without = f"; not known for {len(having) - len(found)}" if len(having) > len(found) else ""
                 lines.append(
                     f"* {width} bits: {OURS} above {other} in {above} of {len(found)} networks, on average by "
                     f"{statistics.mean(found.values()):+.2f} dB ({single}){without}\n"
