@@ -97,10 +97,10 @@ def read_file(path: str | os.PathLike, what: str = "checkpoint") -> object:
                 "torch.save({'params': net.state_dict()}, ...)"
             ) from err
         first = (str(err).strip().splitlines() or [type(err).__name__])[0]
-        raise CheckpointError(
-            f"{what} {path} cannot be read ({path.stat().st_size:,} bytes; {first[:160]}): it is truncated or was not "
-            "written by torch.save. Delete it and use another copy"
-        ) from err
+        advice = "it is truncated or was not written by torch.save. Delete it and use another copy"
+        if path.suffix.lower() not in ("", ".pth", ".pt", ".ckpt", ".bin", ".state", ".safetensors"):  # a picture, say
+            advice = "name a .pth or .safetensors file (tools.run_onnx runs ONNX files)"
+        raise CheckpointError(f"{what} {path} cannot be read ({first[:160]}): {advice}") from err
 
 
 def _foreign_global(path: Path) -> str | None:

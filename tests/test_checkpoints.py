@@ -94,6 +94,14 @@ def test_damage_is_one_clear_error(tmp_path, net, kind):
     assert "another copy" in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["photo.tif", "net.onnx"])
+def test_files_of_another_kind_are_not_called_broken(tmp_path, name):
+    (tmp_path / name).write_bytes(b"of another kind")
+    with pytest.raises(io.CheckpointError, match=r"name a \.pth or \.safetensors file") as caught:
+        io.read_file(tmp_path / name)
+    assert "Delete" not in str(caught.value)
+
+
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(io.CheckpointError, match="does not exist"):
         io.read_file(tmp_path / "none.pth")

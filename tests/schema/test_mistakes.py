@@ -398,22 +398,3 @@ def test_stock_options_of_basicsr_pass(work, train_options):
     train_options["train"] |= {"total_iter": 1e6, "scheduler": {"type": "MultiStepLR", "milestones": [1], "gamma": 0.5}}
     train_options["logger"]["save_checkpoint_freq"] = 5e3
     assert found(train_options) == []
-
-
-@pytest.mark.parametrize(
-    ("quant", "where", "text"),
-    [
-        ({"preset": "plus", "bits": 2}, None, None),
-        ({"preset": "plus", "bits": 2, "scan": {"type": "LSQ", "bits": 4}}, None, None),
-        ({"preset": "plos", "bits": 2}, "quant.preset", "did you mean 'plus'"),
-        ({"preset": "plus"}, "quant", "no 'bits' given for the preset plus"),
-        ({"preset": "plus", "bits": 1}, "quant.bits (preset plus)", "got 1"),
-        ({"bits": 2}, "quant", "unknown key 'bits'"),
-    ],
-)
-def test_presets_of_quantizers(quant, where, text):
-    from qmambair_basicsr.schema.registered import Quant
-
-    found = list(Quant().problems("quant", quant))
-    assert [problem.where for problem in found] == ([] if where is None else [where])
-    assert where is None or text in found[0].text
