@@ -39,9 +39,7 @@ class SteppedTraining(ResumableTraining):
 
     def feed_data(self, data: Mapping[str, Tensor]) -> None:
         """Take the batch ``lq`` and, where there is one, ``gt``."""
-        for name in ("lq", "gt"):
-            if name in data:
-                setattr(self, name, self._moved(data[name]))
+        super().feed_data({**data, **{name: self._moved(data[name]) for name in ("lq", "gt") if name in data}})
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """On the run's device; from pinned memory, which a copy does not wait for the GPU's work to read."""

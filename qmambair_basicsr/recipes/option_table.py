@@ -307,8 +307,7 @@ PUBLISHED = (
     )
     + tuple(
         (phase, "MambaIRv2Light", "lightSRx2", bits, method)
-        for method in (DISTILL, f"{DISTILL}_lsq")
-        for phase in ("train", "test")
+        for phase, method in (("train", DISTILL), ("test", DISTILL), ("train", f"{DISTILL}_lsq"))
         for bits in (4, 2)
     )
     + (("ptq", "MambaIRv2Light", "lightSRx2", 4, "SPR2Q"),)

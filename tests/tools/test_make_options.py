@@ -88,7 +88,7 @@ def test_list_names_everything_that_can_be_made(capsys):
             *(kind.lower() for kind, quantizer in QUANTIZER_REGISTRY.items() if "act" in quantizer.roles),
         )
         if b != "identity"
-    } | {"distill"}
+    } | {"distill", "plus", "distill_plus"}
 
 
 def test_a_name_means_one_file():
