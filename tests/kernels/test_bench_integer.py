@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from qmambair_basicsr.ops import native_library
 
-PATH = Path(__file__).resolve().parents[2] / "kernels" / "bench" / "bench_integer.py"
-pytestmark = [
-    pytest.mark.skipif(not PATH.is_file(), reason="no kernel sources here"),
-    pytest.mark.skipif(not native_library.is_available()[0], reason="the CPU kernels are not built"),
-]
+pytestmark = pytest.mark.skipif(not native_library.is_available()[0], reason="the CPU kernels are not built")
 
 
 @pytest.fixture
-def bench(monkeypatch):
+def bench(script, monkeypatch):
     """The script as a module, with small maps."""
-    spec = importlib.util.spec_from_file_location("bench_integer", PATH)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    module = script("bench_integer")
     monkeypatch.setattr(module, "SIDE", 5)
     monkeypatch.setattr(sys, "argv", ["bench_integer.py", "--rounds", "1", "--repeats", "1"])
     before = torch.get_num_threads()

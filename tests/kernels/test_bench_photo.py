@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).resolve().parents[2] / "kernels" / "bench" / "bench_photo.py"
-pytestmark = pytest.mark.skipif(not PATH.is_file(), reason="no benches here")
-
 
 @pytest.fixture
-def bench(monkeypatch):
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("bench_photo", PATH)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def bench(script):
+    return script("bench_photo")
 
 
 def test_a_line_for_each_picture_and_a_limit(bench, monkeypatch, capsys):

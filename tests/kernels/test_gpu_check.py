@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from qmambair_basicsr.ops.backend import Backend
 
-SCRIPT = Path(__file__).resolve().parents[2] / "kernels" / "bench" / "gpu_check.py"
-
 
 @pytest.fixture
-def gpu_check(monkeypatch):
+def gpu_check(script, monkeypatch):
     """The script as a module; its scans are left out here (the parity matrix of tests/ops runs them)."""
     usable, reason = Backend("lsq", "triton").is_available()
     if not usable:
         pytest.skip(reason)
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_check", module)
-    spec.loader.exec_module(module)
+    module = script("gpu_check")
     monkeypatch.setattr(module, "parity_rows", lambda bench: [])
     monkeypatch.setattr(module, "scan_rows", lambda bench, args: [])
     return module
