@@ -50,10 +50,7 @@ class TrainedBounds(MinMax):
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Bounds in use, (groups,) each, attached to the graph."""
-        lower = torch.where(self.lower < self.upper, self.lower, self.upper)
-        if self.shared == 1:
-            return lower, self.upper
-        return lower.repeat_interleave(self.shared), self.upper.repeat_interleave(self.shared)
+        return self._grid()[:2]
 
     @torch.no_grad()
     def set_bounds(self, lower: Tensor, upper: Tensor) -> None:
@@ -62,23 +59,18 @@ class TrainedBounds(MinMax):
         self.groups = groups
 
     def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._between(*self.bounds())
-
-    def _between(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor | None]:
-        floor = 1e-6 * torch.maximum(lower.detach().abs(), upper.detach().abs()) + 1e-12
-        scale = torch.maximum(upper - lower, floor) / (self.qmax - self.qmin)
-        return scale, None if self.symmetric else self.qmin * scale - lower
+        return self._grid()[2:]
 
     def lend(self, grid: Grid | None) -> None:
         """Have :meth:`quantize` use what :class:`BoundsTogether` worked out; None ends that."""
         self._lent = grid
 
     def _grid(self) -> Grid:
-        if self._lent is None:
-            bounds = self.bounds()
-            return (*bounds, *self._between(*bounds))
-        lower, upper, scale, offset = self._lent
-        grid = lower, upper, scale, None if self.symmetric else offset
+        grid = self._lent
+        if grid is None:
+            grid = _grid_between(self.lower, self.upper, self.qmax - self.qmin, self.qmin)
+        if self.symmetric:
+            grid = *grid[:3], None
         return grid if self.shared == 1 else tuple(t if t is None else t.repeat_interleave(self.shared) for t in grid)
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -100,6 +92,14 @@ class TrainedBounds(MinMax):
         return made
 
 
+def _grid_between(lower: Tensor, upper: Tensor, levels: float | Tensor, lowest: float | Tensor) -> Grid:
+    """The grid of ``levels`` steps from code ``lowest`` on between bounds, which may have crossed."""
+    lower = torch.where(lower < upper, lower, upper)
+    floor = 1e-6 * torch.maximum(lower.detach().abs(), upper.detach().abs()) + 1e-12
+    scale = torch.maximum(upper - lower, floor) / levels
+    return lower, upper, scale, lowest * scale - lower
+
+
 class BoundsTogether:
     """The grids of all trained bounds of a network from a handful of operations, instead of as many for each.
 
@@ -113,6 +113,7 @@ class BoundsTogether:
         sites = {id(p.quantizer): p.quantizer for p in network_sites(net) if isinstance(p.quantizer, TrainedBounds)}
         self.quantizers = list(sites.values())
         self.sizes = [quantizer.lower.numel() for quantizer in self.quantizers]
+        self._constants: tuple[Tensor, Tensor] | None = None  # steps and lowest code of every bound
 
     def _numbers(self, of: Callable[[TrainedBounds], float], like: Tensor) -> Tensor:
         values = [
@@ -129,11 +130,7 @@ class BoundsTogether:
         lower, upper = (torch.cat([getattr(q, name) for q in self.quantizers]) for name in ("lower", "upper"))
         if self._constants is None:
             self._constants = self._numbers(lambda q: q.qmax - q.qmin, lower), self._numbers(lambda q: q.qmin, lower)
-        lower = torch.where(lower < upper, lower, upper)
-        levels, lowest = self._constants
-        floor = 1e-6 * torch.maximum(lower.detach().abs(), upper.detach().abs()) + 1e-12
-        scale = torch.maximum(upper - lower, floor) / levels
-        pieces = (t.split(self.sizes) for t in (lower, upper, scale, lowest * scale - lower))
+        pieces = (t.split(self.sizes) for t in _grid_between(lower, upper, *self._constants))
         for quantizer, *grid in zip(self.quantizers, *pieces, strict=True):
             quantizer.lend(tuple(grid))
         try:
@@ -141,8 +138,6 @@ class BoundsTogether:
         finally:
             for quantizer in self.quantizers:
                 quantizer.lend(None)
-
-    _constants: tuple[Tensor, Tensor] | None = None
 
 
 def train_bounds(sites: Sequence[PlacedSite]) -> None:
