@@ -85,3 +85,31 @@ def arrived_last(counter_ptr, programs):
     if last:
         tl.store(counter_ptr, 0)
     return last
+
+
+@triton.jit
+def place(ints_ptr, tiles_ptr, first: tl.constexpr, count: tl.constexpr, MANY: tl.constexpr):
+    """Of this program: its item, that item's ten integers of the table, row and number within the row.
+
+    ``first`` and ``count`` are where the table has the item's first program and the programs of a row. Without MANY there
+    is one item, and no ``tiles``.
+    """
+    tile = tl.program_id(0)
+    if MANY:
+        item = tl.load(tiles_ptr + tile)
+    else:
+        item = tile * 0
+    ints_ptr += item * 10
+    programs = tl.load(ints_ptr + count).to(tl.int32)
+    local = tile - tl.load(ints_ptr + first).to(tl.int32)
+    return item, ints_ptr, local // programs, (local % programs).to(tl.int64)
+
+
+@triton.jit
+def grid_terms(grad, x, step, offset, lowest, highest):
+    """Of ``(clamp(round((x + offset) / step)) - offset / step) * step``: dx, and each value's share of dstep and doffset."""
+    scaled = tl.div_rn(x + offset, tl.zeros_like(x) + step)
+    code = clamp(scaled, lowest, highest)
+    inside = code == scaled
+    dx = tl.where(inside, grad, 0.0)
+    return dx, grad * (round_half_even(code) - tl.where(inside, scaled, scaled * 0.0)), dx - grad  # * 0: NaN counts

@@ -8,25 +8,8 @@ or side by side (SLOTS = 0: the first pointer of four). Layout of the table: ``t
 import triton
 import triton.language as tl
 
-from ..triton_math import arrived_last, clamp, in_fours, limited, pick, round_half_even
+from ..triton_math import arrived_last, clamp, grid_terms, in_fours, limited, pick, place, round_half_even
 from .triton_grid import grid_gradient, grid_of, merged, merged_sums
-
-
-@triton.jit
-def _place(ints_ptr, tiles_ptr, first: tl.constexpr, count: tl.constexpr, SLOTS: tl.constexpr):
-    """Of this program: its item, that item's part of the table, row and number within the row.
-
-    ``first`` and ``count`` are where the table has the item's first program and the programs of a row.
-    """
-    tile = tl.program_id(0)
-    if SLOTS == 1:
-        item = tile * 0
-    else:
-        item = tl.load(tiles_ptr + tile)
-    ints_ptr += item * 10
-    programs = tl.load(ints_ptr + count).to(tl.int32)
-    local = tile - tl.load(ints_ptr + first).to(tl.int32)
-    return item, ints_ptr, local // programs, (local % programs).to(tl.int64)
 
 
 @triton.jit
@@ -47,7 +30,7 @@ def statistics(
     Each block is centred on its own mean and blocks are merged pairwise (Chan, Golub, LeVeque 1983), so that a large
     mean costs no digits.
     """
-    item, ints_ptr, row, part = _place(ints_ptr, tiles_ptr, 5, 4, SLOTS)
+    item, ints_ptr, row, part = place(ints_ptr, tiles_ptr, 5, 4, SLOTS != 1)
     M = in_fours(tl.load(ints_ptr + 2), ALIGNED)
     width = tl.load(ints_ptr + 3)
     x_ptr = pick(item, x0, x1, x2, x3, SLOTS) + in_fours(tl.load(ints_ptr) + row * M, ALIGNED)
@@ -114,7 +97,7 @@ def quantize(
 
     The first program of a row leaves its statistics and its grid: step, offset, lowest and highest code.
     """
-    item, ints_ptr, row, part = _place(ints_ptr, tiles_ptr, 7, 6, SLOTS)
+    item, ints_ptr, row, part = place(ints_ptr, tiles_ptr, 7, 6, SLOTS != 1)
     floats_ptr += item * 4
     rows = tl.load(ints_ptr + 1)
     M = in_fours(tl.load(ints_ptr + 2), ALIGNED)
@@ -168,7 +151,7 @@ def gradient_sums(
 
     Sets the counters of the next launch to 0.
     """
-    item, ints_ptr, row, part = _place(ints_ptr, tiles_ptr, 5, 4, SLOTS)
+    item, ints_ptr, row, part = place(ints_ptr, tiles_ptr, 5, 4, SLOTS != 1)
     tl.store(counters_ptr + item, 0)
     rows = tl.load(ints_ptr + 1)
     M = in_fours(tl.load(ints_ptr + 2), ALIGNED)
@@ -194,11 +177,9 @@ def gradient_sums(
         mask = i < M
         x = limited(tl.load(x_ptr + i, mask=mask, other=0.0))
         grad = tl.load(grad_ptr + i, mask=mask, other=0.0)
-        scaled = tl.div_rn(x + offset, tl.zeros_like(x) + step)
-        code = clamp(scaled, lowest, highest)
-        inside = code == scaled
-        dstep += grad * (round_half_even(code) - tl.where(inside, scaled, scaled * 0.0))  # * 0: NaN counts
-        doffset += tl.where(inside, grad, 0.0) - grad
+        _, of_step, of_offset = grid_terms(grad, x, step, offset, lowest, highest)
+        dstep += of_step
+        doffset += of_offset
         lows += tl.where(mask & (x == low), 1.0, 0.0)
         highs += tl.where(mask & (x == high), 1.0, 0.0)
     parts_ptr += tl.program_id(0) * 4
@@ -249,7 +230,7 @@ def input_gradient(
 
     The first program of a row leaves its share of dw and dv, and the last of these of an item adds up the shares.
     """
-    item, ints_ptr, row, part = _place(ints_ptr, tiles_ptr, 7, 6, SLOTS)
+    item, ints_ptr, row, part = place(ints_ptr, tiles_ptr, 7, 6, SLOTS != 1)
     floats_ptr += item * 4
     rows = tl.load(ints_ptr + 1)
     M = in_fours(tl.load(ints_ptr + 2), ALIGNED)
@@ -278,8 +259,7 @@ def input_gradient(
         mask = i < M
         x = limited(tl.load(x_ptr + i, mask=mask, other=0.0))
         grad = tl.load(grad_ptr + i, mask=mask, other=0.0)
-        scaled = tl.div_rn(x + offset, tl.zeros_like(x) + step)
-        dx = tl.where(clamp(scaled, lowest, highest) == scaled, grad, 0.0)
+        dx, _, _ = grid_terms(grad, x, step, offset, lowest, highest)
         dx += term + slope * x
         dx += tl.where(x == low, at_low, 0.0)
         dx += tl.where(x == high, at_high, 0.0)

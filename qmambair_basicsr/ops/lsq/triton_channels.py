@@ -6,7 +6,7 @@ x is seen as (outer, C, inner) with a small inner, and one step or offset for ea
 import triton
 import triton.language as tl
 
-from ..triton_math import clamp, limited, round_half_even
+from ..triton_math import clamp, grid_terms, limited, round_half_even
 
 
 @triton.jit
@@ -86,13 +86,10 @@ def lsq_backward(
         i = ((e // inner) * C * inner + e % inner)[None, :] + channel[:, None] * inner
         x = limited(tl.load(x_ptr + i, mask=mask, other=0.0))
         grad = tl.load(grad_ptr + i, mask=mask, other=0.0)
-        v = tl.div_rn(x + offset, tl.zeros_like(x) + scale)
-        code = clamp(v, qmin, qmax)
-        inside = code == v
-        dx = tl.where(inside, grad, 0.0)
+        dx, of_scale, of_offset = grid_terms(grad, x, scale, offset, qmin, qmax)
         tl.store(dx_ptr + i, dx, mask=mask)
-        dscale += grad * (round_half_even(code) - tl.where(inside, v, v * 0.0))  # v * 0: NaN counts
-        doffset += dx - grad
+        dscale += of_scale
+        doffset += of_offset
     at = sums_ptr + channel * tl.num_programs(0) + tl.program_id(0)
     tl.store(at, tl.sum(dscale, 1), mask=known)
     tl.store(at + C * tl.num_programs(0), tl.sum(doffset, 1), mask=known)

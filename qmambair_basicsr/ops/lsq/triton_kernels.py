@@ -7,21 +7,17 @@ values. Programs run over the items, their rows and the parts of a row. Layout o
 import triton
 import triton.language as tl
 
-from ..triton_math import arrived_last, clamp, in_fours, limited, round_half_even, step_gradient, step_in_use
-
-
-@triton.jit
-def _place(ints_ptr, tiles_ptr, MANY: tl.constexpr):
-    """Of this program: its item, that item's part of the table, row and part."""
-    tile = tl.program_id(0)
-    if MANY:
-        item = tl.load(tiles_ptr + tile)
-    else:
-        item = tile * 0
-    ints_ptr += item * 10
-    parts = tl.load(ints_ptr + 4).to(tl.int32)
-    local = tile - tl.load(ints_ptr + 5).to(tl.int32)
-    return item, ints_ptr, local // parts, (local % parts).to(tl.int64)
+from ..triton_math import (
+    arrived_last,
+    clamp,
+    grid_terms,
+    in_fours,
+    limited,
+    place,
+    round_half_even,
+    step_gradient,
+    step_in_use,
+)
 
 
 @triton.jit
@@ -45,7 +41,7 @@ def lsq_forward(
 
     Divisions are IEEE and nothing can be contracted, so the bits are those of the reference.
     """
-    item, ints_ptr, row, part = _place(ints_ptr, tiles_ptr, MANY)
+    item, ints_ptr, row, part = place(ints_ptr, tiles_ptr, 5, 4, MANY)
     floats_ptr += item * 4
     if not MANY:
         tl.store(counter_ptr, 0)
@@ -102,7 +98,7 @@ def lsq_backward(
 
     The item's last program adds these up in float64, FC channels and FP sums at a time, and writes the gradients.
     """
-    item, ints_ptr, row, part = _place(ints_ptr, tiles_ptr, MANY)
+    item, ints_ptr, row, part = place(ints_ptr, tiles_ptr, 5, 4, MANY)
     floats_ptr += item * 4
     rows = tl.load(ints_ptr + 1).to(tl.int32)
     cols = in_fours(tl.load(ints_ptr + 2), ALIGNED)
@@ -130,13 +126,10 @@ def lsq_backward(
         mask = i < cols
         x = limited(tl.load(x_ptr + i, mask=mask, other=0.0))
         grad = tl.load(grad_ptr + i, mask=mask, other=0.0)
-        v = tl.div_rn(x + offset, tl.zeros_like(x) + step)
-        code = clamp(v, qmin, qmax)
-        inside = code == v
-        dx = tl.where(inside, grad, 0.0)
+        dx, of_scale, of_offset = grid_terms(grad, x, step, offset, qmin, qmax)
         tl.store(dx_ptr + i, dx, mask=mask)
-        dscale += grad * (round_half_even(code) - tl.where(inside, v, v * 0.0))  # v * 0: NaN counts
-        doffset += dx - grad
+        dscale += of_scale
+        doffset += of_offset
     sums_ptr += tl.load(ints_ptr + 9)
     tl.store(sums_ptr + row * parts + part, tl.sum(dscale, 0))
     tl.store(sums_ptr + (rows + row) * parts + part, tl.sum(doffset, 0))
