@@ -16,6 +16,8 @@ class Data:
         template: How the input file is called, given the stem of the ground-truth file.
         type: Registered dataset class.
         extra: Further keys of that class.
+        smallest: Shortest side of its images in pixels, as ``tools.prepare_data`` leaves them; 0 = not at hand. No patch may
+            be larger.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Data:
     template: str = "{{}}"
     type: str = "RestorationPairDataset"
     extra: tuple[tuple[str, object], ...] = ()
+    smallest: int = 0
 
     def options(self, scale: int) -> dict:
         """The set's section in an option file."""
@@ -40,13 +43,16 @@ class Data:
 
 def _bicubic(name: str) -> Data:
     """A set whose inputs are MATLAB-bicubic reductions made by ``tools.prepare_data``."""
-    return Data(name, f"datasets/{name}/HR", f"datasets/{name}/LR_bicubic/X{{s}}", "{{}}x{s}")
+    pair = f"datasets/{name}/HR", f"datasets/{name}/LR_bicubic/X{{s}}"
+    return Data(name, *pair, "{{}}x{s}", smallest=SMALLEST.get(name, 0))
 
 
 def _listed(name: str, part: str) -> Data:
     """The part of a bicubic set that a list of file names chooses (split for validation)."""
     file = f"qmambair_basicsr/data/files/{name.lower()}_{part}.txt"
-    return replace(_bicubic(name), name=f"{name} {part}", extra=(("meta_info_file", file),))
+    return replace(
+        _bicubic(name), name=f"{name} {part}", extra=(("meta_info_file", file),), smallest=SMALLEST.get(name, 0)
+    )
 
 
 def _noisy(name: str, sigma: int) -> Data:
@@ -64,6 +70,8 @@ def _degraded(data: Data, name: str, kind: str, **keys: object) -> Data:
     return replace(data, name=name, lq="", type=kind, extra=(*data.extra, *keys.items()))
 
 
+# training sets; a photograph of T91 (78 pixels) loses what 2, 3 and 4 together do not divide
+SMALLEST = {"BSDS400T91": 72, "BSDS400": 312, "Photos": 128}
 SR_SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 DEMO_SETS = ("Photos", "PhotosTest")  # made by tools.demo
 DN_SETS = ("CBSD68", "Kodak24", "McMaster", "Urban100")

@@ -165,7 +165,7 @@ QAT = {
             (),
             gt_size=48 * scale,
             batch=4,
-            train="BSDS400T91 train",
+            train="BSDS400 train",  # T91 has photographs smaller than a patch
             val="BSDS400T91 val",
             val_freq=1000,
             save_freq=500,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from qmambair_basicsr.recipes.option_contents import OPTIONS
+from qmambair_basicsr.recipes.option_data import DATA, SMALLEST
 from qmambair_basicsr.recipes.option_files import TEST_KEYS, OptionFileError, read_options
+from qmambair_basicsr.recipes.option_names import Row, post_training, published, rows
+from qmambair_basicsr.schema.sizes import image_size
 
 
 def containers(value):
@@ -54,3 +57,31 @@ def test_a_missing_file_that_can_be_made_is_said_how(tmp_path):
 def test_a_folder_is_no_option_file(tmp_path):
     with pytest.raises(OptionFileError, match=r"cannot be read \(Is a directory\); give an option file"):
         read_options(tmp_path)
+
+
+def test_no_patch_is_larger_than_the_smallest_photograph_of_its_training_set():
+    """Patches that a data set cannot give stop a training that somebody has just made a file for."""
+    known = {(data.gt, dict(data.extra).get("meta_info_file")): data.smallest for data in DATA.values()}
+    own = [Row("train", "MambaIRv2Light", f"lightSRx{s}", b, "plus") for s in (2, 4) for b in (4, 2)]
+    seen = set()
+    made = (row for row in rows(every=True) if row.phase == "train" and row.method in ("", "distill", "plus"))
+    for row in (*own, *published(), *made, *(row for row in post_training() if row.phase == "ptq")):
+        train = row.options()["datasets"].get("train")
+        smallest = known.get((train["dataroot_gt"], train.get("meta_info_file"))) if train else 0
+        if smallest:
+            assert train["gt_size"] <= smallest, row.name
+            seen.add(smallest)
+    assert seen == set(SMALLEST.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "folders"),
+    [
+        ("BSDS400T91", ("BSDS500_train200", "BSDS500_test200", "T91")),
+        ("BSDS400", ("BSDS500_train200", "BSDS500_test200")),
+    ],
+)
+def test_smallest_photographs_are_those_of_the_sets(shared_dir, name, folders):
+    files = [file for folder in folders for file in (shared_dir / "data" / "train" / folder).iterdir()]
+    cut = 12  # prepare_data leaves whole blocks of all scales together
+    assert min(side - side % cut for file in files for side in image_size(file) or (10**6,)) == SMALLEST[name]
