@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from . import constants
 from .files import write_bytes
+from .layers.declared import transform_keys, with_increments
 from .layers.sites import for_each_channel, quantizer_keys
 
 _LISTED = 20  # keys shown per kind of mismatch
@@ -304,6 +305,7 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathL
         message = "%s: %d values of quantizers for a whole tensor are taken for each of its channels"
         logging.getLogger("basicsr").info(message, path, len(spread))
         state = {**state, **spread}
+    state = with_increments(net, state)
     missing, unexpected, shapes = _differences(net, state)
     changed = _changed(net, state)
     problems = {"of another shape": shapes, "constant, with other values": changed}
@@ -319,7 +321,7 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathL
 def load_fp_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike = "(in memory)") -> list[str]:
     """Load a full-precision state_dict into a quantized network, whose quantizers stay as they are.
 
-    Exactly the quantizers' keys may be missing. Nothing is loaded if anything else is wrong.
+    Exactly the keys of quantizers and transforms may be missing. Nothing is loaded if anything else is wrong.
 
     Args:
         net: bare network, quantized or full precision.
@@ -332,7 +334,7 @@ def load_fp_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.Pa
     Raises:
         CheckpointMismatchError: missing, unknown (quantizers' keys included) or mis-shaped keys, all listed.
     """
-    ours = quantizer_keys(net)
+    ours = quantizer_keys(net) | transform_keys(net)
     missing, unexpected, shapes = _differences(net, {key: value for key, value in state.items() if key not in ours})
     problems = {
         "of another shape": shapes,

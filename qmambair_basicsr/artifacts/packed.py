@@ -35,10 +35,12 @@ from ..checkpoints import NonFiniteWeightsError, first_non_finite
 from ..constants import constants_of, differences
 from ..files import write_bytes
 from ..layers.convert import FrozenCodes, freeze_parameters
+from ..layers.declared import Hadamard
 from ..layers.merging import merge
 from ..layers.sites import PlacedSite, parameter_sites, quantizer_keys, quantizers_of
 from ..layers.transforms import transforms_of
 from ..quantizers.encoded import AffineCodes, fits_along
+from ..quantizers.transform_spec import without_increments
 from .packing import pack_codes, unpack_codes
 
 FORMAT = "qmambair_basicsr packed checkpoint"
@@ -123,18 +125,14 @@ def save_packed(net: nn.Module, network: Mapping[str, Any], path: str | os.PathL
     """
     from safetensors.torch import save
 
-    described = json.dumps(dict(network))
+    described = json.dumps(without_increments(network))
     net = copy.deepcopy(net)
-    online = merge(net)
-    if online:
-        raise PackedCheckpointError(
-            f"{online[0]}: its input is transformed ({type(transforms_of(net)[online[0]]).__name__}), which a packed file "
-            "does not hold; merge it into what computes the input (layers/merging.py)"
-        )
+    merge(net)
     ours = quantizer_keys(net)
     full_precision = sum(p.numel() for k, p in net.named_parameters() if k not in ours)
     net = freeze_parameters(net).cpu()
     fresh = build_network(json.loads(described))
+    _require_declared(net, fresh)
     if type(fresh) is not type(net) or dict(_shapes(fresh)) != dict(_shapes(net)):
         raise ValueError(f"network_g describes another network than the {type(net).__name__} given.")
     tensors: dict[str, Tensor] = {}
@@ -180,6 +178,17 @@ def save_packed(net: nn.Module, network: Mapping[str, Any], path: str | os.PathL
     blob = tensors[_BLOB].numel() * 4
     total = sum(t.numel() * t.element_size() for t in tensors.values())
     return SizeReport(full_precision * 4, codes, blob, total - codes - blob, len(content))
+
+
+def _require_declared(net: nn.Module, fresh: nn.Module) -> None:
+    """Refuse a transform of an input that the described network has not: the file would not hold it."""
+    known = transforms_of(fresh)
+    for name, transform in transforms_of(net).items():
+        if not (isinstance(transform, Hadamard) and isinstance(known.get(name), Hadamard)):
+            raise PackedCheckpointError(
+                f"{name}: its input is transformed ({type(transform).__name__}), which a packed file does not hold; merge it "
+                "into what computes the input (layers/merging.py), or use a rotation that `quant: transforms:` names"
+            )
 
 
 def _shapes(net: nn.Module) -> Iterator[tuple[str, torch.Size]]:
@@ -344,6 +353,8 @@ def _fill(net: nn.Module, tensors: dict[str, Tensor], shapes: object, bounded: o
         position += count
         return blob[position - count : position].view(shape)
 
+    for transform in transforms_of(net).values():
+        transform.fold_weight()  # codes are those of transformed weights
     for site in sites:
         original, codes = site.tensor(), _codes_of(site, tensors.pop(site.parameter))
         if site.name in kinds:

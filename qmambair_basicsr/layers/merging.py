@@ -59,8 +59,7 @@ def merge(net: nn.Module, into: Mapping[str, str | Source] | None = None) -> lis
         if not transform.folded:
             place.weight.copy_(transform.on_weight(place.weight))
             transform.fold_weight()
-        if not transform.changes_input:
-            place.set_transform(None)
+        place.set_transform(_online(transform))
     for plan in plans:
         plan.run()
     return [name for name, place in found.items() if place.transform is not None]
@@ -127,6 +126,21 @@ class _Plan:
             groups = self.place.layout.groups
             shift = torch.einsum("goc,gc->go", summed.unflatten(0, (groups, -1)), total.view(groups, -1))
             owner.bias.sub_(shift.flatten())
+
+
+def _online(transform: Transform) -> Transform | None:
+    """What is left of a folded transform: its parts that change the input."""
+    if not transform.changes_input:
+        return None
+    left = [part for part in _parts(transform) if part.changes_input]
+    if not isinstance(transform, Chain) or len(left) == len(transform.parts):
+        return transform
+    if len(left) == 1:
+        return left[0]
+    kept = Chain(*left)
+    kept.bind(transform.layout)
+    kept.fold_weight()
+    return kept.train(transform.training)
 
 
 def _parts(transform: Transform) -> list[Transform]:

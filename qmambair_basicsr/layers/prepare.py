@@ -22,6 +22,7 @@ from ..quantizers import Quantizer, QuantSpec, build_quantizer
 from ..quantizers.site import KINDS, OPTIONAL_KINDS, Site
 from ..quantizers.spec import refuse
 from ..strict import nearest
+from .declared import attach_declared
 from .info import NetworkInfo, match_modules, network_info
 from .parameter_batch import ParameterBatch
 from .policy import apply_policy, leave_group_convs
@@ -46,7 +47,8 @@ def prepare(net: nn.Module, spec: QuantSpec, info: NetworkInfo | None = None) ->
     Raises:
         ValueError: The network is quantized already, nothing is known about it, or all of its layers stay in full
             precision.
-        SpecError: A kind of site that the network lacks, or an override that matches no site; all of them at once.
+        SpecError: A kind of site that the network lacks, or an override that matches no site; all of them at once. A
+            transform that fits nowhere.
     """
     for name, module in net.named_modules():
         if isinstance(module, Quantizer):
@@ -78,6 +80,7 @@ def prepare(net: nn.Module, spec: QuantSpec, info: NetworkInfo | None = None) ->
         if quantized is not module:
             parent, _, leaf = sites[0].owner.rpartition(".")
             setattr(net.get_submodule(parent), leaf, quantized)
+    attach_declared(net, spec.transforms)
     ParameterBatch().attach(net)
     device = next((p.device for p in net.parameters()), None)
     return net if device is None or device.type == "meta" else net.to(device)

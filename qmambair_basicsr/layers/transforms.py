@@ -245,7 +245,8 @@ class LowRank(Transform):
             raise ValueError(f"LowRank: rank must be at least 1, got {rank}")
         leading, rows, columns = (shape[:1], *shape[1:]) if len(shape) == 3 else ((), shape[0], math.prod(shape[1:]))
         self.shape, bound = tuple(shape), math.sqrt(6 / rank)
-        start = torch.rand(*leading, rank, columns, generator=generator)
+        device = None if generator is None else generator.device
+        start = torch.rand(*leading, rank, columns, generator=generator, device=device)
         self.A = nn.Parameter((2 * start - 1) * bound)
         self.B = nn.Parameter(torch.zeros(*leading, rows, rank))
 

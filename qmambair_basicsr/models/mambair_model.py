@@ -19,6 +19,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from .. import checkpoints
 from ..files import remove_leftovers
 from ..inference.tiling import parse_tile_option, run_tiled
+from ..layers.declared import ordinary_state
 from ..layers.info import size_multiple
 from ..layers.requantize import requantize
 from . import data_order, non_finite
@@ -226,7 +227,7 @@ class MambaIRModel(SteppedTraining):
         keys = param_key if isinstance(param_key, list) else [param_key]
         content = {}
         for one, key in zip(nets, keys, strict=True):
-            state = {k: v.detach().cpu() for k, v in self.get_bare_model(one).state_dict().items()}
+            state = {k: v.detach().cpu() for k, v in ordinary_state(self.get_bare_model(one)).items()}
             bad = checkpoints.first_non_finite(state)
             if bad is not None:
                 raise non_finite.NonFiniteError(

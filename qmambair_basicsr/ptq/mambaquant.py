@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Sample
+from ..layers.hadamard import rotation
 from ..layers.merging import inner_sources, input_sources, merge
 from ..layers.sites import PlacedSite
 from ..layers.transforms import Rotation, Smoothing, attach, places
 from ..quantizers.spec import Option
 from .gptq import input_grams
-from .hadamard import rotation
 from .method import register_method
 from .smoothing import scales_of
 from .static import COMMON, StaticMethod

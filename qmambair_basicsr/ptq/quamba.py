@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import MinMaxObserver, Observer, RunningPercentile, Sample, collect
+from ..layers.hadamard import rotation
 from ..layers.merging import inner_sources, merge
 from ..layers.sites import PlacedSite
 from ..layers.transforms import Rotation, attach, places
 from ..quantizers.spec import Option
-from .hadamard import rotation
 from .method import register_method
 from .static import COMMON, StaticMethod, symmetric
 from .training import SEED

@@ -23,6 +23,7 @@ from .pams import PAMS
 from .quantsr import QuantSR
 from .registry import QUANTIZER_REGISTRY, register_quantizer
 from .rfa import RFA
+from .seq import SEQ
 from .site import Derived, Site
 from .soft_ste import SoftSTE
 from .spec import QuantizerSpec, QuantSpec, SpecError
@@ -58,6 +59,7 @@ __all__ = [
     "PAMS",
     "QUANTIZER_REGISTRY",
     "RFA",
+    "SEQ",
     "AffineCodes",
     "AnyOrder",
     "BinaryOrders",

@@ -34,6 +34,7 @@ from ..ops.lsq import LSQItem
 from ..ops.rfa import RFAItem
 from .encoded import AffineCodes, Encoded
 from .forms import DynamicForm, StaticForm
+from .groups import Groups
 from .site import ACTIVATION, ROLES, Site
 from .spec import Option, SpecError, check_bits
 
@@ -65,6 +66,7 @@ class Quantizer(nn.Module):
         kind: how its codes become values, see ``encoded.py``.
         extremes: parameter -> ``torch.minimum`` or ``torch.maximum``, for those that start from the extremes over all
             calibration batches instead of from the mean over batches.
+        cut: how the tensor is cut into groups with a step each (``groups.py``); None where it is not.
     """
 
     bit_widths: ClassVar[tuple[int, ...]] = tuple(range(2, 9))
@@ -75,6 +77,7 @@ class Quantizer(nn.Module):
     affine: bool = True
     kind: type[Encoded] = AffineCodes
     extremes: ClassVar[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {}
+    cut: Groups | None = None
 
     initialized: Tensor
     observed: Tensor
@@ -152,6 +155,8 @@ class Quantizer(nn.Module):
             UncalibratedError: before initialisation.
         """
         codes, scale, zero = self.to_int(x)
+        if self.cut is not None:
+            scale, zero = self.cut.compact(scale), self.cut.compact(zero)
         bounds = self.output_bounds(x)
         return AffineCodes(
             codes, scale.detach(), zero.detach(), None if bounds is None else torch.stack(bounds).detach()

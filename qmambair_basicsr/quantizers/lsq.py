@@ -33,7 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.lsq import LSQItem, lsq_together
-from .affine import GRANULARITY, AffineQuantizer
+from .affine import AffineQuantizer
+from .groups import GRANULARITY
 from .registry import register_quantizer
 from .site import ACTIVATION, Site
 from .ste import learned_step
@@ -48,7 +49,7 @@ class LSQ(AffineQuantizer):
     """Uniform quantizer with a learned step; see the module docstring.
 
     Args:
-        granularity: ``tensor`` (one step) or ``channel``.
+        granularity: ``tensor`` (one step), ``channel`` or a group of channels.
 
     Raises:
         SpecError: per channel without ``channels`` and ``channel_dim``.
@@ -87,12 +88,12 @@ class LSQ(AffineQuantizer):
         return scale, shift * scale if self.offset is None else self.offset + shift * scale
 
     def quantize(self, x: Tensor) -> Tensor:
-        if self._unsigned_shift():  # the offset depends on the step
+        if self._unsigned_shift() or self.cut is not None:  # the offset depends on the step; rows are cut
             return super().quantize(x)
         return lsq_together([self.item(x)])[0]
 
     def item(self, x: Tensor) -> LSQItem | None:
-        if self._unsigned_shift():
+        if self._unsigned_shift() or self.cut is not None:
             return None
         return LSQItem(x, self.scale, self.offset, self.qmin, self.qmax, self.dim, self.floor, self._gradient_scale(x))
 

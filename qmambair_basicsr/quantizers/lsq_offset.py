@@ -49,7 +49,7 @@ class LSQOffset(LSQ):
     Args:
         mode: ``stable`` or ``official``.
         search: ``mse`` or ``none``, how a stable quantizer starts.
-        granularity: ``tensor`` (release) or ``channel``.
+        granularity: ``tensor`` (release), ``channel`` or a group of channels.
         offsets: ``shared`` (release), as many as steps, or ``channel``.
 
     Raises:

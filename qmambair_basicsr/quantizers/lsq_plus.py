@@ -26,7 +26,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .affine import GRANULARITY, AffineQuantizer
+from .affine import AffineQuantizer
+from .groups import GRANULARITY
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
 from .registry import register_quantizer
 from .search import best_interval
@@ -39,7 +40,7 @@ class LSQPlus(AffineQuantizer):
     """Uniform quantizer with learned step and (activations) offset; see the module docstring.
 
     Args:
-        granularity: ``tensor`` or ``channel``.
+        granularity: ``tensor``, ``channel`` or a group of channels.
     """
 
     options: ClassVar = {"granularity": GRANULARITY}

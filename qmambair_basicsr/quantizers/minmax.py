@@ -27,7 +27,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .affine import GRANULARITY, AffineQuantizer
+from .affine import AffineQuantizer
+from .groups import GRANULARITY
 from .registry import register_quantizer
 from .site import ACTIVATION, Site
 from .spec import Option, SpecError
@@ -38,7 +39,7 @@ class MinMax(AffineQuantizer):
     """Uniform quantizer between two bounds; see the module docstring.
 
     Args:
-        granularity: ``tensor`` or ``channel``.
+        granularity: ``tensor``, ``channel`` or a group of channels.
         symmetric: symmetric bounds about zero.
         learnable: train the bounds.
 

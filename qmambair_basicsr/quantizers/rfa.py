@@ -31,7 +31,8 @@ ones included, are used unchanged, so states are interchangeable; one that a low
 gradient to that neighbour. alpha is used as max(|alpha|, 1e-8), and with ``search: mse`` (default) it starts at
 the multiple of 2 mean|w| / sqrt(Q_P), between 1/4 and 2, that has the least squared error.
 
-``granularity: channel`` (not of the paper) learns alpha and beta for each output channel, (C,); the thresholds, in units
+``granularity: channel`` (not of the paper) learns alpha and beta for each output channel, (C,), a group of ``groups.py``
+for each group; the thresholds, in units
 of codes, stay those of the tensor.
 """
 
@@ -46,8 +47,8 @@ from ..ops.limits import as_type, limited
 from ..ops.rfa import RFAItem, rfa_together
 from ..ops.rfa.item import order
 from ..ops.rfa.reference import codes, surrogate
-from .affine import GRANULARITY
 from .base import Quantizer
+from .groups import GRANULARITY, groups_of
 from .lsq import INITIAL_FLOOR, SCALE_FLOOR
 from .lsq_offset import MODE, SEARCH
 from .registry import register_quantizer
@@ -80,7 +81,7 @@ class RFA(Quantizer):
         mode: ``stable`` or ``official``.
         search: ``mse`` or ``none``, how a stable quantizer starts.
         min_gap: smallest distance of neighbouring thresholds in stable mode, in steps.
-        granularity: ``tensor`` or ``channel``.
+        granularity: ``tensor``, ``channel`` or a group of channels.
 
     Raises:
         SpecError: per channel where the site has no channels.
@@ -105,7 +106,11 @@ class RFA(Quantizer):
     ) -> None:
         super().__init__(bits, site)
         self.dim = self.channel_dim("granularity") if granularity == "channel" else None
+        self.cut = groups_of(site, granularity, self._label())
         groups = 1 if self.dim is None else site.channels
+        if self.cut is not None:
+            groups = self.cut.total
+        self.common = self.dim is None and self.cut is None  # one step for the tensor, which the operator takes
         self.mode = mode
         self.search = search if mode == "stable" else "none"
         self.min_gap = min_gap
@@ -116,14 +121,18 @@ class RFA(Quantizer):
         self.thresholds = nn.Parameter(torch.arange(self.qmin, self.qmax + 1, dtype=torch.float32))
 
     def estimate(self, x: Tensor) -> dict[str, Tensor]:
-        rows = self._full(x).reshape(1, -1) if self.dim is None else self._full(x).movedim(self.dim, 0).flatten(1)
+        rows = self._full(x)
+        if self.cut is not None:
+            rows = self.cut.apart(rows)
+        else:
+            rows = rows.reshape(1, -1) if self.dim is None else rows.movedim(self.dim, 0).flatten(1)
         scale = (2 * rows.abs().mean(1) / self.qmax**0.5).clamp_min(INITIAL_FLOOR)
         if self.search == "mse":
             scale = best_symmetric_step(rows, scale, self.qmin, self.qmax)
         return {"scale": scale}
 
     def quantize(self, x: Tensor) -> Tensor:
-        if self.dim is None:
+        if self.common:
             return rfa_together([self.item(x)])[0]
         full = self._full(x)
         step, offset, thresholds = self._grid(full)
@@ -132,7 +141,7 @@ class RFA(Quantizer):
         return as_type((rfa_together([given])[0] - offset / step) * step, x.dtype)
 
     def item(self, x: Tensor) -> RFAItem | None:
-        if self.dim is not None:
+        if not self.common:
             return None
         min_gap = None if self.mode == "official" else self.min_gap
         parameters = self.scale, self.offset, self.thresholds
@@ -143,7 +152,7 @@ class RFA(Quantizer):
         self._require_initialized()
         x = self._full(x)
         step, offset, thresholds = self._grid(x)
-        if self.dim is None:
+        if self.common:
             integers = codes(x, step.reshape(1), offset.reshape(1), thresholds, self.qmin)
         else:
             unit, nothing = torch.ones_like(thresholds[:1]), torch.zeros_like(thresholds[:1])
@@ -158,13 +167,17 @@ class RFA(Quantizer):
 
     def _grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step and offset that broadcast to a tensor, and thresholds in use, in its type."""
-        shape = [1] * x.ndim
-        if self.dim is not None:
-            shape[self.dim] = -1
-        step, offset = (
-            p.to(x.dtype).reshape(shape if self.dim is not None else ()) for p in (self._step(x), self.offset)
-        )
+        step, offset = (self._spread(p.to(x.dtype), x) for p in (self._step(x), self.offset))
         return step, offset, self.ordered_thresholds().to(x.dtype)
+
+    def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
+        if self.common:
+            return parameter.reshape(())
+        if self.cut is not None:
+            return self.cut.broadcast(parameter, x)
+        shape = [1] * x.ndim
+        shape[self.dim] = -1
+        return parameter.reshape(shape)
 
     def ordered_thresholds(self) -> Tensor:
         """Thresholds in use, (2^n,): as stored in official mode, sorted with a smallest gap in stable mode."""

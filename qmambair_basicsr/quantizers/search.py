@@ -82,20 +82,21 @@ def best_common_step(rows: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
     return step, mean + chosen
 
 
-def best_symmetric_step(rows: Tensor, start: Tensor, qmin: int, qmax: int) -> Tensor:
+def best_symmetric_step(rows: Tensor, start: Tensor, qmin: int, qmax: int, shift: float = 0.0) -> Tensor:
     """Step of the grid ``qmin..qmax`` about zero with the least squared error on each row.
 
     Args:
         rows: (G, M).
         start: (G,), steps > 0; multiples of it between 0.25 and 2 are tried.
         qmin, qmax: smallest and largest code.
+        shift: of every level, in steps.
     """
     some = subsample(rows, SAMPLES)
     unit = start[:, None].clamp_min(torch.finfo(rows.dtype).tiny)
     best, chosen = torch.full_like(start, torch.inf), start
     for factor in torch.logspace(-2, 1, 25, base=2, device=rows.device, dtype=rows.dtype):
         step = start * factor
-        level = (some / step[:, None]).round().clamp(qmin, qmax)
+        level = (some / step[:, None] - shift).round().clamp(qmin, qmax) + shift
         error = ((level * step[:, None] - some) / unit).square().mean(1)
         chosen = torch.where(error < best, step, chosen)
         best = torch.minimum(error, best)

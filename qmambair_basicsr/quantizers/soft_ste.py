@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..ops.limits import as_type
-from ..ops.lsq.reference import codes
 from .lsq import LSQ
 from .registry import register_quantizer
 from .ste import snap, soft_round
@@ -31,14 +30,14 @@ class SoftSTE(LSQ):
     """LSQ whose rounding has the slope of a tanh curve; see the module docstring.
 
     Args:
-        granularity: ``tensor`` or ``channel``.
+        granularity: ``tensor``, ``channel`` or a group of channels.
     """
 
     def quantize(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():  # only the gradient is not LSQ's: evaluation takes its kernel
             return as_type(super().quantize(self._entering(x)), x.dtype)
         curve, scale, zero = self.curve(x)
-        return as_type((snap(curve, self._codes(x)) - zero) * scale, x.dtype)
+        return as_type((snap(curve, self._rounded(x)) - zero) * scale, x.dtype)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,10 +48,10 @@ class SoftSTE(LSQ):
         return soft_round(curve), scale, zero
 
     @torch.no_grad()
-    def _codes(self, x: Tensor) -> Tensor:
+    def _rounded(self, x: Tensor) -> Tensor:
         x = self._entering(x)
         scale, offset = (None if p is None else p.to(x.dtype) for p in self.step_and_offset(x))
-        return codes(x, scale, offset, self.qmin, self.qmax, self.dim)
+        return self._codes(x, scale, offset)
 
     def _entering(self, x: Tensor) -> Tensor:
         """The full-precision curve that is quantized in place of ``x``."""

@@ -14,6 +14,7 @@ from ..strict import unknown
 from .presets import PRESETS, expanded
 from .registry import QUANTIZER_REGISTRY
 from .site import KINDS, Site
+from .transform_spec import TransformSpec, read_transforms, transform_mistakes
 
 ACT_POLICIES = ("code", "paper")
 GROUP_CONVOLUTIONS = ("quantized", "fp")
@@ -178,6 +179,7 @@ class QuantSpec:
         preset: kinds that the network may lack, as they come from a preset (``presets.py``).
         overrides: (pattern, {kind: QuantizerSpec}) pairs; the pattern (``fnmatch``) is tried on the dotted name of a
             site's part and on that of its owner, and of several that match the last one decides.
+        transforms: what inputs and weights go through first (``transform_spec.py``).
 
     Raises:
         SpecError: unknown ``act_policy``, ``conv`` or kind of site.
@@ -193,6 +195,7 @@ class QuantSpec:
     conv: str = "quantized"
     preset: tuple[str, ...] = ()
     overrides: tuple[tuple[str, Mapping[str, QuantizerSpec]], ...] = field(default=(), hash=False)
+    transforms: tuple[TransformSpec, ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         refuse(self._mistakes())
@@ -223,11 +226,13 @@ class QuantSpec:
             preset = expanded(config["preset"], config["bits"])
             config = preset | {key: value for key, value in config.items() if key not in ("preset", "bits")}
             preset = {kind: value for kind, value in preset.items() if config[kind] is value}
-        others = {"act_policy": "code", "conv": "quantized", "overrides": {}}
+        others = {"act_policy": "code", "conv": "quantized", "overrides": {}, "transforms": {}}
         others |= {key: config[key] for key in others if key in config}
         mistakes: list[str] = []
         kinds = {key: value for key, value in config.items() if key not in others}
         chosen = _read_kinds(kinds, "quant", mistakes, (*KINDS, *others, "preset"))
+        mistakes += transform_mistakes(others["transforms"])
+        transforms = () if mistakes else read_transforms(others["transforms"])
         overrides = []
         if wrong := _no_mapping(others["overrides"], "quant.overrides"):
             mistakes.append(wrong)
@@ -236,7 +241,9 @@ class QuantSpec:
                 where = f"quant.overrides[{pattern!r}]"
                 overrides.append((str(pattern), _read_kinds(entry, where, mistakes, KINDS)))
         try:
-            spec = cls(**chosen, **{**others, "overrides": tuple(overrides)}, preset=tuple(preset))
+            spec = cls(
+                **chosen, **{**others, "overrides": tuple(overrides), "transforms": transforms}, preset=tuple(preset)
+            )
         except SpecError as error:
             mistakes.append(str(error))
         refuse(mistakes)
@@ -248,7 +255,8 @@ class QuantSpec:
         overrides = {
             pattern: {kind: spec.to_dict() for kind, spec in chosen.items()} for pattern, chosen in self.overrides
         }
-        return plain | {"act_policy": self.act_policy, "conv": self.conv, "overrides": overrides}
+        plain |= {"act_policy": self.act_policy, "conv": self.conv, "overrides": overrides}
+        return plain | ({"transforms": {t.type: t.to_dict() for t in self.transforms}} if self.transforms else {})
 
     def resolve(self, site: Site) -> QuantizerSpec:
         """The settings of a site: those of its kind, or those of the last override that means it."""

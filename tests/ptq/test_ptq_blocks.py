@@ -14,6 +14,7 @@ from tiny_networks import tiny_options
 
 from qmambair_basicsr.archs.scan_states import scan_with_states
 from qmambair_basicsr.calibration import ChannelMeans, RunningPercentile, SampleObserver
+from qmambair_basicsr.layers.hadamard import hadamard, rotation
 from qmambair_basicsr.layers.merging import input_sources, merge
 from qmambair_basicsr.layers.sites import network_sites, parameter_sites
 from qmambair_basicsr.layers.transforms import Rotation, Smoothing, attach, places
@@ -23,7 +24,6 @@ from qmambair_basicsr.ptq.adaround import AdaRound, beta, regulariser
 from qmambair_basicsr.ptq.bias_correction import correct_biases, output_means
 from qmambair_basicsr.ptq.blockwise import capture, units_of
 from qmambair_basicsr.ptq.gptq import gptq, gptq_network, matrices
-from qmambair_basicsr.ptq.hadamard import hadamard, rotation
 from qmambair_basicsr.ptq.quamba2 import channel_groups, ordered_means, ward
 from qmambair_basicsr.ptq.ranges import quantized_sites, set_ranges
 from qmambair_basicsr.ptq.training import full_precision

@@ -382,7 +382,7 @@ def test_hadamard_orders(shared_dir):
     """Every order that the report says Paley and doubling reach."""
     import json
 
-    from qmambair_basicsr.ptq.hadamard import hadamard
+    from qmambair_basicsr.layers.hadamard import hadamard
 
     report = json.loads((shared_dir / "golden/ptq/hadamard_report.json").read_text())
     for order, entry in report.items():

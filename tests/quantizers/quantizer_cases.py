@@ -74,6 +74,11 @@ def make(kind, bits, role, options, dtype=torch.float32, channels=CHANNELS):
     return quantizer.to(dtype)
 
 
+def needs_channels(options):
+    """Whether a quantizer has values for channels or groups of them, which no other tensor has."""
+    return not {"channel", "group16", "group32"}.isdisjoint(map(str, options.values()))
+
+
 def sample(dtype=torch.float32, seed=0):
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 

@@ -29,6 +29,11 @@ def hadamard(order: int) -> Tensor | None:
     Args:
         order: n.
     """
+    with torch.device("cpu"):  # kept for all, also where a network is built on another device
+        return _hadamard(order)
+
+
+def _hadamard(order: int) -> Tensor | None:
     if order in (1, 2):
         return torch.tensor([[1.0]] if order == 1 else [[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
     if order < 4 or order % 4:
