@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -37,6 +37,7 @@ __all__ = [
     "stale_training",
     "training_due",
     "unfinished",
+    "weights_file",
 ]
 
 
@@ -135,7 +136,7 @@ def stale_results(run: Run, test: Mapping, store: Store) -> str | None:
         return None
     if reason := stale_training(run, store):
         return reason
-    weights = made_from.weights_of(_weights(run, store))
+    weights = made_from.weights_of(weights_file(run, store))
     if weights is not None and record.get("weights") != weights:
         return "other weights" if "weights" in record else "it does not say what it was made from"
     names = [
@@ -166,17 +167,29 @@ def forget(run: Run, store: Store, training: bool) -> None:
         store.write(run, {**store.read(run.name), "results": {}})
 
 
-def _weights(run: Run, store: Store) -> Path:
+def weights_file(run: Run, store: Store) -> Path:
+    """Where a run's training leaves its weights."""
     return store.root / "experiments" / run.name / "models" / "net_g_latest.pth"
 
 
-def execute(run: Run, test: Mapping, store: Store) -> dict:
+def train_by_pipeline(run: Run, store: Store) -> dict:
+    """Train with BasicSR's pipeline; an interrupted training goes on from its last saved state."""
+    folder = store.root / "experiments" / run.name
+    if not any(folder.glob("training_states/*.state")):
+        shutil.rmtree(folder, ignore_errors=True)  # nothing in it to go on from
+    _pipeline(train_pipeline, run.opt, store, "--auto_resume")
+    shutil.rmtree(folder / "training_states", ignore_errors=True)
+    return {}
+
+
+def execute(run: Run, test: Mapping, store: Store, train: Callable[[Run, Store], Mapping] = train_by_pipeline) -> dict:
     """Train a run unless that is done, then test it on the sets it lacks.
 
     Args:
-        run: what to train; an interrupted training goes on from its last saved state.
+        run: what to train.
         test: test options; network, weights and name are the run's.
         store: where results are kept.
+        train: leaves the run's ``net_g_latest.pth``, and returns what its record shall hold besides.
 
     Returns:
         The record: ``train_seconds``, ``test_seconds`` and ``results``, ``{set: {metrics, protocol}}``.
@@ -187,18 +200,14 @@ def execute(run: Run, test: Mapping, store: Store) -> dict:
         forget(run, store, training=True)
     elif stale_results(run, test, store) is not None:
         forget(run, store, training=False)
-    record, weights = store.read(run.name), _weights(run, store)
+    record, weights = store.read(run.name), weights_file(run, store)
     sections = missing_sets(record, test, store.any_code)
     if "train_seconds" not in record or not weights.is_file():
-        folder = store.root / "experiments" / run.name
-        if not any(folder.glob("training_states/*.state")):
-            shutil.rmtree(folder, ignore_errors=True)  # nothing in it to go on from
         store.start(run, made_from.of_training(run.opt))
         start = time.monotonic()
-        _pipeline(train_pipeline, run.opt, store, "--auto_resume")
+        record |= train(run, store)
         record |= {"train_seconds": round(time.monotonic() - start, 1), "results": {}, "options": _plain(run.opt)}
         record |= {"torch": torch.__version__, "device": _device(run.opt)}
-        shutil.rmtree(folder / "training_states", ignore_errors=True)
         store.write(run, record)
         sections = dict(test["datasets"])
     record["weights"] = made_from.weights_of(weights)

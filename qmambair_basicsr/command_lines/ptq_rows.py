@@ -1,0 +1,46 @@
+"""The arguments of ``tools.ptq_rows``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..arguments import add, positive
+from ..recipes.ptq_contents import METHODS
+from . import for_command
+
+SETS = ("Set5", "Set14", "B100")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of the tool."""
+    parser = for_command("tools.ptq_rows")
+    add(parser, "--root", default=Path("datasets"))
+    add(parser, "--checkpoint", "full precision, for a single scale; default: that of the option files")
+    add(parser, "--out", default=Path("ptq_rows"))
+    add(parser, "--scales", default=[4], nargs="+", choices=(2, 3, 4))
+    add(parser, "--bits", "1 is for SPR2Q alone", default=[4, 2], nargs="+")
+    parser.add_argument(
+        "--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS), metavar="NAME", help="default: all"
+    )
+    add(parser, "--sets", default=list(SETS), nargs="+", choices=SETS)
+    parser.add_argument(
+        "--minutes", type=positive, default=60, metavar="N", help="of processor time for a row's quantization"
+    )
+    add(parser, "--iterations", "default: the recipe's, or what the minutes allow")
+    parser.add_argument(
+        "--batch", type=positive, default=8, metavar="N", help="images of an iteration, end to end (default: 8)"
+    )
+    parser.add_argument(
+        "--samples",
+        type=positive,
+        metavar="N",
+        help="values of a tensor that searches for ranges look at (default: the method's own number)",
+    )
+    add(parser, "--count", "for calibration, in eights", default=32)
+    parser.add_argument(
+        "--any-code", action="store_true", help="keep results though this package, torch or BasicSR has changed since"
+    )
+    add(parser, "--read-only")
+    add(parser, "--rerun")
+    return parser

@@ -1,0 +1,37 @@
+"""Rows of post-training methods on real weights: each quantizes the same network from the same images, and is tested.
+
+    python -m qmambair_basicsr.tools.ptq_rows --scales 4 --bits 4 2 --methods MinMax SPR2Q [--out ptq_rows] [--minutes 8]
+
+Run it where the option files' folders are: full-precision weights in ``experiments/pretrained_models``, image sets in
+``datasets`` (``tools.prepare_data``; ``--root`` names another folder). Networks, sites, images, seeds and the methods' own
+options are those of ``recipes/ptq_contents.py``; a row differs from its option file in its budget alone.
+
+A method that trains takes its recipe's iterations, or as many as fit into ``--minutes`` of processor time, calibration
+included: a few steps are timed on a copy, then the number is settled and the learning rate's schedule with it. At least as
+many as the method needs are made, whatever the time. Patches of the training are drawn by one seed, the same for all.
+
+``OUT/ptq_rows.md`` and ``.csv`` hold what is finished beside published figures, and name what is missing; the first is
+printed. What is finished is not repeated unless what it was made from has changed (``--rerun``: all of it; ``--any-code``:
+other versions of the code do not count), and after a kill the row at hand begins again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from ..cli import run_tool
+from ..command_lines.ptq_rows import build_parser
+from ..studies import ptq_rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns 0, 1 when a row failed, 2 after a mistake."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return run_tool(lambda: 1 if ptq_rows.run(args) else 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""ptq_rows: every row is its option file but for data and budget; what is finished, what failed, what it says."""
+
+from __future__ import annotations
+
+import copy
+import csv
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+
+from qmambair_basicsr import checkpoints
+from qmambair_basicsr.command_lines.ptq_rows import build_parser
+from qmambair_basicsr.layers.info import full_precision_twin
+from qmambair_basicsr.recipes.option_table import TASKS
+from qmambair_basicsr.recipes.ptq_contents import METHODS, ptq_options, ptq_test_options
+from qmambair_basicsr.studies import ptq_rows
+from qmambair_basicsr.studies.benchmark_table import read_published
+from qmambair_basicsr.studies.ptq_rows_report import Reported, markdown, write_report
+from qmambair_basicsr.tools import ptq_rows as tool
+
+TINY = {
+    "embed_dim": 12,
+    "d_state": 4,
+    "depths": [1],
+    "num_heads": [2],
+    "window_size": 4,
+    "inner_rank": 6,
+    "num_tokens": 5,
+}
+
+
+def arguments(*words):
+    return build_parser().parse_args([*map(str, words)])
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_row_is_its_option_file_but_for_data_and_budget(method, bits):
+    run, test = ptq_rows.options_of(2, bits, method, arguments("--scales", 2, "--count", 24, "--samples", 64))
+    file, file_test = (f("MambaIRv2Light", TASKS["lightSRx2"], bits, method) for f in (ptq_options, ptq_test_options))
+    for key in ("network_g", "scale", "manual_seed", "train"):
+        assert run.opt[key] == file[key]
+    assert test["network_g"] == file_test["network_g"] and test["val"]["metrics"] == file_test["val"]["metrics"]
+    of_method = {k: v for k, v in run.opt["ptq"]["method"].items() if k != "samples"}
+    assert of_method == file["ptq"]["method"]
+    assert run.opt["ptq"]["calibration"] == {"batches": 3, "batch_size": 8}
+    theirs, ours = file["datasets"]["train"], run.opt["datasets"]["train"]
+    assert {k: ours[k] for k in ("gt_size", "use_hflip", "use_rot")} == {
+        k: theirs[k] for k in ("gt_size", "use_hflip", "use_rot")
+    }
+    assert ours["dataroot_lq"].endswith(theirs["dataroot_lq"]) and ours["meta_info_file"].endswith("bsds400_train.txt")
+    assert [s["name"] for s in test["datasets"].values()] == ["Set5", "Set14", "B100"]
+
+
+def test_one_bit_is_for_spr2q():
+    assert list(ptq_rows.rows(arguments("--bits", 4, 1, "--methods", "MinMax", "SPR2Q"))) == [
+        (4, 4, "MinMax"),
+        (4, 4, "SPR2Q"),
+        (4, 1, "SPR2Q"),
+    ]
+
+
+class Clock:
+    """A method whose steps take what it says."""
+
+    total, at_first, each, time = 100, 0.0, 1.0, 0.0
+
+    def __init__(self):
+        self.steps = []
+
+    def step(self, iteration, images):
+        self.steps.append(iteration)
+        Clock.time += self.each + (self.at_first if len(self.steps) == 1 else 0)
+
+
+class Blocks(Clock, ptq_rows.BlockReconstruction):
+    units = ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("kind", "at_first", "seconds", "most", "expected"),
+    [
+        (Clock, 0.0, 10.5, 100, 10),
+        (Clock, 0.0, 10.5, 7, 7),
+        (Clock, 4.0, 10.5, 100, 6),
+        (Clock, 0.0, -1.0, 100, 2),
+        (Blocks, 2.0, 10.5, 100, 4),
+        (Blocks, 2.0, 1.0, 100, 3),
+    ],
+)
+def test_iterations_that_fit(kind, at_first, seconds, most, expected, monkeypatch):
+    monkeypatch.setattr(ptq_rows.time, "process_time", lambda: Clock.time)
+    method = kind()
+    method.at_first = at_first
+    assert ptq_rows.iterations_that_fit(method, None, seconds, most) == expected
+    assert method.steps == []  # a copy took them
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Folders as a user has them, with a tiny network and tiny images."""
+
+    def shrunk(make):
+        def made(*args):
+            opt = make(*args)
+            opt["network_g"] |= copy.deepcopy(TINY)
+            if "train" in opt["datasets"]:
+                opt["datasets"]["train"] |= {"gt_size": 32}
+                opt["datasets"]["train"].pop("meta_info_file")
+            return opt
+
+        return made
+
+    for name in ("ptq_options", "ptq_test_options"):
+        monkeypatch.setattr(ptq_rows, name, shrunk(getattr(ptq_rows, name)))
+    generator = np.random.default_rng(0)
+    for name in ("BSDS400T91", "Set5"):
+        for i in range(2):
+            small = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            for folder, image in (("HR", cv2.resize(small, (64, 64))), ("LR_bicubic/X4", small)):
+                (tmp_path / "datasets" / name / folder).mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(tmp_path / f"datasets/{name}/{folder}/{i}{'x4' if folder != 'HR' else ''}.png"), image)
+    opt = ptq_options("MambaIRv2Light", TASKS["lightSRx4"], 4, "MinMax")["network_g"]
+    config = {k: v for k, v in opt.items() if k != "quant"} | copy.deepcopy(TINY)
+    config["type"] = full_precision_twin(config["type"])
+    folder = tmp_path / "experiments/pretrained_models"
+    checkpoints.write_file({"params": build_network(config).state_dict()}, folder / "mambairv2_lightSR_x4.pth")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*more):
+    words = ["--bits", "4", "--sets", "Set5", "--iterations", "4", "--batch", "2", "--count", "2", "--out", "out"]
+    return tool.main([*words, *more])
+
+
+def test_rows_are_made_once_and_told(tiny, capsys, monkeypatch):
+    assert call("--methods", "MinMax", "SPR2Q") == 0
+    printed = capsys.readouterr().out
+    assert printed == (tiny / "out/ptq_rows.md").read_text() and "lack figures" not in printed
+    with open(tiny / "out/ptq_rows.csv") as file:
+        by_method = {row["method"]: row for row in csv.DictReader(file)}
+    assert (by_method["MinMax"]["iterations"], by_method["SPR2Q"]["iterations"]) == ("0", "4")
+    assert all(float(row["psnr"]) > 5 and float(row["cpu_seconds"]) > 0 for row in by_method.values())
+    assert "(31.60)" in printed and f"{float(by_method['SPR2Q']['psnr']):.2f} (31.60) | 4 | 2 + 8 |" in printed
+    weights = {f.parts[-3]: f.read_bytes() for f in tiny.glob("out/experiments/*/models/net_g_latest.pth")}
+
+    def never(*_, **__):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(ptq_rows, "quantize_row", never)
+    assert call("--methods", "MinMax", "SPR2Q") == 0 and capsys.readouterr().out == printed
+    monkeypatch.undo()
+    assert len(weights) == 2
+
+
+def test_same_seed_same_weights(tiny):
+    assert call("--methods", "SPR2Q") == 0
+    assert call("--methods", "SPR2Q", "--out", "again") == 0
+    (name,) = (f.name for f in tiny.glob("out/experiments/*"))
+    first, second = (
+        torch.load(tiny / folder / "experiments" / name / "models/net_g_latest.pth")["params"]
+        for folder in ("out", "again")
+    )
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_row_that_fails_is_named_and_the_next_one_is_made(tiny, capsys, monkeypatch):
+    build = ptq_rows.build_method
+
+    def broken(config):
+        if config["type"] == "Percentile":
+            raise ValueError("no such luck")
+        return build(config)
+
+    monkeypatch.setattr(ptq_rows, "build_method", broken)
+    assert call("--methods", "Percentile", "MinMax") == 1
+    printed = capsys.readouterr().out
+    assert "* x4, Percentile, 4/4: ValueError: no such luck" in printed and "| x4 | MinMax |" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--scales", "2", "4", "--checkpoint", "x.pth"], "--checkpoint is of one scale"),
+        (["--checkpoint", "x.pth"], "x.pth is not there"),
+        (["--root", "elsewhere"], "elsewhere/BSDS400T91/HR is not there"),
+    ],
+)
+def test_mistakes_are_one_message(tiny, capsys, more, message):
+    assert call(*more) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_table_has_published_figures_beside_and_names_what_is_missing(tmp_path):
+    _, test = ptq_rows.options_of(4, 4, "QuambaScan", arguments())
+    results = {"Set5": {"metrics": {"psnr": 30.5, "ssim": 0.9}}}
+    record = {"results": results, "iterations": 12, "images": {"calibration": 16, "training": 24}, "cpu_seconds": 90.0,
+              "torch": "2", "device": "CPU"}  # fmt: skip
+    rows = [Reported(4, 4, "QuambaScan", test, record), Reported(4, 4, "MinMax", test)]
+    paper = {name: read_published()["MambaIRv2Light", "lightSRx4", "Quamba", "4", "4", name, "psnr"].value
+             for name in ("set5", "set14")}  # fmt: skip
+    line = markdown(rows, ["Set5", "Set14"]).splitlines()[2]
+    assert line == (
+        f"| x4 | Quamba (scan) | 4/4 | 30.50 ({paper['set5']}) |  ({paper['set14']}) | 12 | 16 + 24 | 1.5 |"
+    )
+    text = write_report(rows, tmp_path, ["Set5", "Set14"])
+    assert "2 of 2 rows lack figures" in text
+    assert "* x4, QuambaScan, 4/4: Set14" in text and "* x4, MinMax, 4/4: Set5, Set14" in text
