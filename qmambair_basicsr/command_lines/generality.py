@@ -34,11 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--jobs", type=positive, default=1, metavar="N", help="trainings at the same time, one thread each (default: 1)"
     )
     add(parser, "--device", default="cpu")
-    parser.add_argument(
-        "--any-code",
-        action="store_true",
-        help="keep results though this package, torch or BasicSR has changed since; generality.csv says which torch it was",
-    )
+    add(parser, "--any-code", "generality.csv says which torch it was")
     add(parser, "--read-only")
     add(parser, "--rerun")
     return parser

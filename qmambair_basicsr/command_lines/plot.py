@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     sampling = argparse.ArgumentParser(add_help=False)
     add(sampling, "--images", required=True)
     add(sampling, "--middle", default=192)
-    sampling.add_argument("--samples", type=positive, default=SAMPLES, help="values kept of each site")
+    add(sampling, "--samples", default=SAMPLES)
     add(sampling, "--seed", "for the choice of values", default=0)
 
     def command(name, parents, text):

@@ -31,16 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", type=positive, default=8, metavar="N", help="images of an iteration, end to end (default: 8)"
     )
-    parser.add_argument(
-        "--samples",
-        type=positive,
-        metavar="N",
-        help="values of a tensor that searches for ranges look at (default: the method's own number)",
-    )
+    add(parser, "--samples", "which searches look at; default: the method's own number")
     add(parser, "--count", "for calibration, in eights", default=32)
-    parser.add_argument(
-        "--any-code", action="store_true", help="keep results though this package, torch or BasicSR has changed since"
-    )
+    add(parser, "--any-code")
     add(parser, "--read-only")
     add(parser, "--rerun")
     return parser
