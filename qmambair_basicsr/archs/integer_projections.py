@@ -30,9 +30,11 @@ class IntegerProjections(nn.Module):
         first, second = parts
         self.x_proj_transform = entering(transform_of(owner, first))
         self.dt_projs_transform = entering(transform_of(owner, second))
-        weight, act = quantizers[f"{first}_weight"], grid_of(quantizers[f"{first}_input"], True)
+        weight, act = quantizers[f"{first}_weight"], grid_of(quantizers[f"{first}_input"], True, True)
         self.x_proj = DirectionProducts(weight, act) if apart else IntegerLinear(weight.flattened(), act, None)
-        self.dt_projs = DirectionProducts(quantizers[f"{second}_weight"], grid_of(quantizers[f"{second}_input"], True))
+        self.dt_projs = DirectionProducts(
+            quantizers[f"{second}_weight"], grid_of(quantizers[f"{second}_input"], True, True)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See ``ScanParameters.project``."""

@@ -166,9 +166,9 @@ class ScanParameters(SiteModule):
         return names
 
     def _multiplies_codes(self, parts: tuple[str, str]) -> bool:
-        """Whether the weights of two projections are frozen, quantized, and integers times a scale."""
+        """Whether the weights of two projections are frozen, quantized, and integers times scales."""
         weights = [self.quantizers[f"{part}_weight"] for part in parts]
-        return all(isinstance(weight, FrozenCodes) and weight.integer_form() for weight in weights)
+        return all(isinstance(weight, FrozenCodes) and weight.grouped_form() for weight in weights)
 
     @staticmethod
     def _projection_sites(name: str, weight: torch.Tensor, channels: int, copies: int = 1) -> tuple[Site, Site]:

@@ -22,6 +22,9 @@ from ..quantizers.forms import StaticForm
 from ..quantizers.site import ACTIVATION, WEIGHT, Site
 from .sites import PlacedSite, activation_sites, parameter_sites, quantizers_of, uncalibrated
 
+LEAST_GROUP = 8
+"""Fewest columns whose products are worth a sum of their own; weights with smaller groups take part as exact values."""
+
 
 class FrozenCodes(Quantizer):
     """A quantized parameter: its codes, and how they become values. Whatever it is given, it returns the values.
@@ -81,6 +84,25 @@ class FrozenCodes(Quantizer):
         Weights of three dimensions are stacks of matrices (K, rows, columns).
         """
         return self.kind is AffineCodes and self.encoded.integer_rows(2 if self.codes.ndim == 3 else 1)
+
+    def grouped_form(self) -> bool:
+        """Whether they can be summed up as integers for each group of columns, at least ``LEAST_GROUP`` of them."""
+        if self.kind is not AffineCodes:
+            return False
+        return self.integer_form() or self.encoded.integer_groups(2 if self.codes.ndim == 3 else 1, LEAST_GROUP)
+
+    def columns(self, begin: int, end: int) -> FrozenCodes:
+        """The codes of neighbouring columns (dimension 1) within one group, which then have a scale for each row."""
+        width = self.codes.shape[1]
+
+        def one(table: Tensor) -> Tensor:
+            if table.ndim < 2 or table.shape[1] == 1:
+                return table
+            return table[:, begin // -(-width // table.shape[1])].unsqueeze(1)
+
+        bounds = None if self.bounds is None else torch.stack(tuple(map(one, self.bounds)))
+        encoded = AffineCodes(self.codes[:, begin:end], one(self.scale), one(self.zero), bounds)
+        return FrozenCodes(self.bits, encoded, self.site).to(self.scale.dtype)
 
     def part(self, index: int) -> FrozenCodes:
         """The codes at one index of the leading dimension, with their tables."""

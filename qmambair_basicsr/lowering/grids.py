@@ -108,12 +108,13 @@ class Dequantized(nn.Module):
         return integer.dequantize(self.grid(x))
 
 
-def grid_of(quantizer: Quantizer, products: bool) -> nn.Module:
+def grid_of(quantizer: Quantizer, products: bool, groups: bool = False) -> nn.Module:
     """The grid of an activation quantizer.
 
     Args:
         quantizer: calibrated.
         products: codes are multiplied and summed up, which takes one step for all.
+        groups: or one for each group of channels (``weights.py``).
 
     Raises:
         LoweringError: a quantizer that has no form (``quantizers/forms.py``), or one with a step per channel where
@@ -124,10 +125,11 @@ def grid_of(quantizer: Quantizer, products: bool) -> nn.Module:
     label, bound = quantizer.site.label or "an activation", 2 ** (quantizer.bits - 1)
     static, dynamic = quantizer.static_form(), quantizer.dynamic_form()
     if static is not None:
-        if products and static.step.numel() > 1:
+        if products and static.step.numel() > 1 and not (groups and quantizer.cut is not None):
+            steps = "a step per channel" if quantizer.cut is None else "steps for groups of channels"
             raise LoweringError(
-                f"{label}: {type(quantizer).__name__} has a step per channel, which integer products cannot be "
-                "summed up with; use granularity: tensor for activations"
+                f"{label}: {type(quantizer).__name__} has {steps}, which integer products cannot be summed up with here; "
+                "use granularity: tensor for activations"
             )
         return StaticGrid(static, bound, quantizer.site.quantizer_path)
     if dynamic is not None:

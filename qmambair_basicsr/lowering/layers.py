@@ -24,45 +24,8 @@ from ..ops import integer
 from ..ops.integer import Codes
 from ..ops.onnx_nodes import cast
 from .grids import Dequantized, DynamicGrid, LoweringError, grid_of
-
-
-class IntegerWeight(nn.Module):
-    """int8 codes (G, O, ...) of a weight with G groups of O output channels, and the extra channel of ones.
-
-    Args:
-        frozen: codes of the weight, with one scale for all or one per output channel (leading dimension).
-        groups: G.
-        part: index of the leading dimension of the parameter that ``frozen`` is; None for all of it.
-    """
-
-    def __init__(self, frozen: FrozenCodes, groups: int, part: int | None = None):
-        super().__init__()
-        self.site, self.groups, self.part = frozen.site.quantizer_path, groups, part
-        if not frozen.affine:
-            raise LoweringError(
-                f"{frozen.site.label}: values are clamped once more after they were quantized (DLS, mode: official), "
-                "so codes and scale alone do not give the weight; use mode: stable for weights"
-            )
-        codes = frozen.codes.unflatten(0, (groups, -1))  # (G, O, ...)
-        shape = (groups, codes.shape[1], *[1] * (codes.ndim - 2))
-        per_channel = frozen.scale.numel() > 1
-        scale = frozen.scale.reshape(-1).expand(groups * codes.shape[1]).view(shape)
-        zero = frozen.zero.reshape(-1).expand(groups * codes.shape[1]).view(shape)
-        self.shifted = bool(zero.any())
-        if self.shifted:
-            codes = torch.cat((codes, torch.ones_like(codes[:, :1])), 1)
-            ones = scale.mean(1, keepdim=True) if per_channel else scale[:, :1]
-            self.register_buffer("factor", (zero * scale / ones).flatten(0, 1).flatten())  # (G * O,)
-            scale = torch.cat((scale, ones), 1)
-        self.axis = 0 if per_channel else None
-        self.register_buffer("codes", codes.flatten(0, 1).contiguous())
-        self.register_buffer("scale", scale.flatten().contiguous() if per_channel else scale.flatten()[0].clone())
-        zero_points = torch.zeros_like(self.scale, dtype=torch.int8)
-        self.register_buffer("zero_point", zero_points)
-        self.bound = 2 ** (frozen.bits - 1)
-
-    def forward(self) -> Codes:
-        return integer.constant(self.codes, self.scale, self.zero_point, self.axis, self.bound)
+from .weights import IntegerWeight as IntegerWeight
+from .weights import integer_weight
 
 
 def _exact(frozen: FrozenCodes, groups: int) -> Tensor:
@@ -74,15 +37,15 @@ class IntegerLinear(nn.Module):
     """A linear layer.
 
     Args:
-        frozen: codes (out, in).
+        frozen: codes (out, in), with one scale for all, for each row, or for each row and group of columns.
         act: grid of the input.
         bias: (out,) or None.
-        part: see ``IntegerWeight``.
+        part: see :class:`IntegerWeight` (``weights.py``).
     """
 
     def __init__(self, frozen: FrozenCodes, act: nn.Module, bias: Tensor | None, part: int | None = None):
         super().__init__()
-        self.act, self.weight = act, IntegerWeight(frozen, 1, part)
+        self.act, self.weight = act, integer_weight(frozen, act, 1, part)
         value = _exact(frozen, 1)[0]
         sums = value.sum(1)  # (out,)
         total = torch.zeros_like(sums) if bias is None else bias.detach().clone()
@@ -96,9 +59,7 @@ class IntegerLinear(nn.Module):
 
     def multiply(self, x: Codes | Tensor) -> Tensor:
         """The layer without the quantizer of its input."""
-        y = integer.linear(x, self.weight())
-        if self.weight.shifted:
-            y = y[..., :-1] - y[..., -1:] * self.weight.factor
+        y = self.weight.linear(x)
         if self.sums is not None and x.shift is not None:
             y = y - x.shift * self.sums
         return y + self.bias if self.has_bias else y
@@ -145,7 +106,7 @@ class IntegerConv2d(nn.Module):
             )
         self.geometry = (layer.stride, layer.padding, layer.dilation)
         self.groups = layer.groups
-        self.act, self.weight = act, IntegerWeight(layer.weight_quantizer, layer.groups)
+        self.act, self.weight = act, integer_weight(layer.weight_quantizer, act, layer.groups)
         value = _exact(layer.weight_quantizer, layer.groups)
         self.follows = isinstance(act, DynamicGrid)  # the shift is known with the tensor only
         if _per_channel(act):
@@ -159,12 +120,8 @@ class IntegerConv2d(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, bias = self.act(x), None if self.weight.shifted else self.bias
-        y = integer.conv2d(q, self.weight(), bias, self.geometry, self.groups)
-        if self.weight.shifted:
-            y = y.unflatten(1, (self.groups, -1))  # (B, G, O + 1, H, W)
-            factor = self.weight.factor.view(1, self.groups, -1, 1, 1)
-            y = (y[:, :, :-1] - y[:, :, -1:] * factor).flatten(1, 2) + self.bias.view(1, -1, 1, 1)
+        q = self.act(x)
+        y = self.weight.conv2d(q, self.bias, self.geometry)
         if self.follows and q.shift is not None:
             y = y - q.shift * self.border(x)
         elif self.border is not None and not self.follows:
@@ -292,9 +249,9 @@ def _lowered(layer: nn.Module) -> nn.Module:
     frozen = layer.weight_quantizer if isinstance(layer.weight_quantizer, FrozenCodes) else None
     if isinstance(layer, QuantEmbedding):
         return nn.Embedding.from_pretrained(layer.weight.detach()) if frozen is None else IntegerEmbedding(frozen)
-    if frozen is None or not frozen.integer_form():  # what is left is the activation
+    if frozen is None or not frozen.grouped_form():  # what is left is the activation
         return FloatWeight(layer)
-    act = grid_of(layer.act_quantizer, products=True)
+    act = grid_of(layer.act_quantizer, products=True, groups=True)
     if isinstance(layer, QuantLinear):
         return IntegerLinear(layer.weight_quantizer, act, layer.bias)
     return IntegerConv2d(layer, act)

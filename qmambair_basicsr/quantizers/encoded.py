@@ -88,12 +88,12 @@ class AffineCodes(Encoded):
         """The codes after a change of leading dimensions (a view, a selection), which scales have too.
 
         Args:
-            reshape: applied to the codes and to the tables, whose last dimension has length 1.
+            reshape: applied to the codes and to the tables, whose last dimension holds groups or has length 1.
         """
-        leading = *self.codes.shape[:-1], 1
+        leading = self.codes.shape[:-1]
 
         def table(t: Tensor) -> Tensor:
-            return t if t.ndim == 0 else reshape(t.expand(leading))
+            return t if t.ndim == 0 else reshape(t.expand(*leading, t.shape[-1]))
 
         bounds = None if self.bounds is None else torch.stack(tuple(map(table, self.bounds)))
         return AffineCodes(reshape(self.codes), table(self.scale), table(self.zero), bounds)
@@ -107,6 +107,20 @@ class AffineCodes(Encoded):
         return all(
             t.ndim == 0
             or (all(n in (1, size) for n, size in zip(t.shape, sizes, strict=False)) and t.shape[leading:].numel() == 1)
+            for t in (self.scale, self.zero)
+        )
+
+    def integer_groups(self, leading: int, least: int) -> bool:
+        """:meth:`integer_rows`, or with scale and zero for each group of at least so many indices of the next dimension."""
+        sizes, width = self.codes.shape[:leading], self.codes.shape[leading]
+        return all(
+            t.ndim == 0
+            or (
+                t.ndim == self.codes.ndim
+                and all(n in (1, size) for n, size in zip(t.shape, sizes, strict=False))
+                and -(-width // t.shape[leading]) >= min(least, width)
+                and t.shape[leading + 1 :].numel() == 1
+            )
             for t in (self.scale, self.zero)
         )
 

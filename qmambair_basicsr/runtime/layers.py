@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..lowering.grids import DynamicGrid
 from ..lowering.layers import FloatWeight, IntegerConv2d, IntegerLinear
+from ..lowering.weights import IntegerWeight
 from ..ops.glue.native import DeltaWeights
 from ..ops.integer.kernels import IntegerLayer, pack
 from .grids import NativeGrid, NotFused
@@ -122,3 +123,5 @@ def _require(layer: nn.Module, kind: type[nn.Module]) -> None:
     if type(layer) is not kind:
         reason = "keeps a full-precision weight" if isinstance(layer, FloatWeight) else f"is a {type(layer).__name__}"
         raise NotFused(f"a layer {reason}")
+    if not isinstance(layer.weight, IntegerWeight):
+        raise NotFused("a layer has steps for groups of channels")

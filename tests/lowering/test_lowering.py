@@ -14,11 +14,13 @@ from torch import nn
 import qmambair_basicsr  # noqa: F401  (registers the networks)
 from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.convert import freeze_dls, frozen
-from qmambair_basicsr.layers.info import network_info
+from qmambair_basicsr.layers.info import NetworkInfo, network_info
+from qmambair_basicsr.layers.prepare import prepare
 from qmambair_basicsr.layers.sites import network_sites, parameter_sites, quantizers_of
 from qmambair_basicsr.lowering import LoweringError, captured_codes, frozen_copy, lower
-from qmambair_basicsr.lowering.layers import IntegerConv2d, IntegerLinear, IntegerWeight, Product
-from qmambair_basicsr.quantizers import UncalibratedError
+from qmambair_basicsr.lowering.layers import FloatWeight, IntegerConv2d, IntegerLinear, IntegerWeight, Product
+from qmambair_basicsr.lowering.weights import GroupedWeight
+from qmambair_basicsr.quantizers import QuantSpec, UncalibratedError
 
 every_network = pytest.mark.parametrize("name", QUANTIZED)
 NO_SEARCH = {"search": "none"}
@@ -115,6 +117,53 @@ def test_offsets_for_each_channel(name):
     apart = [p.quantizer for p in network_sites(net) if p.site.kind == "act" and hasattr(p.quantizer, "own_offsets")]
     assert len(apart) > 2 and all(q.offset.unique().numel() == q.offset.numel() == q.site.channels for q in apart)
     assert_same(net, image(net))
+
+
+GROUPS = {
+    "weights": {"weight": {"type": "SEQ", "bits": 2, "granularity": "group16"}},
+    "inputs": {"act": quant(4)["act"] | {"granularity": "group16"}},
+    "both": {
+        "weight": {"type": "RFA", "bits": 2, "granularity": "group16"},
+        "act": quant(4)["act"] | {"granularity": "group16"},
+    },
+    "following": {
+        "weight": {"type": "SEQ", "bits": 2, "granularity": "group16"},
+        "act": {"type": "DLS", "bits": 4, "init": NO_SEARCH},
+    },
+}
+
+
+@every_network
+@pytest.mark.parametrize("which", GROUPS)
+def test_steps_for_groups_of_channels(name, which):
+    """Integer sums for each group: none of the layers falls back to floating point."""
+    net = network(name, quant(4) | GROUPS[which])
+    with torch.no_grad():
+        for key, parameter in net.named_parameters():
+            if key.endswith("quantizer.offset") or key.endswith("_input.offset"):
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    integer = assert_same(net, image(net, 2))
+    assert not any(isinstance(m, FloatWeight) for m in integer.modules())
+    grouped = [m for m in integer.modules() if isinstance(m, GroupedWeight)]
+    cut = any(q.cut is not None and q.cut.count > 1 for q in quantizers_of(net).values())  # not the 8 channels of EDSR
+    assert cut == any(len(m.cells) > 1 for m in grouped) and cut == (name != "QEDSR")
+    assert all(m.codes.dtype == torch.int8 for m in integer.modules() if isinstance(m, IntegerWeight))
+
+
+@pytest.mark.parametrize("kind", ["weight", "act"])
+def test_groups_of_channels_in_one_convolution_of_groups(kind):
+    """Steps along the channels of a convolution's own groups."""
+    settings = {"weight": {"type": "LSQ", "bits": 3}, "act": {"type": "LSQOffset", "bits": 3}}
+    settings[kind]["granularity"] = "group16"
+    spec = QuantSpec.from_dict(settings)
+    x = torch.randn(2, 64, 6, 5) * torch.logspace(-1, 1, 64).view(1, -1, 1, 1)
+    for groups in (1, 2, 64):
+        layer = nn.Conv2d(64, 128, 3, padding=1, groups=groups)
+        net = prepare(nn.Sequential(layer), spec, NetworkInfo(full_precision=()))
+        calibrate(net.eval(), [x])
+        with torch.no_grad():
+            wanted, got = (make(net, torch.float64)(x.double()) for make in (frozen_copy, lower))
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
 @every_network

@@ -21,7 +21,7 @@ from torch import nn
 from ...files import write_bytes
 from ...layers.convert import constant_grids, frozen, require_quantized
 from ...layers.info import network_info
-from ...layers.sites import parameter_sites, quantizer_keys, quantizers_of
+from ...layers.sites import PlacedSite, activation_sites, parameter_sites, quantizer_keys, quantizers_of
 from ...lowering import lower
 from ...ops.backend import ExportTarget, exporting
 from ...ops.onnx_nodes import DOMAIN
@@ -157,12 +157,26 @@ def _require_integer_weights(net: nn.Module) -> None:
     require_quantized(net)
     for placed in parameter_sites(net):
         codes = frozen(placed)
-        if placed.site.role == "weight" and not codes.integer_form():
-            raise ExportError(
-                f"{placed.site.label}: the codes of {type(placed.quantizer).__name__} ({codes.kind.__name__}) are no "
-                "integers times one scale for each row, which int8 nodes of ONNX need; `lowering` and packed files take "
-                "them"
-            )
+        if placed.site.role != "weight" or codes.integer_form():
+            continue
+        if placed.quantizer.cut is not None:
+            _refuse_groups(placed)
+        raise ExportError(
+            f"{placed.site.label}: the codes of {type(placed.quantizer).__name__} ({codes.kind.__name__}) are no "
+            "integers times one scale for each row, which int8 nodes of ONNX need; `lowering` and packed files take "
+            "them"
+        )
+    for placed in activation_sites(net):
+        if placed.quantizer.cut is not None and placed.site.kind == "act":
+            _refuse_groups(placed)
+
+
+def _refuse_groups(placed: PlacedSite) -> None:
+    raise ExportError(
+        f"{placed.site.label}: {type(placed.quantizer).__name__} has steps for groups of channels, which int8 nodes of ONNX "
+        "cannot have; train with granularity: channel (weights) or tensor (inputs), or run it by `--backend integer` or "
+        "from a packed file, which take groups"
+    )
 
 
 @contextmanager
