@@ -13,6 +13,7 @@ from ..calibration import calibrate
 from ..checkpoints import write_file
 from ..inference.image_sets import middles
 from ..inference.networks import load_full_precision
+from ..layers.declared import ordinary_state
 from ..layers.info import network_info
 from ..layers.sites import quantizers_of
 from ..recipes.option_files import read_options
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         load_full_precision(net, args.checkpoint, args.param_key)
     images = list(middles(args.images, network_info(net).channels, args.middle, args.middle, args.count))
     calibrate(net, track(images, "calibrate", console=console, transient=True))
-    write_file({"params": net.state_dict()}, args.output)
+    write_file({"params": ordinary_state(net)}, args.output)
     source = args.checkpoint or f"random weights (seed {args.seed})"
     console.print(
         f"{args.output}: {len(quantizers)} quantizers of {type(net).__name__}, {source}, {len(images)} images",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import CheckpointError
 from ..constants import constants_of
+from ..layers.declared import rotations_in
 from ..layers.detection import RULES, Keys
 from ..layers.info import TWINS
 from .quantizer_detection import UnknownBitsError, quant_blocks
@@ -52,6 +53,7 @@ def detect(state: Mapping[str, Tensor], path: str | Path = "(in memory)", bits: 
         UnknownBitsError: the quantizers are known, but not how many bits they have.
     """
     keys = Keys({name: tuple(tensor.shape) for name, tensor in state.items()})
+    turned, rotations = rotations_in(state)
     unknown_bits: UnknownBitsError | None = None
     for block, net in _full_precision(keys):
         extra = keys.keys() - net.state_dict().keys()
@@ -59,7 +61,8 @@ def detect(state: Mapping[str, Tensor], path: str | Path = "(in memory)", bits: 
             return block
         for twin in (name for name, base in TWINS.items() if base == block["type"]):
             try:
-                for quant in quant_blocks(twin, block, keys, extra, path, bits):
+                for quant in quant_blocks(twin, block, keys, extra - turned, path, bits):
+                    quant |= {"transforms": rotations} if rotations else {}
                     described = {**block, "type": twin, "quant": quant}
                     if _fits(described, keys):
                         return described

@@ -8,6 +8,7 @@ part of the weight in every checkpoint that is saved (:func:`ordinary_state`), w
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -19,6 +20,8 @@ from ..quantizers.transform_spec import TransformSpec
 from .hadamard import hadamard
 from .sites import network_sites
 from .transforms import Chain, Layout, LowRank, Place, Transform, TransformError, attach, places
+
+_ORDER = re.compile(r"(?P<owner>.+)\.(transform|transforms\.(?P<part>\w+))\.order")
 
 
 class Hadamard(ConstantBuffers, Transform):
@@ -142,6 +145,19 @@ def with_increments(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
             state |= {f"{prefix}parts.1.{key.removeprefix(prefix)}": value for key, value in moved.items()}
         state |= {key: torch.zeros_like(t) if key.endswith(".B") else t.detach() for key, t in own.items()}
     return state
+
+
+def rotations_in(state: Mapping[str, Tensor]) -> tuple[set[str], dict[str, dict]]:
+    """The keys of rotations in a checkpoint, and the ``transforms:`` entry that they stand for; empty without any."""
+    places_, orders = {}, set()
+    for key, tensor in state.items():
+        found = _ORDER.fullmatch(key)
+        if found and tensor.numel() == 1 and not tensor.is_meta:
+            places_[key] = found["owner"] + (f".{found['part']}" if found["part"] else "")
+            orders.add(int(tensor))
+    if not places_:
+        return set(), {}
+    return set(places_), {"Hadamard": {"block": max(orders), "places": sorted(places_.values())}}
 
 
 def _own(net: nn.Module, part: nn.Module) -> dict[str, Tensor]:

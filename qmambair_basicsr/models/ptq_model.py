@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import checkpoints
 from ..inference.tiling import run_tiled
 from ..layers.info import size_multiple
+from ..layers.transforms import LowRank
 from ..ptq.method import require_ordinary
 from ..ptq.training import TrainedMethod
 from . import non_finite
@@ -60,6 +61,10 @@ class PTQModel(QATModel):
         if not self.is_train:
             super().load_initial_weights()
             return
+        if any(isinstance(module, LowRank) for module in self.net_g.modules()):
+            raise ValueError(
+                "network_g: quant: transforms: LowRank is trained by QATModel; leave it out (ptq: method: SPR2Q has its own)"
+            )
         self.shapes = {key: tensor.shape for key, tensor in self.net_g.state_dict().items()}
         total, name = int(self.opt["train"]["total_iter"]), type(self.method).__name__
         if not self.method.trains and total != 1:

@@ -14,6 +14,7 @@ from tiny_networks import OURS, QUANTIZED, described
 from qmambair_basicsr.archs.windows import open_window_plan, window_plan
 from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.info import full_precision_twin, network_info
+from qmambair_basicsr.layers.transforms import transforms_of
 from qmambair_basicsr.ops.backend import exporting
 from qmambair_basicsr.ops.semantic_order import semantic_order
 
@@ -97,6 +98,38 @@ def test_every_registered_network_exports(name, tmp_path):
         assert all(check.own_input in (None, check.count) for check in checks)
         assert sum(check.whole_network for check in checks) >= 0.97 * sum(check.count for check in checks)
     assert (onnx_net.size is None) == open_sides
+
+
+def finer(**changes):
+    """A small network on the grids of ``changes``."""
+    torch.manual_seed(0)
+    options = copy.deepcopy(OPTIONS["MambaIR"]) | {"embed_dim": 32}
+    quant = {kind: V2_QUANT[kind] | changes.get(kind, {}) for kind in ("weight", "act", "scan")}
+    net = build_network({"type": "QMambaIR", **options, "quant": {**changes, **quant}}).eval()
+    calibrate(net, [photo(network_info(net).channels, 16, 24)])
+    return net
+
+
+def test_half_integers_behind_rotations(tmp_path):
+    """The rotation is a product with a constant in front of QuantizeLinear; the weights are int8."""
+    seq = {"type": "SEQ", "bits": 2, "granularity": "channel"}
+    net = finer(weight=seq, transforms={"Hadamard": {"block": 16}, "LowRank": {"rank": 2}})
+    assert sum(transform.changes_input for transform in transforms_of(net).values()) > 2
+    x = photo(network_info(net).channels, 16, 24)
+    model = export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24, scan_chunk=4))
+    with torch.no_grad():
+        assert_same(OnnxNetwork(tmp_path / "net.onnx")(x).numpy(), net(x).numpy())
+    assert all(check.equal is not False for check in compare_weights(model, net))
+    checks = compare_activations(tmp_path / "net.onnx", net, x)
+    assert all(check.own_input in (None, check.count) for check in checks)
+
+
+@pytest.mark.parametrize("kind", ["weight", "act"])
+def test_groups_are_refused(kind, tmp_path):
+    net = finer(**{kind: {"type": "LSQ", "bits": 4, "granularity": "group16"}})
+    with pytest.raises(ExportError, match=r"steps for groups of channels.*granularity: channel"):
+        export_onnx(net, tmp_path / "net.onnx", ExportSettings(16, 24))
+    assert not list(tmp_path.iterdir())
 
 
 def test_random_routing_is_refused(tmp_path):

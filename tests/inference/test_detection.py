@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 import pytest
@@ -11,12 +12,14 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from tiny_networks import OURS, QUANTIZED, TINY_NETWORK, tiny_network
 
 from qmambair_basicsr.archs.vmambair_arch import VARIANTS
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.checkpoints import write_file
 from qmambair_basicsr.inference.detection import UnknownNetworkError, detect
 from qmambair_basicsr.inference.opening import network_from
 from qmambair_basicsr.inference.quantizer_detection import UnknownBitsError
 from qmambair_basicsr.layers.detection import RULES
 from qmambair_basicsr.layers.info import TWINS, network_info
+from qmambair_basicsr.layers.sites import quantizers_of
 from qmambair_basicsr.quantizers.registry import QUANTIZER_REGISTRY
 
 FULL = sorted({*OURS, *TWINS.values()} - set(QUANTIZED))
@@ -155,6 +158,22 @@ def test_overrides_and_granularity(channelwise):
         "*.out_proj": {"weight": {"type": "Identity", "bits": 32}},
     }
     assert same(block, detect(state_of(block), "w", (4, 4)))
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group16"])
+def test_half_integers_groups_and_rotations(granularity, tmp_path):
+    weight = {"type": "SEQ", "bits": 4, "granularity": granularity}
+    block = tiny_network("QMambaIR", {"weight": weight, "act": {"type": "LSQOffset", "bits": 4}}, embed_dim=32)
+    block["quant"]["transforms"] = {"Hadamard": {"block": 8, "places": ["*.in_proj", "*.x_proj"]}}
+    net = build_network(copy.deepcopy(block)).eval()
+    x = torch.rand(1, 3, 8, 8)
+    calibrate(net, [x])
+    path = tmp_path / "net_w4a4.pth"
+    write_file({"params": net.state_dict()}, path)
+    found = network_from(path)
+    with torch.no_grad():
+        assert torch.equal(found(x), net(x))
+    assert {type(q) for q in quantizers_of(found).values()} == {type(q) for q in quantizers_of(net).values()}
 
 
 @pytest.mark.parametrize("wrapped", ["params", "params_ema", None])

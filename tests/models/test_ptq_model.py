@@ -7,9 +7,11 @@ import copy
 import pytest
 import torch
 from basicsr.archs import build_network
+from basicsr.models import build_model
 
 from qmambair_basicsr import checkpoints, schema
 from qmambair_basicsr.layers.sites import uncalibrated
+from qmambair_basicsr.layers.transforms import transforms_of
 from qmambair_basicsr.quantizers import SpecError
 
 PLAIN = {"type": "MinMax", "bits": 4}
@@ -49,6 +51,22 @@ def ptq_options(train_options, tmp_path):
 def same(a, b):
     assert a.keys() == b.keys()
     return [key for key in a if not torch.equal(a[key], b[key])]
+
+
+def test_increments_of_training_are_refused_and_rotations_kept(ptq_options, parsed):
+    opt = ptq_options("MinMax", total=1)
+    opt["network_g"]["quant"]["transforms"] = {"LowRank": {"rank": 2}}
+    with pytest.raises(ValueError, match=r"LowRank is trained by QATModel; leave it out"):
+        build_model(parsed(opt))
+    opt["network_g"]["quant"]["transforms"] = {"Hadamard": {"block": 8}}
+    model = build_model(parsed(opt))
+    assert uncalibrated(model.net_g) == [] and transforms_of(model.net_g)
+    saved = checkpoints.read_file(f"{model.opt['path']['models']}/net_g_calibrated.pth")["params"]
+    again = build_network(copy.deepcopy(opt["network_g"])).eval()
+    checkpoints.load_state(again, saved, "saved")
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(again(x), model.net_g.eval()(x))
 
 
 @pytest.mark.parametrize("method", TRAINED)

@@ -11,6 +11,7 @@ from basicsr.models import build_model
 
 from qmambair_basicsr import checkpoints
 from qmambair_basicsr.layers.sites import quantizer_keys, quantizers_of, uncalibrated
+from qmambair_basicsr.layers.transforms import LowRank
 from qmambair_basicsr.quantizers import UncalibratedError
 
 FULL = {"type": "LSQ", "bits": 32}
@@ -47,6 +48,37 @@ def test_calibrated_from_full_precision_before_optimizer_and_average(parsed, qat
     qat_options["quant_train"]["calibration"]["seed"] = 9
     other = build_model(parsed(qat_options)).net_g.state_dict()
     assert any(not torch.equal(state[key], value) for key, value in other.items())
+
+
+def test_increments_are_trained_and_merged_in_saved_files(parsed, qat_options):
+    """A file of a network with increments is one of the network without; with rotations it says so."""
+    plain = copy.deepcopy(qat_options)
+    qat_options["network_g"]["quant"]["transforms"] = {"LowRank": {"rank": 2}}
+    qat_options["train"]["ema_decay"] = 0.5
+    model = build_model(parsed(qat_options))
+    before = [m.B.clone() for m in model.net_g.modules() if isinstance(m, LowRank)]
+    assert len(before) > 3 and not any(b.any() for b in before)
+    for iteration in (1, 2):
+        step(model, iteration)
+    assert any(m.B.any() for m in model.net_g.modules() if isinstance(m, LowRank))
+    model.save(0, 2)
+    keys = build_network(copy.deepcopy(plain["network_g"])).state_dict().keys()
+    for name in ("calibrated", 2):
+        assert checkpoints.read_file(saved_file(model, name))["params"].keys() == keys
+    image = {"lq": torch.rand(1, 3, 10, 14)}
+    model.feed_data(image)
+    model.test()
+    wanted = model.output.clone()
+    for options in (plain, qat_options):  # with and without increments, which then are 0
+        options["path"] = {"pretrain_network_g": saved_file(model, 2), "param_key_g": "params_ema"}
+        options["path"]["strict_load_g"] = True
+        tested = build_model(parsed(options, is_train=False))
+        tested.feed_data(image)
+        tested.test()
+        torch.testing.assert_close(tested.output, wanted, rtol=0, atol=0)
+    qat_options["network_g"]["quant"]["transforms"] = {"Hadamard": {}}
+    with pytest.raises(checkpoints.CheckpointMismatchError, match=r"transform\.order"):
+        build_model(parsed(qat_options, is_train=False))
 
 
 def test_calibrated_and_trained_files_can_be_tested(parsed, qat_options):

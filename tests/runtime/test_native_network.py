@@ -63,7 +63,7 @@ def network(name, settings, **changes):
     options |= {"eval_routing": "argmax"} if "eval_routing" in keys else {}
     options |= changes
     kinds = site_kinds(build_network({"type": base, **options}))
-    settings = {kind: copy.deepcopy(settings[kind]) for kind in (*kinds, "overrides") if kind in settings}
+    settings = {kind: copy.deepcopy(settings[kind]) for kind in (*kinds, "overrides", "transforms") if kind in settings}
     net = build_network({"type": name, **options, "quant": settings}).eval()
     calibrate(net, [image(net, 2)])
     with torch.no_grad():
@@ -106,6 +106,27 @@ def test_offsets_for_each_channel(name):
         for offset in offsets:
             offset.add_(torch.linspace(-0.05, 0.05, offset.numel()))
     assert_same(net, image(net))
+
+
+FINER = {
+    "half-integers behind rotations": {
+        "weight": {"type": "SEQ", "bits": 2, "granularity": "channel"},
+        "transforms": {"Hadamard": {"block": 8}},
+    },
+    "groups": {"weight": {"type": "SEQ", "bits": 2, "granularity": "group16"}},
+    "groups of inputs": {"act": {"granularity": "group16"}},
+}
+
+
+@pytest.mark.parametrize("which", FINER)
+@pytest.mark.parametrize("name", ["QMambaIR", "QMambaIRv2Light"])
+def test_finer_grids(name, which):
+    """They run on integer kernels layer by layer; blocks as a whole have no form for rotations and groups."""
+    chosen = FINER[which]
+    settings = {kind: given | chosen.get(kind, {}) for kind, given in quant(4).items()}
+    net = network(name, settings | {"transforms": chosen.get("transforms", {})})
+    native = assert_same(net, image(net))
+    assert native.kept and not native.fused
 
 
 @every_network

@@ -13,6 +13,8 @@ import torch
 import yaml
 from basicsr.archs import build_network
 
+from qmambair_basicsr.artifacts.levels import count_levels
+from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.layers.sites import network_sites
 from qmambair_basicsr.ptq.mixed import Rated, allocate, by_blocks, measured, scores
 from qmambair_basicsr.recipes.option_files import read_options
@@ -103,6 +105,36 @@ def test_file_with_overrides_builds_the_network(files, capsys):
     average = sum(p.quantizer.bits * n for p, n in zip(weights, sizes, strict=True)) / sum(sizes)
     assert 2.5 < average <= 3.5 and len({p.quantizer.bits for p in weights}) > 1
     assert all(p.quantizer.bits == 4 for p in network_sites(net) if p.site.kind == "act")
+
+
+@pytest.mark.parametrize("kind", ["weight", "all"])
+def test_widths_of_the_preset_at_an_average(kind, files, images):
+    """The file with overrides beside ``preset: plus`` builds a network whose levels are counted by their own widths."""
+    opt = read_options(files / "net.yml")
+    opt["network_g"]["quant"] = {"preset": "plus", "bits": 2}
+    (files / "net.yml").write_text(yaml.safe_dump({"name": opt["name"], "network_g": opt["network_g"]}))
+    out = files / "plus.yml"
+    assert sensitivity.main(arguments(files, "--kind", kind, "--average", "3", "--output", str(out))) == 0
+    made = read_options(out)["network_g"]
+    assert made["quant"]["preset"] == "plus" and made["quant"]["overrides"]
+    net, plain = build_network(made).eval(), build_network(opt["network_g"])
+    rated = [p for p in network_sites(net) if kind == "all" or p.site.kind == kind]
+    bits = {p.site.label: p.quantizer.bits for p in rated}
+    assert len(set(bits.values())) > 1
+    sizes = {p.site.label: p.tensor().numel() for p in rated if p.site.parameter is not None}
+    if kind == "weight":
+        assert 2 < sum(bits[label] * n for label, n in sizes.items()) / sum(sizes.values()) <= 3
+    for own, before in zip(network_sites(net), network_sites(plain), strict=True):  # nothing but the bits has changed
+        assert type(own.quantizer) is type(before.quantizer) and own.site.label == before.site.label
+        assert own.quantizer.state_dict().keys() == before.quantizer.state_dict().keys()
+        assert own.quantizer.bits == bits.get(own.site.label, before.quantizer.bits)
+    calibrate(net, images[:2])
+    counted = {site.label: site for site in count_levels(net, images[:1])}
+    for label, width in bits.items():
+        assert counted[label].bits == width and counted[label].values <= 2**width and not counted[label].faults, label
+    assert any(counted[label].values > 4 for label, width in bits.items() if width > 2), (
+        "the wider sites use their bits"
+    )
 
 
 def test_direct_measurement_and_markdown(files, capsys):
