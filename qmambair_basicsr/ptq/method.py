@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.convert import require_quantized
+from ..layers.declared import Hadamard
 from ..layers.transforms import transforms_of
 from ..quantizers.spec import Option, SpecError, refuse
 from ..strict import unknown
@@ -129,12 +130,17 @@ def require_ordinary(net: nn.Module, method: str, before: Mapping[str, torch.Siz
         before: shapes in the network's ``state_dict`` before.
 
     Raises:
-        ValueError: state or transforms that such a network does not have.
+        ValueError: state or transforms that such a network does not have; rotations of its settings are part of it.
         UncalibratedError: a quantizer that the method left out.
     """
-    left = transforms_of(net)
+    left = [name for name, transform in transforms_of(net).items() if not isinstance(transform, Hadamard)]
     if left:
-        raise ValueError(f"{method} left a transform at {next(iter(left))}; merge it (layers/merging.py)")
+        raise ValueError(f"{method} left a transform at {left[0]}; merge it (layers/merging.py)")
+    if any(transform.folded for transform in transforms_of(net).values()):
+        raise ValueError(
+            f"{method} has merged the rotations of `quant: transforms:` into the weights, which a checkpoint cannot say; "
+            "leave them out, or take a method without transforms of its own (MinMax, Percentile)"
+        )
     require_quantized(net)
     after = {key: tensor.shape for key, tensor in net.eval().state_dict().items()}
     if after != before:

@@ -10,8 +10,10 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 
 from qmambair_basicsr import checkpoints, schema
+from qmambair_basicsr.layers.merging import merge
 from qmambair_basicsr.layers.sites import uncalibrated
 from qmambair_basicsr.layers.transforms import transforms_of
+from qmambair_basicsr.ptq.method import require_ordinary
 from qmambair_basicsr.quantizers import SpecError
 
 PLAIN = {"type": "MinMax", "bits": 4}
@@ -67,6 +69,9 @@ def test_increments_of_training_are_refused_and_rotations_kept(ptq_options, pars
     x = torch.rand(1, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(again(x), model.net_g.eval()(x))
+    merge(model.net_g)
+    with pytest.raises(ValueError, match="MinMax has merged the rotations"):
+        require_ordinary(model.net_g, "MinMax", model.shapes)
 
 
 @pytest.mark.parametrize("method", TRAINED)
