@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 from basicsr.archs import build_network
@@ -9,7 +11,7 @@ from golden_cases import cases, far
 from torch import nn
 
 from qmambair_basicsr import checkpoints
-from qmambair_basicsr.calibration import MinMaxObserver, RunningPercentile
+from qmambair_basicsr.calibration import MinMaxObserver, RunningPercentile, SampleObserver
 from qmambair_basicsr.layers.transforms import Layout, Rotation, Smoothing, transforms_of
 from qmambair_basicsr.ptq import build_method
 from qmambair_basicsr.ptq.adaround import AdaRound, beta, inverse, rectified, regulariser, rounded
@@ -20,7 +22,7 @@ from qmambair_basicsr.ptq.fima_q import FisherLoss
 from qmambair_basicsr.ptq.gptq import RowGrid, gptq
 from qmambair_basicsr.ptq.mambaquant import aligned_rotation, principal_axes
 from qmambair_basicsr.ptq.ptq4vm import stepped
-from qmambair_basicsr.ptq.search import clip_search, dobi, step_search
+from qmambair_basicsr.ptq.search import clip_search, dobi, quantized, step_search
 from qmambair_basicsr.ptq.smoothing import smoothing_scales
 from qmambair_basicsr.ptq.spr2q import Rectifiers
 from qmambair_basicsr.ptq.two_d_quant import released_feature_loss, released_pixel_loss
@@ -351,6 +353,31 @@ def test_uniform_affine_ranges_of_mambaquant(shared_dir):
         scale = quantizer.to_int(case["x"])[1]
         assert far(scale.reshape(case["scale"].shape), case["scale"]) < NEAR
         assert ((quantizer(case["x"]).detach() - case["y"]).abs() <= 1.01 * case["scale"].max()).all()
+
+
+def test_percentile_of_mambaquant(shared_dir):
+    """Their percentile is of a histogram with 2048 bins, ours of a sample: two bins apart at most."""
+    (case,) = (c for c in cases(shared_dir, "ptq_mambaquant.pt", "uniform_affine") if c["options"].get("observe") == "percentile")  # fmt: skip
+    observer = SampleObserver(0)
+    for batch in case["calib"]:
+        observer.update(batch)
+    placed = SimpleNamespace(site=SimpleNamespace(parameter=None))
+    lower, upper = build_method({"type": "MambaQuant"}).choose(placed, observer.finish())
+    scale, width = case["scale"], upper - lower
+    assert far(255 * scale, width) < 2 * width / 2048
+    assert far(-case["zero"] * scale, lower) < scale / 2 + 2 * width / 2048  # their zero is rounded
+    assert (quantized(case["x"], lower, upper, 8) - case["y"]).abs().max() <= 1.01 * scale
+
+
+def test_ranges_of_tokens_of_mambaquant(shared_dir):
+    (case,) = (c for c in cases(shared_dir, "ptq_mambaquant.pt", "uniform_affine") if "dynamic_method" in c["options"])
+    tokens = case["x"].flatten(0, 1)
+    observer = MinMaxObserver(0)
+    observer.update(tokens)
+    lower, upper = (bound[:, None] for bound in observer.finish())
+    scale = case["scale"].flatten(0, 1)
+    assert far((upper - lower) / 255, scale) < NEAR
+    assert ((quantized(tokens, lower, upper, 8) - case["y"].flatten(0, 1)).abs() <= 1.01 * scale).all()
 
 
 def test_ptq4vm_linear(shared_dir):
