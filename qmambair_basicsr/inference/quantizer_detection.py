@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import logging
 import re
 from collections import Counter
@@ -115,14 +116,15 @@ def _readings(site: Site, leaves: Mapping[str, tuple[int, ...]]) -> Iterator[Mat
     """Every quantizer that has exactly these entries at a site."""
     plain = Site(site.kind, site.role, site.channels, site.channel_dim, site.shape)
     for name, cls in QUANTIZER_REGISTRY.items() if leaves else ():
-        seen = set()
-        for options in [
-            (),
-            *(((key, choice),) for key, option in cls.options.items() for choice in option.choices or ()),
-        ]:
+        single = [((key, choice),) for key, option in cls.options.items() for choice in option.choices or ()]
+        pairs = ((*a, *b) for a, b in itertools.combinations(single, 2) if a[0][0] != b[0][0])
+        seen: set[tuple] = set()
+        alike = False  # the same names; only then may two options together explain the shapes
+        for options in itertools.chain([()], single, (pair for pair in pairs if alike and not seen)):
             few, more = (_entries(name, bits, options, plain) for bits in (cls.bit_widths[0], cls.bit_widths[-1]))
             if few is None or few.keys() != leaves.keys():
                 continue
+            alike = True
             widths = cls.bit_widths if few != more else cls.bit_widths[-1:]
             fitting = tuple(bits for bits in widths if _entries(name, bits, options, plain) == leaves)
             if fitting and fitting not in seen:  # the default options first

@@ -60,6 +60,9 @@ class AffineQuantizer(Quantizer):
         x = self._full(x)
         scale, offset = (None if p is None else p.to(x.dtype) for p in self.step_and_offset(x))
         integers = self._codes(x, scale, offset).to(torch.int32)
+        if self.cut is not None and offset is not None:  # there may be more offsets than steps
+            scale, offset = self.cut.broadcast(scale, x), self.cut.broadcast(offset, x)
+            return integers, scale, offset / scale
         zero = torch.zeros_like(scale) if offset is None else offset / scale
         return integers, self._spread(scale, x), self._spread(zero, x)
 

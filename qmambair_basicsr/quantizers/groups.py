@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .site import Site
@@ -64,25 +65,33 @@ class Groups:
         return x.reshape(self.total, -1) if self.rows else x
 
     def spread_over(self, parameter: Tensor) -> Tensor:
-        """A parameter (total,) as one for each index of :attr:`along`."""
-        return parameter if self.rows else parameter.repeat_interleave(self.length)
+        """A parameter (total,), or with one value for each channel of an input, as one for each index of :attr:`along`."""
+        if self.rows or parameter.numel() == self.count * self.length:
+            return parameter
+        return parameter.repeat_interleave(self.length)
 
     def apart(self, x: Tensor) -> Tensor:
         """(total, elements of the group)."""
         return x.reshape(self.total, -1) if self.rows else x.movedim(self.dim, 0).reshape(self.count, -1)
 
     def broadcast(self, parameter: Tensor, x: Tensor) -> Tensor:
-        """A parameter (total,) that broadcasts to ``x``."""
+        """A parameter as :meth:`spread_over` takes it that broadcasts to ``x``."""
         dim = self.dim % x.ndim
         shape = [1] * x.ndim
+        if not self.rows:
+            shape[dim] = -1
+            return self.spread_over(parameter).reshape(shape)
         shape[: len(self.rows)], shape[dim] = self.rows, self.count
         return parameter.reshape(shape).repeat_interleave(self.length, dim)
 
     def compact(self, table: Tensor) -> Tensor:
-        """One entry for each group of a table from :meth:`broadcast`, see ``encoded.spread``; others as they are."""
+        """One entry for each group of a table from :meth:`broadcast` (see ``encoded.spread``), where one stands for all."""
         if table.ndim == 0 or table.shape[self.dim] != self.count * self.length:
             return table
-        return table.unflatten(self.dim, (self.count, self.length)).select(self.dim % table.ndim + 1, 0)
+        dim = self.dim % table.ndim
+        apart = table.unflatten(dim, (self.count, self.length))
+        first = apart.narrow(dim + 1, 0, 1)
+        return first.squeeze(dim + 1) if torch.equal(apart, first.expand_as(apart)) else table
 
 
 def groups_of(site: Site, granularity: str, label: str) -> Groups | None:

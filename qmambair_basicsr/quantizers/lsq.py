@@ -85,7 +85,12 @@ class LSQ(AffineQuantizer):
         shift = self._unsigned_shift()
         if not shift:
             return scale, self.offset
-        return scale, shift * scale if self.offset is None else self.offset + shift * scale
+        moved = shift * scale
+        if self.offset is None:
+            return scale, moved
+        if self.cut is not None and self.offset.shape != moved.shape:
+            moved = self.cut.spread_over(moved)
+        return scale, self.offset + moved
 
     def quantize(self, x: Tensor) -> Tensor:
         if self._unsigned_shift() or self.cut is not None:  # the offset depends on the step; rows are cut

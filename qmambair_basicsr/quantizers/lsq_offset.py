@@ -20,7 +20,8 @@ comes from all calibration batches (mean; signed if any batch is): with ``search
 the interval with the least squared error, as LSQ+ does, with ``search: none`` the release's 2 mean|x| / sqrt(Q_P)
 and b = 0.
 ``offsets: channel`` (not of the release) learns an offset for each channel beside the one step of the tensor: integer
-products keep one factor, and what the offsets add to a product is a constant for each output channel.
+products keep one factor, and what the offsets add to a product is a constant for each output channel. With
+``granularity: group16`` there is a step for each group of channels beside them.
 In both the output is ``(codes - zero) * scale`` exactly, where the release adds round-off by its detach trick.
 """
 
@@ -50,7 +51,7 @@ class LSQOffset(LSQ):
         mode: ``stable`` or ``official``.
         search: ``mse`` or ``none``, how a stable quantizer starts.
         granularity: ``tensor`` (release), ``channel`` or a group of channels.
-        offsets: ``shared`` (release), as many as steps, or ``channel``.
+        offsets: ``shared`` (release), as many as steps, or ``channel`` (beside steps for the tensor or for groups).
 
     Raises:
         SpecError: offsets per channel where the site has no channels.
@@ -69,8 +70,9 @@ class LSQOffset(LSQ):
         offsets: str = "shared",
     ) -> None:
         super().__init__(bits, site, granularity=granularity)
-        self.own_offsets = offsets == "channel" and granularity == "tensor"
-        if self.own_offsets:
+        whole = granularity == "tensor" or (self.cut is not None and not self.cut.rows)
+        self.own_offsets = offsets == "channel" and whole
+        if self.own_offsets and self.cut is None:
             self.dim = self.channel_dim("offsets")
         self.mode = mode
         self.search = search if mode == "stable" else "none"
@@ -84,12 +86,14 @@ class LSQOffset(LSQ):
         if self.search == "none":
             return values | {"offset": torch.zeros_like(self.offset)}
         if self.own_offsets:
-            rows = self._full(self._rows(x))
-            scale, low = best_common_step(rows, self.qmax - self.qmin)
-            scale = scale.clamp_min(INITIAL_FLOOR)
+            rows = self._full(x).movedim(self.channel_dim("offsets"), 0).flatten(1)  # (C, values)
+            found = [best_common_step(part, self.qmax - self.qmin) for part in rows.chunk(self.groups)]
+            scale = torch.cat([step for step, _ in found]).clamp_min(INITIAL_FLOOR)
+            low = torch.cat([start for _, start in found])
+            first = torch.where(values["signed"], float(self.qmin), 0.0) * scale
             return values | {
                 "scale": scale,
-                "offset": torch.where(values["signed"], float(self.qmin), 0.0) * scale - low,
+                "offset": (first if self.cut is None else self.cut.spread_over(first)) - low,
             }
         low, high = best_interval(self._full(self._rows(x)), self.qmax - self.qmin)
         scale = ((high - low) / (self.qmax - self.qmin)).clamp_min(INITIAL_FLOOR)

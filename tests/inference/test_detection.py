@@ -163,7 +163,9 @@ def test_overrides_and_granularity(channelwise):
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "group16"])
 def test_half_integers_groups_and_rotations(granularity, tmp_path):
     weight = {"type": "SEQ", "bits": 4, "granularity": granularity}
-    block = tiny_network("QMambaIR", {"weight": weight, "act": {"type": "LSQOffset", "bits": 4}}, embed_dim=32)
+    act = {"type": "LSQOffset", "bits": 4, "offsets": "channel"}
+    act["granularity"] = granularity if granularity != "channel" else "tensor"
+    block = tiny_network("QMambaIR", {"weight": weight, "act": act}, embed_dim=32)
     block["quant"]["transforms"] = {"Hadamard": {"block": 8, "places": ["*.in_proj", "*.x_proj"]}}
     net = build_network(copy.deepcopy(block)).eval()
     x = torch.rand(1, 3, 8, 8)

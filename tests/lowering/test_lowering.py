@@ -124,7 +124,7 @@ GROUPS = {
     "inputs": {"act": quant(4)["act"] | {"granularity": "group16"}},
     "both": {
         "weight": {"type": "RFA", "bits": 2, "granularity": "group16"},
-        "act": quant(4)["act"] | {"granularity": "group16"},
+        "act": quant(4)["act"] | {"granularity": "group16", "offsets": "channel"},
     },
     "following": {
         "weight": {"type": "SEQ", "bits": 2, "granularity": "group16"},

@@ -125,6 +125,39 @@ def test_channels_of_an_input(kind):
         assert tables.scale.numel() == 4 and torch.equal(tables.values(), values)
 
 
+@pytest.mark.parametrize("negative", [True, False])
+@pytest.mark.parametrize("search", ["mse", "none"])
+def test_a_step_for_each_group_and_an_offset_for_each_channel(negative, search):
+    x = spread_weight((50, 40), torch.float64).view(2, 25, 40) + torch.linspace(-2, 2, 40, dtype=torch.float64)
+    x = x if negative else x.abs()
+    site, options = Site.of_act(40, -1, part="x"), {"offsets": "channel", "search": search}
+    both, steps, offsets = (
+        build_quantizer(QuantizerSpec("LSQOffset", 3, options | more), site).double()
+        for more in ({"granularity": "group16"}, {"granularity": "group16", "offsets": "shared"}, {})
+    )
+    for quantizer in (both, steps, offsets):
+        quantizer.init_from(x)
+    assert both.scale.shape == (4,) and both.offset.shape == (40,)
+    if search == "mse":
+        errors = [(q.eval()(x) - x).square().mean() for q in (both, steps, offsets)]
+        assert errors[0] < 0.95 * min(errors[1:])
+    disturb(both)
+    codes, scale, zero = both.to_int(x)
+    assert torch.equal((codes - zero) * scale, both(x)) and torch.equal(both.encode(x).values(), both(x))
+    assert both.encode(x).scale.numel() == 4
+    form = both.static_form()
+    assert form.step.shape == form.offset.shape == (40,)
+    inside = ((x + form.offset) / form.step).clamp(form.lowest, form.highest).round()
+    torch.testing.assert_close(inside, codes.double(), rtol=0, atol=0)
+    x.requires_grad_()
+    grad, wanted = torch.ones_like(x).cumsum(-1), [x, both.scale, both.offset]
+    got = torch.autograd.grad(both(x), wanted, grad)
+    curve, scale, zero = both.curve(x)
+    expected = torch.autograd.grad((curve + (codes - curve).detach() - zero) * scale, wanted, grad)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 def test_sites_without_channels_are_refused():
     for site in (Site.of_weight(5, shape=(5,)), Site.of_param(5), Site.of_act(), Site.of_weight(5)):
         with pytest.raises(SpecError, match=r"group16.*use tensor or channel"):
