@@ -18,10 +18,12 @@ broadcast to (B, B, L, C), and means are divided by the number of elements once 
 weight (1e-3 of the pixel term and less). ``loss: formula`` is the paper's; the sum over elements needs a smaller
 ``feature_weight``.
 
-MambaIR's scan inputs, projections and convolutions are sites like any other (our decision: the paper has no Mamba). ``scan: Quamba`` and the like leave the modules around the scans to a
-static method: the setting of the other methods in SPR2Q's tables. Queries,
-keys and values are one layer here: their weights have bounds of their own where the weight's quantizer is per channel;
-their common input has one pair of bounds, where the release trains three.
+``bound_steps: relative`` is ours: a step moves a bound by a share of its range instead of by a length.
+
+MambaIR's scan inputs, projections and convolutions are sites like any other (our decision: the paper has no Mamba).
+``scan: Quamba`` and the like leave the modules around the scans to a static method: the setting of the other methods in
+SPR2Q's tables. Queries, keys and values are one layer here: their weights have bounds of their own where the weight's
+quantizer is per channel; their common input has one pair of bounds, where the release trains three.
 """
 
 from __future__ import annotations
@@ -51,6 +53,11 @@ COMMON = {
     "feature_weight": Option(5.0, "lambda of the feature term", low=0, high=1e6),
     "features": Option("groups", "whose outputs are features", choices=("blocks", "groups")),
     "lr": Option(1e-2, "learning rate", low=0, high=1),
+    "bound_steps": Option(
+        "absolute",
+        "what the rate means for a bound: a length, or a share of half its range",
+        choices=("absolute", "relative"),
+    ),
     "schedule": Option("constant", "of the learning rate", choices=("constant", "cosine")),
     "samples": Option(SAMPLES, "values of a tensor that the search looks at; 0: all", low=0, high=1e9),
     "scan": Option("own", "static method that sets the ranges in the scan's modules, which then stay", choices=SCAN),
@@ -115,6 +122,23 @@ def scan_modules(net: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in found if name)
 
 
+@torch.no_grad()
+def relative_steps(bounds: Sequence[nn.Parameter], before: Sequence[Tensor]) -> None:
+    """Multiply what a step moved bounds by, by half of the range that each belonged to.
+
+    Adam moves every bound by about its rate. States and step sizes of a scan span a tenth, inputs of linears ten: what is a
+    small step for these throws those about.
+
+    Args:
+        bounds: lower and upper ones in turn.
+        before: what they were before the step.
+    """
+    for lower, upper, low, high in zip(bounds[::2], bounds[1::2], before[::2], before[1::2], strict=True):
+        half = (high - low).abs().clamp_min(1e-6) / 2
+        lower.copy_(low + (lower - low) * half)
+        upper.copy_(high + (upper - high) * half)
+
+
 @register_method
 class TwoDQuant(OptimizedMethod):
     """DOBI and DQC; see the module docstring."""
@@ -170,6 +194,15 @@ class TwoDQuant(OptimizedMethod):
     def progress(self, iteration: int) -> float:
         """Share of what a fall of the rate spans."""
         return iteration / self.total
+
+    def step(self, iteration: int, images: Tensor) -> dict[str, float]:
+        if self.settings["bound_steps"] == "absolute":
+            return super().step(iteration, images)
+        bounds = [b for b in bound_parameters(self.net) if b.requires_grad]
+        before = [b.detach().clone() for b in bounds]
+        losses = super().step(iteration, images)
+        relative_steps(bounds, before)
+        return losses
 
     def losses(self, iteration: int, images: Tensor) -> dict[str, Tensor]:
         # nothing of it is trained, so there is no graph; without gradients the images of a batch would run apart

@@ -14,7 +14,7 @@ from tiny_networks import QUANTIZED, tiny_options
 from qmambair_basicsr.layers.sites import network_sites
 from qmambair_basicsr.lowering import lower
 from qmambair_basicsr.ptq import PTQ_METHODS, build_method, quantize
-from qmambair_basicsr.ptq.bounds import BoundsTogether
+from qmambair_basicsr.ptq.bounds import BoundsTogether, bound_parameters
 from qmambair_basicsr.ptq.training import full_precision
 from qmambair_basicsr.ptq.two_d_quant import scan_modules
 from qmambair_basicsr.quantizers import SpecError
@@ -198,3 +198,23 @@ def test_quantized_states_are_lowered_and_exported(family, tmp_path):
     session = file.session(tmp_path / "net.onnx")
     (result,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(result), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_relative_steps_of_bounds_are_shares_of_their_ranges():
+    """Adam's first step is its rate for every bound, whatever its gradient."""
+    net, images = network("MambaIRv2Light", "TwoDQuant"), torch.rand(2, 3, 8, 8)
+    method = build_method({"type": "TwoDQuant", "bound_steps": "relative", "loss": "formula"})
+    method.open(net)
+    method.calibrate([images])
+    method.plan(1)
+    before = [b.detach().clone() for b in bound_parameters(net)]
+    method.step(0, images)
+    bounds = bound_parameters(net)
+    shares = []
+    for lowest, highest, low, high in zip(bounds[::2], bounds[1::2], before[::2], before[1::2], strict=True):
+        half = (high - low) / 2
+        shares += [((lowest - low) / half).abs(), ((highest - high) / half).abs()]
+    shares = torch.cat(shares)
+    moved = shares[shares > 0]
+    assert len(moved) > len(shares) / 2
+    assert (moved < 1.01 * method.settings["lr"]).all() and moved.median() > 0.9 * method.settings["lr"]
