@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import itertools
 import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,23 +41,6 @@ IMAGE_MEMORY = 1 << 30  # bytes
 logger = logging.getLogger("ptq_rows")
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What a row may take.
-
-    Attributes:
-        minutes: of processor time, for the quantization.
-        iterations: of a method that trains; None for the recipe's, or as many as the time allows.
-        batch: images of an iteration, end to end.
-        count: images for calibration.
-    """
-
-    minutes: float
-    iterations: int | None
-    batch: int
-    count: int
-
-
 def rows(args: argparse.Namespace) -> Iterator[tuple[int, int, str]]:
     """Scale, bits and method of every row, in the order in which they are made; one bit is SPR2Q's alone."""
     for scale, bits, method in itertools.product(args.scales, args.bits, args.methods):
@@ -75,6 +56,8 @@ def options_of(scale: int, bits: int, method: str, args: argparse.Namespace) -> 
     made["num_gpu"] = test["num_gpu"] = 0
     made["datasets"] = {"train": _found(made["datasets"]["train"], args.root)}
     made["datasets"]["train"] |= {"batch_size_per_gpu": args.batch, "num_worker_per_gpu": 0}
+    if PTQ_METHODS[made["ptq"]["method"]["type"]].trains:
+        made["train"] = {"total_iter": args.iterations or made["train"]["total_iter"], "minutes": args.minutes}
     made["ptq"]["calibration"] = {"batches": -(-args.count // EIGHT), "batch_size": min(EIGHT, args.count)}
     if args.samples is not None and "samples" in PTQ_METHODS[made["ptq"]["method"]["type"]].options:
         made["ptq"]["method"]["samples"] = args.samples
@@ -123,13 +106,12 @@ def least_iterations(method: TrainedMethod) -> int:
     return len(method.units) if isinstance(method, BlockReconstruction) else 2
 
 
-def quantize_row(run: Run, store: Store, budget: Budget) -> dict:
+def quantize_row(run: Run, store: Store) -> dict:
     """Quantize a row's network and write its weights.
 
     Args:
         run: of :func:`options_of`.
         store: see :class:`Store`.
-        budget: what it may take.
 
     Returns:
         What its record holds of that: iterations, images, seconds of processor time, options of the method.
@@ -146,7 +128,7 @@ def quantize_row(run: Run, store: Store, budget: Budget) -> dict:
     batches = list(calibration_batches(data, calibration["batches"], calibration["batch_size"], seed))
     iterations, losses = 0, {}
     if method.trains:
-        iterations, losses = _train(method, net, batches, budget, opt, begun)
+        iterations, losses = _train(method, net, batches, opt, begun)
     else:
         method.apply(net, batches)
     require_ordinary(net, type(method).__name__, shapes)
@@ -158,7 +140,7 @@ def quantize_row(run: Run, store: Store, budget: Budget) -> dict:
         "losses": losses,
         "images": {
             "calibration": sum(map(len, batches)),
-            "training": iterations * budget.batch if end_to_end else 0,
+            "training": iterations * data["batch_size_per_gpu"] if end_to_end else 0,
         },
         "cpu_seconds": round(time.process_time() - begun, 1),
         "threads": torch.get_num_threads(),
@@ -171,21 +153,21 @@ def _training_data(opt: Mapping) -> dict:
 
 
 def _train(
-    method: TrainedMethod, net: torch.nn.Module, batches: list[Tensor], budget: Budget, opt: Mapping, begun: float
+    method: TrainedMethod, net: torch.nn.Module, batches: list[Tensor], opt: Mapping, begun: float
 ) -> tuple[int, dict[str, float]]:
     """From beginning to end; returns the number of iterations, and each loss averaged over the last twentieth."""
     data, seed = _training_data(opt), opt["manual_seed"]
-    most = budget.iterations or int(opt["train"]["total_iter"])
+    most, batch = int(opt["train"]["total_iter"]), data["batch_size_per_gpu"]
     method.open(net)
     method.calibrate(batches)
     _plan(method, max(most, least_iterations(method)))
-    (trial,) = calibration_batches(data, 1, budget.batch, seed + 1)
-    left = 60 * budget.minutes - (time.process_time() - begun)
+    (trial,) = calibration_batches(data, 1, batch, seed + 1)
+    left = 60 * opt["train"]["minutes"] - (time.process_time() - begun)
     total = iterations_that_fit(method, trial, left, most)
     _plan(method, total)
     logger.info("%s: %d iterations", opt["name"], total)
     kept: list[dict[str, float]] = []
-    for i, images in enumerate(calibration_batches(data, total, budget.batch, seed + 1)):
+    for i, images in enumerate(calibration_batches(data, total, batch, seed + 1)):
         losses = method.step(i, images)
         bad = [name for name, loss in losses.items() if not abs(loss) < float("inf")]
         if bad:
@@ -219,7 +201,6 @@ def run(args: argparse.Namespace) -> int:
     if not args.read_only:
         _check_files(works.values())
     store = Store(args.out.resolve(), args.any_code)
-    budget = Budget(args.minutes, args.iterations, args.batch, args.count)
     failed = 0
     with working_in(store.root), images_in_memory(IMAGE_MEMORY):
         for made, test in works.values() if not args.read_only else ():
@@ -229,20 +210,20 @@ def run(args: argparse.Namespace) -> int:
                 continue
             if reason := stale_results(made, test, store):
                 logger.info("%s: done again: %s", made.name, reason)
-            failed += not _make(made, test, store, budget)
+            failed += not _make(made, test, store)
             write_report(_reported(works, store), store.root, args.sets)
         sys.stdout.write(write_report(_reported(works, store), store.root, args.sets))
     return failed
 
 
-def _make(made: Run, test: dict, store: Store, budget: Budget) -> bool:
+def _make(made: Run, test: dict, store: Store) -> bool:
     """One row; returns whether it went well."""
     with store.claimed(made) as mine:
         if not mine:
             logger.info("%s: another process is at work on it", made.name)
             return True
         try:
-            record = execute(made, test, store, functools.partial(quantize_row, budget=budget))
+            record = execute(made, test, store, quantize_row)
         except Exception as err:
             store.fail(made, err)
             logger.info("%s: FAILED: %s", made.name, err)
@@ -263,9 +244,11 @@ def _check_files(works) -> None:
 
 
 def _reported(works: Mapping[tuple[int, int, str], tuple[Run, dict]], store: Store) -> list[Reported]:
-    """Every row, with its record where it has one."""
-    failures = store.failures()
-    return [
-        Reported(scale, bits, method, test, store.read(made.name), failures.get(made.name, ""))
-        for (scale, bits, method), (made, test) in works.items()
-    ]
+    """Every row, with its record where it has one that is of what is asked for."""
+    failures, found = store.failures(), []
+    for (scale, bits, method), (made, test) in works.items():
+        reason, record = stale_results(made, test, store), store.read(made.name)
+        if reason:
+            record = {}
+        found.append(Reported(scale, bits, method, test, record, failures.get(made.name, reason or "")))
+    return found

@@ -23,7 +23,7 @@ class Reported:
         scale, bits, method: which.
         test: options of its test, which say what its published figures are called.
         record: see ``ablation_run.execute``; ``results`` is empty where it is not finished.
-        failure: message of a row that failed.
+        failure: message of a row that failed, or why its figures do not count.
     """
 
     scale: int
@@ -92,7 +92,8 @@ def write_report(rows: Sequence[Reported], folder: Path, sets: Sequence[str]) ->
     made = sorted({f"torch {r.record['torch']} on {r.record['device']}" for r in rows if r.record.get("results")})
     parts = [
         "MambaIRv2-light. PSNR (dB) on Y, in parentheses the published figure (†: doubtful in the publication); images for "
-        "calibration + for training; minutes of processor time for the quantization.",
+        "calibration + for training; minutes of processor time for the quantization. Published rows of Quamba, MambaQuant and "
+        "PTQ4VM quantized the modules around the scans alone, like those marked (scan).",
         f"Made with {', '.join(made) or 'nothing yet'}.",
         markdown(rows, sets),
     ]

@@ -41,8 +41,9 @@ def arguments(*words):
 def test_a_row_is_its_option_file_but_for_data_and_budget(method, bits):
     run, test = ptq_rows.options_of(2, bits, method, arguments("--scales", 2, "--count", 24, "--samples", 64))
     file, file_test = (f("MambaIRv2Light", TASKS["lightSRx2"], bits, method) for f in (ptq_options, ptq_test_options))
-    for key in ("network_g", "scale", "manual_seed", "train"):
+    for key in ("network_g", "scale", "manual_seed"):
         assert run.opt[key] == file[key]
+    assert {**run.opt["train"], "minutes": 0} == {**file["train"], "minutes": 0}
     assert test["network_g"] == file_test["network_g"] and test["val"]["metrics"] == file_test["val"]["metrics"]
     of_method = {k: v for k, v in run.opt["ptq"]["method"].items() if k != "samples"}
     assert of_method == file["ptq"]["method"]
@@ -156,8 +157,13 @@ def test_rows_are_made_once_and_told(tiny, capsys, monkeypatch):
 
     monkeypatch.setattr(ptq_rows, "quantize_row", never)
     assert call("--methods", "MinMax", "SPR2Q") == 0 and capsys.readouterr().out == printed
-    monkeypatch.undo()
     assert len(weights) == 2
+    capsys.readouterr()
+    assert (
+        call("--methods", "MinMax", "SPR2Q", "--minutes", "2", "--read-only") == 0
+    )  # another budget: of one that trains
+    printed = capsys.readouterr().out
+    assert "1 of 2 rows lack figures" in printed and "* x4, SPR2Q, 4/4: other options" in printed
 
 
 def test_same_seed_same_weights(tiny):
