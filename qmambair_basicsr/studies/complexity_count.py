@@ -34,6 +34,8 @@ from ..layers.info import network_info
 from ..layers.placement import quantizer_scalars
 from ..layers.policy import remark
 from ..layers.sites import parameter_sites, quantizers_of, sites_of
+from ..layers.transforms import transforms_of
+from ..quantizers.transform_spec import without_increments
 from .complexity_record import FULL, Product, Recorder, watch
 
 
@@ -208,8 +210,11 @@ def measure(network: dict, height: int, width: int, *, packed: bool = True) -> C
     """
     if height < 1 or width < 1:
         raise ValueError(f"the input must have at least 1 x 1 pixels, got {width} x {height}")
+    network = without_increments(network)  # which are part of the weights where the network is used
     with torch.device("meta"):
         net = build_network(dict(network))
+    for transform in transforms_of(net).values():
+        transform.fold_weight()
     info = network_info(net)
     multiple = info.size_multiple
     height, width = (-(-side // multiple) * multiple for side in (height, width))

@@ -43,6 +43,18 @@ def by_name(result):
     return {row.name: row for row in result.rows}
 
 
+def test_rotations_are_counted_and_increments_are_part_of_weights():
+    plain = describe("QMambaIR", embed_dim=32)
+    changed = copy.deepcopy(plain)
+    changed["quant"]["transforms"] = {"Hadamard": {"block": 8, "places": "*.in_proj"}, "LowRank": {"rank": 2}}
+    before, after = (measure(network, HEIGHT, WIDTH) for network in (plain, changed))
+    assert [row.parameters for row in after.rows] == [row.parameters for row in before.rows]
+    rows = zip(before.rows, after.rows, strict=True)
+    added = {b.name: b.macs - a.macs for a, b in rows if b.macs != a.macs}
+    assert len(added) == 2 and set(added.values()) == {HEIGHT * WIDTH * 32 * 8}  # two blocks: 8 for each of 32 channels
+    assert all(name.endswith("in_proj") for name in added)
+
+
 @pytest.mark.parametrize("arch", OURS)
 def test_products_are_those_that_torch_counts_while_the_real_network_runs(arch, monkeypatch):
     network = describe(arch)
