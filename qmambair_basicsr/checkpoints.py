@@ -141,13 +141,16 @@ def _foreign_global(path: Path) -> str | None:
     return None
 
 
-def select_params(content: object, path: str | os.PathLike, param_key: str | None) -> dict[str, Tensor]:
+def select_params(
+    content: object, path: str | os.PathLike, param_key: str | None, stage_bits: int | None = None
+) -> dict[str, Tensor]:
     """The state_dict a checkpoint holds under one key.
 
     Args:
         content: what :func:`read_file` returned.
         path: the file it came from, for messages.
         param_key: ``params``, ``params_ema`` ...; None when the file is the state_dict itself.
+        stage_bits: the stage of ``quant_train: progressive`` whose network may be read.
 
     Returns:
         Parameter and buffer names to tensors, without the prefixes of wrappers (see :func:`without_wrappers`).
@@ -158,6 +161,11 @@ def select_params(content: object, path: str | os.PathLike, param_key: str | Non
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, not a state_dict")
+    if (bits := content.get("stage_bits")) is not None and bits != stage_bits:
+        raise CheckpointError(
+            f"checkpoint {path} is of a stage with {bits} bits (quant_train: progressive), whose grids mean nothing at other "
+            "widths; take one that the same training has saved later"
+        )
     if param_key is None:
         state = content
     elif param_key in content:

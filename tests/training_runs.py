@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from basicsr.archs import build_network
+from basicsr.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -198,3 +199,42 @@ class LoopRunner:
 @pytest.fixture
 def loop(pairs, monkeypatch) -> LoopRunner:
     return LoopRunner(pairs, monkeypatch)
+
+
+def built(parsed, options, **train):
+    """A model of the options, with other entries under ``train:``."""
+    options = copy.deepcopy(options)
+    options["train"] |= train
+    torch.manual_seed(0)
+    return build_model(parsed(options))
+
+
+def batch(iteration: int) -> dict:
+    """Random images, which the iteration's number decides about."""
+    generator = torch.Generator().manual_seed(iteration)
+    return {"lq": torch.rand(2, 3, 12, 12, generator=generator), "gt": torch.rand(2, 3, 24, 24, generator=generator)}
+
+
+def run(model, iterations, change=None) -> list[dict]:
+    """Training steps outside the loop; the losses of each. ``change(model, iteration)`` runs in front of one."""
+    logs = []
+    for iteration in iterations:
+        if change is not None:
+            change(model, iteration)
+        model.update_learning_rate(iteration, warmup_iter=model.opt["train"].get("warmup_iter", -1))
+        model.feed_data(batch(iteration))
+        model.optimize_parameters(iteration)
+        logs.append(dict(model.get_current_log()))
+    return logs
+
+
+def equal_states(one, other) -> bool:
+    """Whether networks, averages and moments of two models are the same bits."""
+    states = [
+        [*m.net_g.state_dict().values(), *(m.net_g_ema.state_dict().values() if m.ema_decay else ())]
+        for m in (one, other)
+    ]
+    for m, state in zip((one, other), states, strict=True):
+        for moments in m.optimizer_g.state_dict()["state"].values():
+            state += [moments[key] for key in ("step", "exp_avg", "exp_avg_sq")]
+    return all(torch.equal(a, b) for a, b in zip(*states, strict=True))

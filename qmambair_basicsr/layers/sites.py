@@ -42,12 +42,16 @@ class PlacedSite(NamedTuple):
         """Dotted name of the quantized parameter; None for tensors computed from the input."""
         return self.site.parameter_path
 
-    @torch.no_grad()
-    def tensor(self) -> Tensor:
+    def value(self) -> Tensor:
         """Input of a parameter's quantizer: the parameter, transformed, or the tensor that the site derives from it."""
-        parameter = getattr(self.owner, self.site.parameter).detach()
+        parameter = getattr(self.owner, self.site.parameter)
         transform = transform_of(self.owner, self.site.part) if self.site.operand == "weight" else None
         return self.site.value_of(parameter if transform is None else transform.on_weight(parameter))
+
+    @torch.no_grad()
+    def tensor(self) -> Tensor:
+        """:meth:`value` without gradients."""
+        return self.value().detach()
 
     @torch.no_grad()
     def set_tensor(self, value: Tensor) -> None:

@@ -22,7 +22,7 @@ from ..inference.tiling import parse_tile_option, run_tiled
 from ..layers.declared import ordinary_state
 from ..layers.info import size_multiple
 from ..layers.requantize import requantize
-from . import data_order, non_finite
+from . import data_order, non_finite, scheduled_loss
 from .random_stream import seeded
 from .resume_plan import IMPLEMENTATIONS
 from .step_options import recompute_blocks
@@ -48,6 +48,8 @@ class MambaIRModel(SteppedTraining):
         metrics.perceptual.MetricError: a metric that could not be computed.
         checkpoints.CheckpointError: weights that cannot be loaded.
     """
+
+    stage_bits: int | None = None  # see ``phased_training``
 
     def __init__(self, opt: dict) -> None:
         # SRModel's constructor wraps the network for DDP before it loads weights; here weights, and what
@@ -130,7 +132,8 @@ class MambaIRModel(SteppedTraining):
             if isinstance(content, dict) and "params_ema" not in content:
                 get_root_logger().warning(f"{path} has no params_ema: the average starts from its params")
                 return
-            checkpoints.load_state(self.net_g_ema, checkpoints.select_params(content, path, "params_ema"), path)
+            state = checkpoints.select_params(content, path, "params_ema", self.stage_bits)
+            checkpoints.load_state(self.net_g_ema, state, path)
 
     def build_losses(self) -> None:
         """Build the losses named in ``opt['train']``.
@@ -139,11 +142,16 @@ class MambaIRModel(SteppedTraining):
             ValueError: when there is none.
         """
         train = self.opt["train"]
-        self.cri_pix = build_loss(train["pixel_opt"]).to(self.device) if train.get("pixel_opt") else None
+        self.cri_pix = self.build_loss("pixel_opt")
         perceptual = train.get("perceptual_opt")
         self.cri_perceptual = build_loss(perceptual).to(self.device) if perceptual else None
         if not self.has_loss():
             raise ValueError("train: no loss; set pixel_opt, for example pixel_opt: {type: L1Loss}")
+
+    def build_loss(self, key: str) -> nn.Module | None:
+        """The loss that ``train: KEY`` describes, with its schedule where it has one; None where there is no such key."""
+        loss = scheduled_loss.build(self.opt["train"].get(key), f"train: {key}")
+        return None if loss is None else loss.to(self.device)
 
     def has_loss(self) -> bool:
         """Whether any loss was built."""
@@ -201,7 +209,7 @@ class MambaIRModel(SteppedTraining):
         net = self.get_bare_model(net)
         logger = get_root_logger()
         logger.info(f"Loading {type(net).__name__} from {load_path}, key {param_key}")
-        state = checkpoints.select_params(checkpoints.read_file(load_path), load_path, param_key)
+        state = checkpoints.select_params(checkpoints.read_file(load_path), load_path, param_key, self.stage_bits)
         if net is self.get_bare_model(self.net_g):
             state = self._without_skipped(state, load_path)
         for line in checkpoints.load_state(net, state, load_path, strict):
@@ -215,6 +223,10 @@ class MambaIRModel(SteppedTraining):
                 raise ValueError(f"path: skip_keys_g: {pattern!r} fits no weight in {load_path}")
         return {k: v for k, v in state.items() if not any(fnmatchcase(k, pattern) for pattern in patterns)}
 
+    def marks(self) -> dict:
+        """What a saved network says about itself beside its weights."""
+        return {}
+
     @master_only
     def save_network(self, net, net_label: str, current_iter: int, param_key="params") -> None:
         """Write ``LABEL_ITERATION.pth`` atomically.
@@ -225,7 +237,7 @@ class MambaIRModel(SteppedTraining):
         """
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
-        content = {}
+        content = self.marks()
         for one, key in zip(nets, keys, strict=True):
             state = {k: v.detach().cpu() for k, v in ordinary_state(self.get_bare_model(one)).items()}
             bad = checkpoints.first_non_finite(state)

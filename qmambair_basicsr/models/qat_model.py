@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import torch
 from basicsr.archs import build_network
-from basicsr.losses import build_loss
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
@@ -20,20 +19,22 @@ from ..layers.info import full_precision_twin
 from ..layers.sites import quantizer_keys, quantizers_of, uncalibrated
 from ..losses.feature_capture import FeatureCapture
 from ..quantizers import UncalibratedError
+from . import scheduled_loss
 from .calibration_data import calibration_batches
-from .mambair_model import MambaIRModel
-from .quant_options import QuantTrainOptions, TeacherOptions
+from .phased_training import PhasedTraining
+from .quant_options import QuantTrainOptions, StartOptions, TeacherOptions
 from .quantizer_health import HealthWriter, recorded
+from .start import apply_method
 
 
 @MODEL_REGISTRY.register()
-class QATModel(MambaIRModel):
+class QATModel(PhasedTraining):
     """Trains or tests a network that ``prepare`` has quantized.
 
     ``path: pretrain_network_g`` takes a full-precision checkpoint (exactly the quantizers' keys are missing) or one
     of the quantized network. From full precision, training begins by calibrating every quantizer on the first
-    training batches: before optimizer, average and DDP exist, on rank 0, then broadcast. The calibrated network is
-    saved as ``net_g_calibrated.pth``. Options: ``quant_train:``, see this folder's README.
+    training batches, or by ``quant_train: start``: before optimizer, average and DDP exist, on rank 0, then broadcast. The
+    calibrated network is saved as ``net_g_calibrated.pth``. Options: ``quant_train:``, see this folder's README.
 
     Args:
         opt: options as BasicSR's ``parse_options`` returns them.
@@ -71,20 +72,24 @@ class QATModel(MambaIRModel):
                 "checkpoint cannot be tested as a quantized network: train it first; the run's models folder then "
                 "also holds net_g_calibrated.pth, the network after calibration only"
             )
-        self.calibrate()
+        self.calibrate(self.quant.start)
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"):
         """As ``MambaIRModel``; all quantizer keys together may be missing, which a full-precision file shows."""
         net = self.get_bare_model(net)
-        state = checkpoints.select_params(checkpoints.read_file(load_path), load_path, param_key)
+        state = checkpoints.select_params(checkpoints.read_file(load_path), load_path, param_key, self.stage_bits)
         if quantizer_keys(net).isdisjoint(state):
             get_root_logger().info(f"Loading full-precision weights from {load_path}, key {param_key}")
             checkpoints.load_fp_state(net, state, load_path)
         else:
             super().load_network(net, load_path, strict, param_key)
 
-    def calibrate(self) -> None:
-        """Initialise every quantizer on rank 0, save the result, and give it to the other ranks."""
+    def calibrate(self, start: StartOptions | None = None) -> None:
+        """Initialise every quantizer on rank 0, save the result, and give it to the other ranks.
+
+        Args:
+            start: a post-training method that does it; None for the quantizers' own initial values.
+        """
         options, data = self.quant.calibration, self.opt["datasets"]["train"]
         logger = get_root_logger()
         if self.rank == 0:
@@ -92,7 +97,11 @@ class QATModel(MambaIRModel):
             seed = options.seed if options.seed >= 0 else self.seed
             logger.info(f"Calibrating on {options.batches} batches of {size}, seed {seed}")
             batches = calibration_batches(data, options.batches, size, seed)
-            calibrate(self.net_g, (batch.to(self.device) for batch in batches))
+            batches = (batch.to(self.device) for batch in batches)
+            if start is None:
+                calibrate(self.net_g, batches)
+            else:
+                apply_method(self.net_g, start, list(batches))
         if self.opt["dist"]:
             for tensor in (*self.net_g.parameters(), *self.net_g.buffers()):
                 torch.distributed.broadcast(tensor.detach(), src=0)
@@ -128,8 +137,8 @@ class QATModel(MambaIRModel):
             ValueError: no loss at all, or a teacher loss without a teacher.
         """
         train = self.opt["train"]
-        self.cri_distill = build_loss(train["distill_opt"]).to(self.device) if train.get("distill_opt") else None
-        self.cri_feature = build_loss(train["feature_opt"]).to(self.device) if train.get("feature_opt") else None
+        self.cri_distill = self.build_loss("distill_opt")
+        self.cri_feature = self.build_loss("feature_opt")
         wanted = [key for key in ("distill_opt", "feature_opt") if train.get(key)]
         if wanted and self.teacher is None:
             raise ValueError(f"train: {wanted[0]} compares with a teacher; set quant_train: teacher: path")
@@ -146,15 +155,6 @@ class QATModel(MambaIRModel):
         """Teacher losses alone are enough."""
         return super().has_loss() or self.cri_distill is not None or self.cri_feature is not None
 
-    def parameter_groups(self) -> list[dict]:
-        """Weights, and the quantizers' parameters with their own learning rate and without weight decay."""
-        quantizers = {id(p) for q in quantizers_of(self.get_bare_model(self.net_g)).values() for p in q.parameters()}
-        (group,) = super().parameter_groups()
-        own = [p for p in group["params"] if id(p) in quantizers]
-        lr = self.opt["train"]["optim_g"]["lr"] * self.quant.lr_factor
-        rest = [p for p in group["params"] if id(p) not in quantizers]
-        return [{"params": rest}, {"params": own, "lr": lr, "weight_decay": 0.0}]
-
     @contextlib.contextmanager
     def step_randomness(self) -> Iterator[None]:
         """As ``MambaIRModel``; with a teacher, both networks also route MambaIRv2's tokens by the same noise."""
@@ -168,19 +168,32 @@ class QATModel(MambaIRModel):
         return self.health is not None and self._iteration % self.quant.health_freq == 0
 
     def compute_losses(self) -> OrderedDict[str, Tensor]:
-        """Ground-truth losses, then ``l_distill`` and ``l_feature`` against the teacher."""
+        """Ground-truth losses, ``l_distill`` and ``l_feature`` against the teacher, ``l_damping`` of oscillations."""
         if self.watched_step():
             with recorded(self.get_bare_model(self.net_g)) as health:
                 losses = super().compute_losses()
             self.health.write(health, self._iteration)
         else:
             losses = super().compute_losses()
-        if self.teacher is None:
-            return losses
-        with torch.no_grad():
-            target = self.teacher(self.lq)
-        if self.cri_distill is not None:
+        if self.teacher is not None:
+            losses.update(self.teacher_losses())
+        losses.update(self.damping())
+        return losses
+
+    def teacher_losses(self) -> OrderedDict[str, Tensor]:
+        """``l_distill`` and ``l_feature`` of the current output; the teacher runs where one of them counts."""
+        losses: OrderedDict[str, Tensor] = OrderedDict()
+        distill, feature = map(scheduled_loss.active, (self.cri_distill, self.cri_feature))
+        if distill or feature:
+            with torch.no_grad():
+                target = self.teacher(self.lq)
+        if distill:
             losses["l_distill"] = self.cri_distill(self.output, target)
-        if self.cri_feature is not None:
+        if feature:
             losses["l_feature"] = self.cri_feature(self.features.take(), self.teacher_features.take())
         return losses
+
+    def close_losses(self) -> None:
+        if self.cri_feature is not None:
+            self.features.close()
+            self.teacher_features.close()

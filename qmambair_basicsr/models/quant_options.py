@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..strict import check_keys
+from .ramp import Ramp
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,63 @@ class TeacherOptions:
 
 
 @dataclass(frozen=True)
+class StartOptions:
+    """``quant_train: start``: a post-training method in place of calibration, before the first iteration.
+
+    Attributes:
+        method: ``{type: BlockAP, ...}``, as ``ptq: method``.
+        iterations: of a method that has some; None for its default.
+    """
+
+    method: Mapping[str, Any]
+    iterations: int | None = None
+
+
+@dataclass(frozen=True)
+class OscillationOptions:
+    """``quant_train: oscillation``: see ``oscillation.py``.
+
+    Attributes:
+        damping: lambda, the weight of the loss that pulls weights to their levels; None for none.
+        freeze: threshold of the frequency above which a weight is frozen, from iteration ``start`` on; None for none.
+        momentum: m, what the last step counts in frequencies and averages.
+        sites: name patterns of the layers whose weights are meant.
+    """
+
+    damping: Ramp | None = None
+    freeze: Ramp | None = None
+    momentum: float = 0.01
+    sites: tuple[str, ...] = ("*",)
+
+
+@dataclass(frozen=True)
+class CorrectionOptions:
+    """``quant_train: correction``: the last iterations train quantizers and biases only, on the averaged weights.
+
+    Attributes:
+        iterations: how many.
+        lr: learning rate of biases at their beginning, which falls to 0 as a cosine; that of quantizers is ``lr_factor``
+            times as large. None for a tenth of ``optim_g: lr``.
+    """
+
+    iterations: int
+    lr: float | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An entry of ``quant_train: progressive``: so many iterations with wider quantizers.
+
+    Attributes:
+        bits: width of every site that the network has with fewer.
+        iterations: how many.
+    """
+
+    bits: int
+    iterations: int
+
+
+@dataclass(frozen=True)
 class QuantTrainOptions:
     """``quant_train:``.
 
@@ -49,12 +107,20 @@ class QuantTrainOptions:
         lr_factor: learning rate of the quantizers' parameters over that of the weights, at least 0.
         health_freq: iterations between two records of every quantizer's health in TensorBoard; 0 turns it off.
         teacher: see :class:`TeacherOptions`; None trains without a teacher.
+        start: see :class:`StartOptions`; None calibrates.
+        oscillation: see :class:`OscillationOptions`; None for none.
+        correction: see :class:`CorrectionOptions`; None for none.
+        progressive: wider stages in front of the network's own width, widest first.
     """
 
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     lr_factor: float = 1.0
     health_freq: int = 1000
     teacher: TeacherOptions | None = None
+    start: StartOptions | None = None
+    oscillation: OscillationOptions | None = None
+    correction: CorrectionOptions | None = None
+    progressive: tuple[Stage, ...] = ()
 
     @classmethod
     def from_dict(cls, section: object) -> QuantTrainOptions:
@@ -73,7 +139,10 @@ class QuantTrainOptions:
             teacher = _build(TeacherOptions, teacher, "quant_train: teacher")
             if not isinstance(teacher.path, str):
                 raise ValueError(f"quant_train: teacher: path must name a checkpoint, got {teacher.path!r}")
-        options = cls(calibration=calibration, teacher=teacher, **values)
+        readers = {"start": _start, "oscillation": _oscillation, "correction": _correction, "progressive": _stages}
+        read = {key: reader(values.pop(key)) for key, reader in readers.items() if values.get(key)}
+        values = {key: value for key, value in values.items() if key not in readers}
+        options = cls(calibration=calibration, teacher=teacher, **read, **values)
         _number("quant_train: health_freq", options.health_freq, 0)
         _number("quant_train: lr_factor", options.lr_factor, 0, whole=False)
         return options
@@ -94,6 +163,60 @@ def calibration_options(section: object, where: str) -> CalibrationOptions:
     _number(f"{where}: batch_size", calibration.batch_size, 0)
     _number(f"{where}: seed", calibration.seed, -1)
     return calibration
+
+
+def _start(section: object) -> StartOptions:
+    from ..ptq import build_method
+
+    options = _build(StartOptions, section, "quant_train: start")
+    method = build_method(options.method, "quant_train.start.method")
+    if options.iterations is not None:
+        if not method.trains:
+            raise ValueError(f"quant_train: start: {options.method['type']} has no iterations; leave them out")
+        _number("quant_train: start: iterations", options.iterations, 1)
+    return options
+
+
+def _oscillation(section: object) -> OscillationOptions:
+    where = "quant_train: oscillation"
+    options = _build(OscillationOptions, section, where)
+    highest = {"damping": float("inf"), "freeze": 1.0}
+    ramps = {
+        key: Ramp.read(getattr(options, key), f"{where}: {key}", 0, high)
+        for key, high in highest.items()
+        if getattr(options, key) is not None
+    }
+    if not ramps:
+        raise ValueError(f"{where}: neither damping nor freeze is set; give one of them")
+    _number(f"{where}: momentum", options.momentum, 0, whole=False)
+    if not 0 < options.momentum <= 1:
+        raise ValueError(f"{where}: momentum must be above 0 and at most 1, got {options.momentum!r}")
+    sites = options.sites
+    if isinstance(sites, str) or not sites or not all(isinstance(name, str) for name in sites):
+        raise ValueError(f"{where}: sites must be a list of name patterns, got {sites!r}")
+    return replace(options, sites=tuple(sites), **ramps)
+
+
+def _correction(section: object) -> CorrectionOptions:
+    options = _build(CorrectionOptions, section, "quant_train: correction")
+    _number("quant_train: correction: iterations", options.iterations, 1)
+    if options.lr is not None:
+        _number("quant_train: correction: lr", options.lr, 0, whole=False)
+    return options
+
+
+def _stages(section: object) -> tuple[Stage, ...]:
+    where = "quant_train: progressive"
+    if not isinstance(section, (list, tuple)):
+        raise ValueError(f"{where}: must be a list such as [{{bits: 8, iterations: 100}}], got {section!r}")
+    stages = tuple(_build(Stage, entry, f"{where}[{i}]") for i, entry in enumerate(section))
+    for i, stage in enumerate(stages):
+        _number(f"{where}[{i}]: bits", stage.bits, 2)
+        _number(f"{where}[{i}]: iterations", stage.iterations, 1)
+    widths = [stage.bits for stage in stages]
+    if max(widths) > 8 or widths != sorted(set(widths), reverse=True):
+        raise ValueError(f"{where}: bits must be from 8 to 2 and fall from stage to stage, got {widths}")
+    return stages
 
 
 def _checked(kind: type, section: object, where: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class ResumableTraining(CheckedValidation):
         if self.optimizers:
             self.optimizer_g = self.optimizers[0]
         if plan.by_option:
-            self._replay_schedule(iteration)
+            self.replay_schedule(iteration)
             if differences:
                 logger.info(f"Resuming at iteration {iteration}, as the option file says: {'; '.join(differences)}")
         else:
@@ -101,7 +101,7 @@ class ResumableTraining(CheckedValidation):
         self.validations.add(iteration, *resume_state.get("validated", ()))
         self.make_up_for_validation(iteration)
 
-    def _replay_schedule(self, iteration: int) -> None:
+    def replay_schedule(self, iteration: int) -> None:
         """Take schedulers from their start to an iteration, warm-up included, as the loop would have."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import data_order, non_finite
 from .random_stream import seeded
 from .resuming import ResumableTraining
+from .scheduled_loss import ScheduledLoss, active
 from .step_graph import StepGraph
 from .step_options import StepOptions
 
@@ -55,6 +56,7 @@ class SteppedTraining(ResumableTraining):
                 With ``train: cuda_graph`` raised up to 10 iterations later, and the weights are as before the one it names.
         """
         self._iteration, self._state = current_iter, None
+        self.begin_step()
         if self.step_options.cuda_graph and self.step_graph is None:
             self.step_graph = StepGraph(self)
         finite = True
@@ -62,8 +64,19 @@ class SteppedTraining(ResumableTraining):
             self.step_graph.step()
         else:
             finite = self.eager_step()
+        self.end_step()
         if finite and self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def begin_step(self) -> None:
+        """Called in front of an iteration: what follows its number is set."""
+        total = int(self.opt["train"]["total_iter"])
+        for module in self.step_modules().values():
+            if isinstance(module, ScheduledLoss):
+                module.begin(self._iteration, total)
+
+    def end_step(self) -> None:
+        """Called when the weights have been updated, before the average moves."""
 
     def eager_step(self) -> bool:
         """The step on the current batch, one kernel after the other.
@@ -111,6 +124,10 @@ class SteppedTraining(ResumableTraining):
             with self.net_g.no_sync() if shared else contextlib.nullcontext():
                 with self.autocast():
                     losses = self.compute_losses()
+                if not losses:
+                    raise ValueError(
+                        f"train: every loss has the weight 0 in iteration {self._iteration}; see schedule:"
+                    )
                 total = sum(losses.values()) / parts
                 if check and not math.isfinite(total.item()):
                     raise self.non_finite_error(losses)
@@ -182,7 +199,7 @@ class SteppedTraining(ResumableTraining):
         """Run the network on the current batch; weighted losses by log name (``l_...``), which are summed."""
         self.output = self.net_g(self.lq).to(self.lq.dtype)
         losses = OrderedDict()
-        if self.cri_pix is not None:
+        if active(self.cri_pix):
             losses["l_pix"] = self.cri_pix(self.output, self.gt)
         if self.cri_perceptual is not None:
             content, style = self.cri_perceptual(self.output, self.gt)

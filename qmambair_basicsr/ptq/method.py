@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -91,7 +91,13 @@ def build_method(config: Mapping[str, Any], where: str = "ptq") -> PTQMethod:
     return PTQ_METHODS[kind](**options)
 
 
-def quantize(net: nn.Module, method: PTQMethod, batches: Sequence[Tensor], iterations: int | None = None) -> nn.Module:
+def quantize(
+    net: nn.Module,
+    method: PTQMethod,
+    batches: Sequence[Tensor],
+    iterations: int | None = None,
+    report: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> nn.Module:
     """Apply a method, and see that it left an ordinary quantized network.
 
     Args:
@@ -99,6 +105,7 @@ def quantize(net: nn.Module, method: PTQMethod, batches: Sequence[Tensor], itera
         method: from :func:`build_method`.
         batches: at least one.
         iterations: of a method that trains; None for its default.
+        report: called after each of them with its number, how many there are, and the losses.
 
     Returns:
         The same object, in evaluation: its ``state_dict`` loads into a network built from the same ``quant:`` block.
@@ -113,10 +120,10 @@ def quantize(net: nn.Module, method: PTQMethod, batches: Sequence[Tensor], itera
     if not len(batches):
         raise ValueError(f"{type(method).__name__}: there was no batch; give at least one")
     before = {key: tensor.shape for key, tensor in net.eval().state_dict().items()}
-    if iterations is None:
-        method.apply(net, batches)
+    if method.trains:
+        method.apply(net, batches, iterations, report)
     else:
-        method.apply(net, batches, iterations)
+        method.apply(net, batches)
     require_ordinary(net, type(method).__name__, before)
     return net
 

@@ -15,7 +15,7 @@ from :meth:`TrainedMethod.generator`. So a run that is cut off goes on to the sa
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -106,14 +106,28 @@ class TrainedMethod(PTQMethod):
         """Random numbers of an iteration."""
         return torch.Generator().manual_seed(self.settings.get("seed", 0) * 1_000_003 + iteration)
 
-    def apply(self, net: nn.Module, batches: Sequence[Tensor], iterations: int | None = None) -> None:
-        """Run from beginning to end; iteration i trains on batch i, over and over again."""
+    def apply(
+        self,
+        net: nn.Module,
+        batches: Sequence[Tensor],
+        iterations: int | None = None,
+        report: Callable[[int, int, dict[str, float]], None] | None = None,
+    ) -> None:
+        """Run from beginning to end; iteration i trains on batch i, over and over again.
+
+        Args:
+            net, batches: as for :meth:`PTQMethod.apply`.
+            iterations: None for ``default_iterations``.
+            report: called after every iteration with its number from 1 on, their number, and the losses.
+        """
         trained = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
         self.open(net)
         self.calibrate(batches)
         self.plan(self.default_iterations if iterations is None else iterations)
         for i in range(self.total):
-            self.step(i, batches[i % len(batches)])
+            losses = self.step(i, batches[i % len(batches)])
+            if report is not None:
+                report(i + 1, self.total, losses)
         self.finish(net)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(trained.get(name, False))

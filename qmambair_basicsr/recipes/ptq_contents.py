@@ -68,6 +68,7 @@ METHODS = {
     "FIMAQ": PTQ({**_QUICK, "images": 1, "rank": 2}, 300, _ROWS),
     "APHQViT": PTQ({**_QUICK, "images": 1}, 300, _ROWS),
     "QuantDLLM": PTQ(kind="AnyOrder"),
+    "BlockAP": PTQ({"lr": 2e-4}, 400, _ROWS),
     "MinMaxScan": _scan("MinMax"),
     "PercentileScan": _scan("Percentile"),
     "QuambaScan": _scan("Quamba"),

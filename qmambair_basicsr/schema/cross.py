@@ -256,6 +256,20 @@ def quantization(opt: Mapping) -> Iterator[Problem]:
             )
 
 
+def phases(opt: Mapping) -> Iterator[Problem]:
+    """``quant_train: correction`` and ``progressive`` against the training that they are part of."""
+    total = whole(opt, "train.total_iter")
+    correction = whole(opt, "quant_train.correction.iterations")
+    if correction and not get(opt, "train.ema_decay", (int, float)):
+        yield Problem("quant_train.correction", "starts from averaged weights; set train: ema_decay")
+    if correction and total and correction >= total:
+        yield Problem("quant_train.correction.iterations", f"must be below train.total_iter, {total}; got {correction}")
+    stages = get(opt, "quant_train.progressive", list) or []
+    used = sum(stage["iterations"] for stage in stages if is_number(get(stage, "iterations", int)))
+    if stages and total and used >= total:
+        yield Problem("quant_train.progressive", f"must leave iterations of train.total_iter, {total}; takes {used}")
+
+
 def paths(opt: Mapping) -> Iterator[Problem]:
     """Keys under ``path:`` that need each other."""
     if get(opt, "path.skip_keys_g", list) and get(opt, "path.strict_load_g", bool) is not False:
@@ -285,6 +299,7 @@ def problems(opt: Mapping, training: bool | None, kind: str) -> Iterator[Problem
         yield from network_fits_data(opt)
     if kind == "ours":
         yield from quantization(opt)
+        yield from phases(opt)
     if training is not False:
         yield from patches(opt)
         yield from parts(opt)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .datasets import DataSets
+from .phases import PTQ, QUANT_TRAIN, Scheduled
 from .problems import UNREADABLE, Problem, join, show
 from .registered import (
     ANY_LOSS,
@@ -33,7 +34,6 @@ from .rules import (
     Section,
     Text,
     optional,
-    readable,
 )
 
 PACKAGE = __package__.split(".")[0]
@@ -72,31 +72,6 @@ class Tile(Rule):
             found = [Problem(join(where, "overlap"), f"must be below size ({value['size']}); got {value['overlap']}")]
         yield from found
 
-
-_CALIBRATION = Section(
-    {
-        "batches": Number(1, 10**9, whole=True),
-        "batch_size": Number(0, 1_000_000, whole=True),
-        "seed": Number(-1, 2**32 - 1, whole=True),
-    },
-    title="calibration",
-)
-_TEACHER = Section(
-    {"path": Text(called="the path of a checkpoint"), "param_key": optional(Text()), "network": optional(NETWORK)},
-    ("path",),
-    title="teacher",
-)
-QUANT_TRAIN = optional(
-    Section(
-        {
-            "calibration": optional(_CALIBRATION),
-            "lr_factor": Number(0),
-            "health_freq": Number(0, whole=True),
-            "teacher": optional(_TEACHER),
-        },
-        title="quant_train",
-    )
-)
 
 _LOGGER = Section(
     {
@@ -151,30 +126,6 @@ def _val(training: bool | None, strict: bool, has_sets: bool, saves: bool) -> Se
     return Section(keys, required, "refuse" if strict else "misspelt", "val")
 
 
-class Method(Rule):
-    """``ptq: method``: what ``ptq/`` says."""
-
-    words = "a section {type: SPR2Q} with the options of a post-training method"
-
-    def problems(self, where: str, value: Any) -> Iterator[Problem]:
-        if value is UNREADABLE or not readable(value):
-            return
-        if not isinstance(value, Mapping):
-            yield Problem(where, f"must be {self.words}; got {show(value)}")
-            return
-        from ..ptq import build_method
-
-        try:
-            build_method(value, where)
-        except (ValueError, TypeError) as err:
-            for line in str(err).splitlines():
-                place, _, text = line.partition(": ")
-                yield Problem(place, text)
-
-
-PTQ = Section({"method": Method(), "calibration": optional(_CALIBRATION)}, ("method",), title="ptq")
-
-
 def trains_itself(opt: Mapping) -> bool:
     """Whether the model brings its own training (``PTQModel``): no optimizer, schedule, average or losses."""
     return getattr(find("model", opt.get("model_type")), "trains_itself", False)
@@ -202,6 +153,7 @@ def _train(strict: bool) -> Section:
             "distill_opt": optional(PIXEL_LOSS),
             "feature_opt": optional(FEATURE_LOSS),
         }
+        keys |= {key: optional(Scheduled(keys[key])) for key in ("pixel_opt", "distill_opt", "feature_opt")}
     return Section(keys, ("optim_g", "scheduler", "total_iter"), "refuse" if strict else "misspelt", "train")
 
 

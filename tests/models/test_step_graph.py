@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from basicsr.archs import build_network
-from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 from recorded_operations import RecordedOperations
+from training_runs import batch, built, equal_states, run
 
 from qmambair_basicsr.archs.blocks import ChannelAttention
 from qmambair_basicsr.archs.routing import NoiseTape, RoutingNoise, shared_routing_noise, taped_noise
@@ -36,41 +36,6 @@ def options(train_options):
     train_options["train"] |= {"grad_clip": 0.1, "warmup_iter": 4}
     train_options["train"]["scheduler"] |= {"milestones": [7], "gamma": 0.5}
     return train_options
-
-
-def built(parsed, options, **train):
-    options = copy.deepcopy(options)
-    options["train"] |= train
-    torch.manual_seed(0)
-    return build_model(parsed(options))
-
-
-def batch(iteration: int) -> dict:
-    generator = torch.Generator().manual_seed(iteration)
-    return {"lq": torch.rand(2, 3, 12, 12, generator=generator), "gt": torch.rand(2, 3, 24, 24, generator=generator)}
-
-
-def run(model, iterations, change=None) -> list[dict]:
-    logs = []
-    for iteration in iterations:
-        if change is not None:
-            change(model, iteration)
-        model.update_learning_rate(iteration, warmup_iter=model.opt["train"].get("warmup_iter", -1))
-        model.feed_data(batch(iteration))
-        model.optimize_parameters(iteration)
-        logs.append(dict(model.get_current_log()))
-    return logs
-
-
-def equal_states(one, other) -> bool:
-    states = [
-        [*m.net_g.state_dict().values(), *(m.net_g_ema.state_dict().values() if m.ema_decay else ())]
-        for m in (one, other)
-    ]
-    for m, state in zip((one, other), states, strict=True):
-        for moments in m.optimizer_g.state_dict()["state"].values():
-            state += [moments[key] for key in ("step", "exp_avg", "exp_avg_sq")]
-    return all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
 def step_only(model, iteration) -> None:

@@ -174,6 +174,45 @@ TRAINING = [
     ("scale", "2", "scale: YAML reads '2' as text; write the number as 2, unquoted"),
     ("scale", 0, "scale: must be a whole number, at least 1"),
     ("quant_train", {"calibration": {"batches": 2}}, "MambaIRModel does not read it; use model_type: QATModel"),
+    ("train.pixel_opt", {"type": "L1Loss", "schedule": {"from": 0}}, "train.pixel_opt.schedule.to: missing"),
+    (
+        "train.pixel_opt",
+        {"type": "L1Loss", "schedule": "late"},
+        "train.pixel_opt.schedule: must be a number or a section",
+    ),
+    (
+        "train.pixel_opt",
+        {"type": "L1Loss", "schedule": {"from": 0, "to": 1, "start": 9, "end": 3}},
+        "train.pixel_opt.schedule.end: must be at least start (9); got 3",
+    ),
+    ("quant_train", {"oscillation": {"damp": 1}}, "quant_train.oscillation.damp: unknown key (did you mean 'damping'?)"),
+    ("quant_train", {"oscillation": {"momentum": 0.1}}, "quant_train.oscillation: neither damping nor freeze is set"),
+    (
+        "quant_train",
+        {"oscillation": {"freeze": 2}},
+        "quant_train.oscillation.freeze: must be a number, at least 0 and at",
+    ),
+    ("quant_train", {"correction": {}}, "quant_train.correction.iterations: missing"),
+    (
+        "quant_train",
+        {"progressive": [{"bits": 9}]},
+        "quant_train.progressive[0].bits: must be a whole number, at least 2",
+    ),
+    (
+        "quant_train",
+        {"progressive": [{"bits": 3, "iterations": 1}, {"bits": 4, "iterations": 1}]},
+        "quant_train.progressive: bits must be from 8 to 2 and fall from stage to stage, got [3, 4]",
+    ),
+    (
+        "quant_train",
+        {"start": {"method": {"type": "BREQ"}}},
+        "quant_train.start.method.type: unknown post-training method",
+    ),
+    (
+        "quant_train",
+        {"start": {"method": {"type": "MinMax"}, "iterations": 3}},
+        "MinMax has no iterations; leave them out",
+    ),
     ("tile", {"size": 32, "overlap": 40}, "tile.overlap: must be below size (32)"),
     ("model_type", "QATModel", "QATModel needs a quantized network; MambaIR has no quantizer"),
 ]
@@ -398,3 +437,17 @@ def test_stock_options_of_basicsr_pass(work, train_options):
     train_options["train"] |= {"total_iter": 1e6, "scheduler": {"type": "MultiStepLR", "milestones": [1], "gamma": 0.5}}
     train_options["logger"]["save_checkpoint_freq"] = 5e3
     assert found(train_options) == []
+
+
+def test_phases_must_fit_into_the_training():
+    opt = option_names.parse("train_QMambaIR_tinySRx2_w2a2").options()
+    opt["train"] |= {"total_iter": 100, "ema_decay": 0}
+    opt["quant_train"] |= {"correction": {"iterations": 100}, "progressive": [{"bits": 8, "iterations": 100}]}
+    problems = "\n".join(found(opt, root=None))
+    assert "quant_train.correction: starts from averaged weights; set train: ema_decay" in problems
+    assert "quant_train.correction.iterations: must be below train.total_iter, 100; got 100" in problems
+    assert "quant_train.progressive: must leave iterations of train.total_iter, 100; takes 100" in problems
+    opt["train"]["ema_decay"] = 0.99
+    opt["quant_train"] |= {"correction": {"iterations": 10}, "progressive": [{"bits": 8, "iterations": 10}]}
+    assert "correction" not in (rest := "\n".join(found(opt, root=None)))
+    assert "progressive" not in rest
