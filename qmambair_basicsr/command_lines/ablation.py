@@ -17,6 +17,7 @@ STUDIES = (
     "statistics",
     "mode",
     "init",
+    "plus",
 )  # keys of studies.ablation_studies.studies()
 
 
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(parser, "--bits", default=[4, 2], nargs="+")
     parser.add_argument("--seeds", type=natural, nargs="+", default=[0, 1, 2], help="of the trainings (default: 0 1 2)")
     add(parser, "--iterations", "default: the file's")
-    add(parser, "--sets", "default: all of the test file", nargs="+")
+    add(parser, "--sets", "of the test file (default: all) or of the recipes, such as 'BSDS400T91 val'", nargs="+")
     add(parser, "--root", "default: as in the files")
     add(parser, "--out", default=Path("ablation"))
     add(parser, "--force_yml", "of the trainings", default=[], nargs="+")

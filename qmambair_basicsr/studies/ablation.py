@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .. import schema
 from ..data.image_memory import images_in_memory
+from ..recipes.option_data import DATA
 from ..recipes.option_files import read_options
 from ..schema.forced import apply
 from .ablation_report import collect, write_plot, write_tables
@@ -75,14 +76,23 @@ def training_options(opt: dict, iterations: int | None, root: Path | None) -> di
 def test_options(opt: dict, sets: Sequence[str] | None, root: Path | None) -> dict:
     """The test file's options for the wanted sets, without saved images.
 
+    Args:
+        opt: options as read.
+        sets: names of its sets, or of others in ``recipes/option_data.py`` (``BSDS400T91 val``: photographs that are not
+            trained on, if the training is given the rest); None for its own.
+        root: see :func:`_moved`.
+
     Raises:
-        ValueError: no test options, or a set that the file does not have.
+        ValueError: no test options, or a set that neither has.
     """
     opt = copy.deepcopy(opt)
     if "metrics" not in (opt.get("val") or {}):
         raise ValueError("the test option file has no val: metrics")
     known = {section["name"]: key for key, section in opt["datasets"].items()}
     for name in sets or ():
+        if name not in known and name in DATA:
+            known[name] = f"test_{len(known) + 1}"
+            opt["datasets"][known[name]] = DATA[name].options(opt["scale"])
         if name not in known:
             raise ValueError(f"--sets {name}: the test option file has {', '.join(known)}")
     wanted = {known[name] for name in sets or known}

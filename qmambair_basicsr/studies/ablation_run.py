@@ -215,6 +215,8 @@ def execute(run: Run, test: Mapping, store: Store, train: Callable[[Run, Store],
     opt = {**test, "name": f"test_{run.name}", "model_type": run.opt["model_type"]}
     opt |= {"network_g": run.opt["network_g"], "datasets": sections}
     opt["path"] = {"pretrain_network_g": str(weights), "strict_load_g": True}
+    if run.opt["train"].get("ema_decay"):
+        opt["path"]["param_key_g"] = "params_ema"  # as tests within training
     _pipeline(test_pipeline, opt, store)
     figures, _ = read_results(latest_log(store.root / "results", opt["name"]))
     for section in sections.values():

@@ -17,10 +17,11 @@ from fnmatch import fnmatchcase
 from ..quantizers import QUANTIZER_REGISTRY, QuantSpec
 from ..quantizers.site import KINDS
 from ..quantizers.spec import QuantizerSpec
+from .plus_study import plus_variants
 
 __all__ = ["REFERENCE", "Run", "Study", "plan", "studies", "variant_options"]
 
-Quantizers = Mapping[str, object]  # site -> {type, options}, and act_policy
+Quantizers = Mapping[str, object]  # site -> {type, options}, act_policy, transforms; "options": see plus_study
 
 REFERENCE = "Q-MambaIR"
 Q_MAMBAIR: Quantizers = {"weight": {"type": "RFA"}, "act": {"type": "LSQOffset"}, "scan": {"type": "DLS"}}
@@ -133,6 +134,11 @@ def studies() -> dict[str, Study]:
                 "G4 of the text, G3 of the labels: mean +- range / 2 (a2, b1)": _start("G4"),
             },
         ),
+        "plus": Study(
+            "Ingredients of a recipe of our own, each alone",
+            "on the grids of the preset plus, trained towards the output of the full-precision network",
+            plus_variants(),
+        ),
     }
 
 
@@ -141,7 +147,7 @@ def variant_options(opt: Mapping, variant: Quantizers, bits: int, seed: int) -> 
 
     Args:
         opt: options as read from the file, overrides applied.
-        variant: sites that differ from Q-MambaIR.
+        variant: sites that differ from Q-MambaIR; of the study ``plus`` also other options.
         bits: width of weights and activations; sites such as ``attention`` that the file quantizes besides take it too.
         seed: ``manual_seed``: data order, crops, calibration batches.
 
@@ -152,8 +158,10 @@ def variant_options(opt: Mapping, variant: Quantizers, bits: int, seed: int) -> 
         SpecError: a quantizer that does not exist or not at this width.
     """
     opt = copy.deepcopy(dict(opt))
+    variant = dict(variant)
+    merge(opt, variant.pop("options", lambda opt: {})(opt))
     quant = dict(opt["network_g"]["quant"])
-    for site, chosen in (Q_MAMBAIR | {"act_policy": "code"} | dict(variant)).items():
+    for site, chosen in (Q_MAMBAIR | {"act_policy": "code"} | variant).items():
         quant[site] = copy.deepcopy(chosen)
     for site in KINDS:
         if site in quant:
@@ -164,6 +172,16 @@ def variant_options(opt: Mapping, variant: Quantizers, bits: int, seed: int) -> 
     return opt
 
 
+def merge(opt: dict, others: Mapping) -> None:
+    """Put other entries into options, in place, section by section."""
+    for key, value in others.items():
+        if isinstance(value, Mapping) and isinstance(opt.get(key), Mapping):
+            opt[key] = dict(opt[key])
+            merge(opt[key], value)
+        else:
+            opt[key] = copy.deepcopy(value)
+
+
 def digest(opt: Mapping) -> str:
     """Hash of everything that decides a training's result; defaults written out or left out make no difference."""
     plain = {key: value for key, value in opt.items() if key not in ("name", "plugin")}
@@ -171,6 +189,8 @@ def digest(opt: Mapping) -> str:
     quant = {site: _complete(getattr(spec, site)) for site in KINDS}
     overrides = [(pattern, {site: _complete(s) for site, s in sites.items()}) for pattern, sites in spec.overrides]
     quant |= {"act_policy": spec.act_policy, "overrides": overrides}
+    if spec.transforms:
+        quant["transforms"] = spec.to_dict()["transforms"]
     plain["network_g"] = {**opt["network_g"], "quant": quant}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

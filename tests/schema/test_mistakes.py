@@ -185,7 +185,11 @@ TRAINING = [
         {"type": "L1Loss", "schedule": {"from": 0, "to": 1, "start": 9, "end": 3}},
         "train.pixel_opt.schedule.end: must be at least start (9); got 3",
     ),
-    ("quant_train", {"oscillation": {"damp": 1}}, "quant_train.oscillation.damp: unknown key (did you mean 'damping'?)"),
+    (
+        "quant_train",
+        {"oscillation": {"damp": 1}},
+        "quant_train.oscillation.damp: unknown key (did you mean 'damping'?)",
+    ),
     ("quant_train", {"oscillation": {"momentum": 0.1}}, "quant_train.oscillation: neither damping nor freeze is set"),
     (
         "quant_train",

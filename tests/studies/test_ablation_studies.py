@@ -12,8 +12,9 @@ from basicsr.utils.options import ordered_yaml
 from qmambair_basicsr.quantizers import LSQ, QUANTIZER_REGISTRY, QuantSpec, Site, build_quantizer
 from qmambair_basicsr.quantizers.dls import initial_weights
 from qmambair_basicsr.recipes.option_contents import OPTIONS
+from qmambair_basicsr.schema import problems
 from qmambair_basicsr.studies.ablation import training_options
-from qmambair_basicsr.studies.ablation_studies import available, digest, plan, studies, variant_options
+from qmambair_basicsr.studies.ablation_studies import available, digest, merge, plan, studies, variant_options
 
 SITES = ("weight", "act", "scan")
 
@@ -44,12 +45,15 @@ def test_only_quantizers_differ(opt, study, variant, bits):
     spec = QuantSpec.from_dict(options["network_g"]["quant"])
     assert [getattr(spec, site).bits for site in SITES] == [bits] * 3
     for site, role in zip(SITES, ("weight", "act", "param"), strict=True):
-        build_quantizer(getattr(spec, site), Site.of_role(role, 4, 1))
+        shape = {"shape": (8, 4)} if role == "weight" else {}  # what grids for groups of its columns ask
+        build_quantizer(getattr(spec, site), Site.of_role(role, 4, 1, **shape))
     assert options["manual_seed"] == 7
     for changed in (options, base := copy.deepcopy(opt)):
         for key in ("name", "manual_seed"):
             del changed[key]
         del changed["network_g"]["quant"]
+    # the study `plus`: what it says, and nothing else
+    merge(base, studies()[study].variants[variant].get("options", lambda opt: {})(opt))
     assert options == base
 
 
@@ -132,6 +136,26 @@ def test_shared_variants_are_trained_once(opt):
     assert places["components", "RFA only"] == places["activations", "QuantSR"]
     assert places["components", "DLS only"] == places["weights", "QuantSR"]
     assert len({places[study, next(iter(studies()[study].variants))] for study in ("methods", "weights", "init")}) == 1
+
+
+def test_ingredients_of_plus_take_a_share_of_the_training(opt):
+    """One study for any length; every variant is an option file without mistakes."""
+    for total in (40, 3000):
+        longer = copy.deepcopy(opt)
+        longer["train"]["total_iter"] = total
+        names = set()
+        for name, variant in studies()["plus"].variants.items():
+            options = variant_options(longer, variant, 2, 0)
+            found = [p for p in problems(options, None, root=None) if "does not exist" not in p.text]
+            assert found == [], name
+            names.add(options["name"])
+        assert len(names) == len(studies()["plus"].variants)
+    by_name = {name: variant_options(longer, v, 2, 0) for name, v in studies()["plus"].variants.items()}
+    assert by_name["plus"]["network_g"]["quant"]["weight"] == {"type": "RFA", "granularity": "channel", "bits": 2}
+    assert by_name["average, then correction"]["quant_train"]["correction"] == {"iterations": 600}
+    assert by_name["average"]["train"]["ema_decay"] == pytest.approx(1 - 1 / 300)
+    assert by_name["progressive bits 8, 4"]["quant_train"]["progressive"][1] == {"bits": 4, "iterations": 600}
+    assert by_name["ground truth, no teacher"]["quant_train"]["teacher"] is None
 
 
 def test_digest(opt):
