@@ -25,14 +25,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(parser, "--sets", default=list(SETS), nargs="+", choices=SETS)
     parser.add_argument(
-        "--minutes", type=positive, default=60, metavar="N", help="of processor time for a row's quantization"
+        "--minutes", type=positive, default=60, metavar="N", help="for a row's quantization (default: 60)"
     )
     add(parser, "--iterations", "default: the recipe's, or what the minutes allow")
     parser.add_argument(
         "--batch", type=positive, default=8, metavar="N", help="images of an iteration, end to end (default: 8)"
     )
     add(parser, "--samples", "which searches look at; default: the method's own number")
-    add(parser, "--count", "for calibration, in eights", default=32)
+    parser.add_argument(
+        "--patches", type=positive, default=32, metavar="N", help="for calibration, in eights (default: 32)"
+    )
+    add(parser, "--device", default="cpu")
     add(parser, "--any-code")
     add(parser, "--read-only")
     add(parser, "--rerun")

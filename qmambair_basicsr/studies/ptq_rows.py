@@ -8,7 +8,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import checkpoints
 from ..data.image_memory import images_in_memory
+from ..inference.backends import device_of
 from ..inference.networks import load_full_precision
 from ..models.calibration_data import calibration_batches
 from ..ptq import build_method
@@ -53,12 +54,12 @@ def options_of(scale: int, bits: int, method: str, args: argparse.Namespace) -> 
     task = TASKS[f"lightSRx{scale}"]
     made, test = ptq_options(FAMILY, task, bits, method), ptq_test_options(FAMILY, task, bits, method)
     made["name"] = stem("ptq", FAMILY, task.name, bits, method).removeprefix("ptq_")
-    made["num_gpu"] = test["num_gpu"] = 0
+    made["num_gpu"] = test["num_gpu"] = 0 if args.device == "cpu" else 1
     made["datasets"] = {"train": _found(made["datasets"]["train"], args.root)}
     made["datasets"]["train"] |= {"batch_size_per_gpu": args.batch, "num_worker_per_gpu": 0}
     if PTQ_METHODS[made["ptq"]["method"]["type"]].trains:
         made["train"] = {"total_iter": args.iterations or made["train"]["total_iter"], "minutes": args.minutes}
-    made["ptq"]["calibration"] = {"batches": -(-args.count // EIGHT), "batch_size": min(EIGHT, args.count)}
+    made["ptq"]["calibration"] = {"batches": -(-args.patches // EIGHT), "batch_size": min(EIGHT, args.patches)}
     if args.samples is not None and "samples" in PTQ_METHODS[made["ptq"]["method"]["type"]].options:
         made["ptq"]["method"]["samples"] = args.samples
     weights = args.checkpoint or Path(made["path"]["pretrain_network_g"])
@@ -79,6 +80,14 @@ def _found(section: Mapping, root: Path) -> dict:
     return {**section, **found}
 
 
+def clock(device: torch.device) -> float:
+    """Seconds that budgets count in: of processor time, which other programs do not take; on a GPU, of time."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
 def iterations_that_fit(method: TrainedMethod, images: Tensor, seconds: float, most: int) -> int:
     """How many iterations a method can make in a time.
 
@@ -87,15 +96,15 @@ def iterations_that_fit(method: TrainedMethod, images: Tensor, seconds: float, m
     Args:
         method: calibrated, with a plan.
         images: of one iteration.
-        seconds: of processor time.
+        seconds: see :func:`clock`.
         most: not more than these.
     """
     trial = copy.deepcopy(method)
     times = []
     for _ in range(2):
-        begun = time.process_time()
+        begun = clock(images.device)
         trial.step(trial.total // 2, images)
-        times.append(time.process_time() - begun)
+        times.append(clock(images.device) - begun)
     units = len(method.units) if isinstance(method, BlockReconstruction) else 1
     at_first = max(0.0, times[0] - times[1]) * units
     return max(least_iterations(method), min(most, int((seconds - at_first) / max(times[1], 1e-9))))
@@ -114,18 +123,20 @@ def quantize_row(run: Run, store: Store) -> dict:
         store: see :class:`Store`.
 
     Returns:
-        What its record holds of that: iterations, images, seconds of processor time, options of the method.
+        What its record holds of that: iterations, images, seconds (:func:`clock`), options of the method.
 
     Raises:
         ValueError: a loss is not finite.
     """
-    begun, opt = time.process_time(), run.opt
+    opt, device = run.opt, torch.device("cuda" if run.opt["num_gpu"] else "cpu")
+    begun = clock(device)
     net = build_network(copy.deepcopy(opt["network_g"])).eval()
-    load_full_precision(net, opt["path"]["pretrain_network_g"])
+    load_full_precision(net, opt["path"]["pretrain_network_g"]).to(device)
     shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
     method = build_method(opt["ptq"]["method"])
     data, seed, calibration = _training_data(opt), opt["manual_seed"], opt["ptq"]["calibration"]
-    batches = list(calibration_batches(data, calibration["batches"], calibration["batch_size"], seed))
+    drawn = calibration_batches(data, calibration["batches"], calibration["batch_size"], seed)
+    batches = [batch.to(device) for batch in drawn]
     iterations, losses = 0, {}
     if method.trains:
         iterations, losses = _train(method, net, batches, opt, begun)
@@ -133,7 +144,7 @@ def quantize_row(run: Run, store: Store) -> dict:
         method.apply(net, batches)
     require_ordinary(net, type(method).__name__, shapes)
     end_to_end = method.trains and not isinstance(method, BlockReconstruction)
-    checkpoints.write_file({"params": net.state_dict()}, weights_file(run, store))
+    checkpoints.write_file({"params": net.cpu().state_dict()}, weights_file(run, store))
     return {
         "method": {"type": type(method).__name__, **method.settings},
         "iterations": iterations,
@@ -142,7 +153,7 @@ def quantize_row(run: Run, store: Store) -> dict:
             "calibration": sum(map(len, batches)),
             "training": iterations * data["batch_size_per_gpu"] if end_to_end else 0,
         },
-        "cpu_seconds": round(time.process_time() - begun, 1),
+        "seconds": round(clock(device) - begun, 1),
         "threads": torch.get_num_threads(),
     }
 
@@ -156,19 +167,19 @@ def _train(
     method: TrainedMethod, net: torch.nn.Module, batches: list[Tensor], opt: Mapping, begun: float
 ) -> tuple[int, dict[str, float]]:
     """From beginning to end; returns the number of iterations, and each loss averaged over the last twentieth."""
-    data, seed = _training_data(opt), opt["manual_seed"]
+    data, seed, device = _training_data(opt), opt["manual_seed"], batches[0].device
     most, batch = int(opt["train"]["total_iter"]), data["batch_size_per_gpu"]
     method.open(net)
     method.calibrate(batches)
     _plan(method, max(most, least_iterations(method)))
     (trial,) = calibration_batches(data, 1, batch, seed + 1)
-    left = 60 * opt["train"]["minutes"] - (time.process_time() - begun)
-    total = iterations_that_fit(method, trial, left, most)
+    left = 60 * opt["train"]["minutes"] - (clock(device) - begun)
+    total = iterations_that_fit(method, trial.to(device), left, most)
     _plan(method, total)
     logger.info("%s: %d iterations", opt["name"], total)
     kept: list[dict[str, float]] = []
     for i, images in enumerate(calibration_batches(data, total, batch, seed + 1)):
-        losses = method.step(i, images)
+        losses = method.step(i, images.to(device))
         bad = [name for name, loss in losses.items() if not abs(loss) < float("inf")]
         if bad:
             raise ValueError(f"{bad[0]} is {losses[bad[0]]} at iteration {i + 1}")
@@ -193,8 +204,13 @@ def run(args: argparse.Namespace) -> int:
         How many failed.
 
     Raises:
-        ValueError: images or weights are not there; one checkpoint for several scales.
+        ValueError: images, weights or the device are not there; one checkpoint for several scales.
     """
+    device = device_of(args.device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {args.device}: rows are made on cpu or cuda")
+    if device.index is not None:
+        torch.cuda.set_device(device)
     if args.checkpoint is not None and len(args.scales) > 1:
         raise ValueError(f"--checkpoint is of one scale, and --scales names {len(args.scales)}")
     works = {key: options_of(*key, args) for key in rows(args)}
@@ -229,11 +245,11 @@ def _make(made: Run, test: dict, store: Store) -> bool:
             logger.info("%s: FAILED: %s", made.name, err)
             return False
     shown = ", ".join(f"{name} {value['metrics']['psnr']:.2f} dB" for name, value in record["results"].items())
-    logger.info("%s: %s (%.0f s of processor time to quantize)", made.name, shown, record["cpu_seconds"])
+    logger.info("%s: %s (%.0f s to quantize)", made.name, shown, record["seconds"])
     return True
 
 
-def _check_files(works) -> None:
+def _check_files(works: Iterable[tuple[Run, dict]]) -> None:
     for made, test in works:
         wanted = [made.opt["path"]["pretrain_network_g"]]
         for section in (made.opt["datasets"]["train"], *test["datasets"].values()):

@@ -60,7 +60,7 @@ def markdown(rows: Sequence[Reported], sets: Sequence[str]) -> str:
         lines.append(
             [f"x{row.scale}", describe(row.test).method, f"{row.bits}/{row.bits}"]
             + [_cell(row, name, published) for name in sets]
-            + [str(record["iterations"] or ""), counted, f"{record['cpu_seconds'] / 60:.1f}"]
+            + [str(record["iterations"] or ""), counted, f"{record['seconds'] / 60:.1f}"]
         )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -69,7 +69,7 @@ def csv_table(rows: Sequence[Reported], sets: Sequence[str]) -> str:
     """One line for each row and set; figures that are missing are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    about = ("iterations", "cpu_seconds", "threads", "torch", "device")
+    about = ("iterations", "seconds", "threads", "torch", "device")
     writer.writerow(["scale", "method", "bits", "set", "psnr", "ssim", *about])
     for row in rows:
         for name in sets:
@@ -92,7 +92,7 @@ def write_report(rows: Sequence[Reported], folder: Path, sets: Sequence[str]) ->
     made = sorted({f"torch {r.record['torch']} on {r.record['device']}" for r in rows if r.record.get("results")})
     parts = [
         "MambaIRv2-light. PSNR (dB) on Y, in parentheses the published figure (†: doubtful in the publication); images for "
-        "calibration + for training; minutes of processor time for the quantization. Published rows of Quamba, MambaQuant and "
+        "calibration + for training; minutes of the quantization (processor time; on a GPU, time). Published rows of Quamba, MambaQuant and "
         "PTQ4VM quantized the modules around the scans alone, like those marked (scan).",
         f"Made with {', '.join(made) or 'nothing yet'}.",
         markdown(rows, sets),

@@ -6,8 +6,8 @@ Run it where the option files' folders are: full-precision weights in ``experime
 ``datasets`` (``tools.prepare_data``; ``--root`` names another folder). Networks, sites, images, seeds and the methods' own
 options are those of ``recipes/ptq_contents.py``; a row differs from its option file in its budget alone.
 
-A method that trains takes its recipe's iterations, or as many as fit into ``--minutes`` of processor time, calibration
-included: a few steps are timed on a copy, then the number is settled and the learning rate's schedule with it. At least as
+A method that trains takes its recipe's iterations, or as many as fit into ``--minutes`` of processor time (on a GPU, of
+time), calibration included: a few steps are timed on a copy, then the number is settled and the learning rate's schedule with it. At least as
 many as the method needs are made, whatever the time. Patches of the training are drawn by one seed, the same for all.
 
 ``OUT/ptq_rows.md`` and ``.csv`` hold what is finished beside published figures, and name what is missing; the first is

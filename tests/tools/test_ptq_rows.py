@@ -39,8 +39,9 @@ def arguments(*words):
 @pytest.mark.parametrize("bits", [4, 2])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_row_is_its_option_file_but_for_data_and_budget(method, bits):
-    run, test = ptq_rows.options_of(2, bits, method, arguments("--scales", 2, "--count", 24, "--samples", 64))
+    run, test = ptq_rows.options_of(2, bits, method, arguments("--scales", 2, "--patches", 24, "--samples", 64))
     file, file_test = (f("MambaIRv2Light", TASKS["lightSRx2"], bits, method) for f in (ptq_options, ptq_test_options))
+    assert run.opt["num_gpu"] == test["num_gpu"] == 0
     for key in ("network_g", "scale", "manual_seed"):
         assert run.opt[key] == file[key]
     assert {**run.opt["train"], "minutes": 0} == {**file["train"], "minutes": 0}
@@ -54,6 +55,12 @@ def test_a_row_is_its_option_file_but_for_data_and_budget(method, bits):
     }
     assert ours["dataroot_lq"].endswith(theirs["dataroot_lq"]) and ours["meta_info_file"].endswith("bsds400_train.txt")
     assert [s["name"] for s in test["datasets"].values()] == ["Set5", "Set14", "B100"]
+
+
+def test_device_decides_where_and_nothing_else():
+    cpu, gpu = (ptq_rows.options_of(4, 4, "SPR2Q", arguments("--device", name)) for name in ("cpu", "cuda:1"))
+    for ours, theirs in ((cpu[0].opt, gpu[0].opt), (cpu[1], gpu[1])):
+        assert (ours.pop("num_gpu"), theirs.pop("num_gpu")) == (0, 1) and ours == theirs
 
 
 def test_one_bit_is_for_spr2q():
@@ -96,7 +103,7 @@ def test_iterations_that_fit(kind, at_first, seconds, most, expected, monkeypatc
     monkeypatch.setattr(ptq_rows.time, "process_time", lambda: Clock.time)
     method = kind()
     method.at_first = at_first
-    assert ptq_rows.iterations_that_fit(method, None, seconds, most) == expected
+    assert ptq_rows.iterations_that_fit(method, torch.zeros(1), seconds, most) == expected
     assert method.steps == []  # a copy took them
 
 
@@ -137,7 +144,7 @@ def tiny(tmp_path, monkeypatch):
 
 
 def call(*more):
-    words = ["--bits", "4", "--sets", "Set5", "--iterations", "4", "--batch", "2", "--count", "2", "--out", "out"]
+    words = ["--bits", "4", "--sets", "Set5", "--iterations", "4", "--batch", "2", "--patches", "2", "--out", "out"]
     return tool.main([*words, *more])
 
 
@@ -148,7 +155,7 @@ def test_rows_are_made_once_and_told(tiny, capsys, monkeypatch):
     with open(tiny / "out/ptq_rows.csv") as file:
         by_method = {row["method"]: row for row in csv.DictReader(file)}
     assert (by_method["MinMax"]["iterations"], by_method["SPR2Q"]["iterations"]) == ("0", "4")
-    assert all(float(row["psnr"]) > 5 and float(row["cpu_seconds"]) > 0 for row in by_method.values())
+    assert all(float(row["psnr"]) > 5 and float(row["seconds"]) > 0 for row in by_method.values())
     assert "(31.60)" in printed and f"{float(by_method['SPR2Q']['psnr']):.2f} (31.60) | 4 | 2 + 8 |" in printed
     weights = {f.parts[-3]: f.read_bytes() for f in tiny.glob("out/experiments/*/models/net_g_latest.pth")}
 
@@ -196,6 +203,7 @@ def test_a_row_that_fails_is_named_and_the_next_one_is_made(tiny, capsys, monkey
     [
         (["--scales", "2", "4", "--checkpoint", "x.pth"], "--checkpoint is of one scale"),
         (["--checkpoint", "x.pth"], "x.pth is not there"),
+        (["--device", "meta"], "no device 'meta'"),
         (["--root", "elsewhere"], "elsewhere/BSDS400T91/HR is not there"),
     ],
 )
@@ -207,7 +215,7 @@ def test_mistakes_are_one_message(tiny, capsys, more, message):
 def test_table_has_published_figures_beside_and_names_what_is_missing(tmp_path):
     _, test = ptq_rows.options_of(4, 4, "QuambaScan", arguments())
     results = {"Set5": {"metrics": {"psnr": 30.5, "ssim": 0.9}}}
-    record = {"results": results, "iterations": 12, "images": {"calibration": 16, "training": 24}, "cpu_seconds": 90.0,
+    record = {"results": results, "iterations": 12, "images": {"calibration": 16, "training": 24}, "seconds": 90.0,
               "torch": "2", "device": "CPU"}  # fmt: skip
     rows = [Reported(4, 4, "QuambaScan", test, record), Reported(4, 4, "MinMax", test)]
     paper = {name: read_published()["MambaIRv2Light", "lightSRx4", "Quamba", "4", "4", name, "psnr"].value
