@@ -2,6 +2,7 @@
 
 ``python kernels/bench/bench_step.py [--bits 4] [--device cuda]``: forward, L1 loss, backward and Adam on a batch of two
 32 x 32 LR patches; prints the medians and their ratio, and the operator calls of a step (see ``operator_calls.py``).
+``--overhead``: the same on 8 x 8 pixels, where next to nothing is computed, and with the Python of the Triton kernels.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import torch.nn.functional as F
+from no_launches import no_launches
 from operator_calls import operator_calls
 
 from qmambair_basicsr.archs.mambair_arch import MambaIR
 from qmambair_basicsr.archs.qmambair_arch import QMambaIR
+from qmambair_basicsr.models.garbage import collected_later
+from qmambair_basicsr.models.optimizers import Adam
 
 LIGHT = {
     "upscale": 2,
@@ -30,6 +34,7 @@ LIGHT = {
     "mlp_ratio": 1.2,
     "upsampler": "pixelshuffledirect",
 }
+OVERHEAD = (1, 8)  # batch, side of the LR patch: next to no arithmetic
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -44,19 +49,65 @@ class Step:
 
     def __init__(self, net: torch.nn.Module, device: str, clock: str):
         self.net = net.to(device).train()
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4, fused=True)  # as in models/
+        self.optimizer = Adam(self.net.parameters(), lr=1e-4, fused=True)
         self.device, self.clock = device, CLOCKS[clock]
 
     def __call__(self, lq: torch.Tensor, gt: torch.Tensor) -> float:
         if self.device == "cuda":
             torch.cuda.synchronize()
         start = self.clock()
-        self.optimizer.zero_grad()
-        F.l1_loss(self.net(lq), gt).backward()
-        self.optimizer.step()
+        with collected_later():
+            self.optimizer.zero_grad()
+            F.l1_loss(self.net(lq), gt).backward()
+            self.optimizer.step()
         if self.device == "cuda":
             torch.cuda.synchronize()
         return self.clock() - start
+
+
+class Pair:
+    """Both networks, a batch, and their steps in turns."""
+
+    def __init__(self, args: argparse.Namespace, batch: int, patch: int, clock: str):
+        torch.manual_seed(0)
+        self.lq = torch.rand(batch, 3, patch, patch, device=args.device)
+        self.gt = torch.rand(batch, 3, 2 * patch, 2 * patch, device=args.device)
+        self.names = "FP", f"w{args.bits}a{args.bits}"
+        nets = MambaIR(**LIGHT), QMambaIR(**LIGHT, quant=quantized(args.bits))
+        self.steps = [Step(net, args.device, clock) for net in nets]
+
+    def times(self, rounds: int) -> tuple[float, float]:
+        """Median seconds of a step, after two rounds that warm up (the first also initialises the quantizers)."""
+        found = [[step(self.lq, self.gt) for step in self.steps] for _ in range(rounds + 2)][2:]
+        return tuple(statistics.median(column) for column in zip(*found, strict=True))
+
+    def calls(self) -> tuple[int, int]:
+        """Operator calls of a step."""
+        return tuple(operator_calls(lambda step=step: step(self.lq, self.gt)) for step in self.steps)
+
+
+def overhead(args: argparse.Namespace) -> None:
+    """Print what a step costs beside its arithmetic."""
+    pair = Pair(args, *OVERHEAD, "cpu")
+    say(
+        "batch {} of {} x {} pixels, processor time: what Python and PyTorch do around the arithmetic,".format(
+            *OVERHEAD, OVERHEAD[1]
+        )
+    )
+    say("which an eager step on a GPU waits for")
+    report(pair, "kernels of the CPU", *pair.times(args.rounds))
+    with no_launches():
+        report(pair, "Triton's Python, its launches left out", *pair.times(args.rounds))
+
+
+def report(pair: Pair, what: str, fp: float, quantized_: float) -> None:
+    """Print times and their ratio."""
+    say(f"{what}: {pair.names[0]} {fp:.3f} s, {pair.names[1]} {quantized_:.3f} s, ratio {quantized_ / fp:.2f}")
+
+
+def say(line: str) -> None:
+    """Print a line."""
+    sys.stdout.write(line + "\n")
 
 
 def main() -> None:
@@ -69,31 +120,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: for a busy machine, with --threads 1")
+    parser.add_argument(
+        "--overhead", action="store_true", help="the step without arithmetic to speak of, on the CPU, one thread"
+    )
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    lq = torch.rand(args.batch, 3, args.patch, args.patch, device=args.device)
-    gt = torch.rand(args.batch, 3, 2 * args.patch, 2 * args.patch, device=args.device)
-    steps = {
-        "FP": Step(MambaIR(**LIGHT), args.device, args.clock),
-        f"w{args.bits}a{args.bits}": Step(QMambaIR(**LIGHT, quant=quantized(args.bits)), args.device, args.clock),
-    }
-    times = {name: [] for name in steps}
-    for index in range(args.rounds + 2):  # two rounds to warm up; the first also initialises the quantizers
-        for name, step in steps.items():
-            seconds = step(lq, gt)
-            if index >= 2:
-                times[name].append(seconds)
-    (fp_name, fp), (q_name, q) = ((name, statistics.median(t)) for name, t in times.items())
-    sys.stdout.write(
-        f"torch {torch.__version__}, {args.device}, {args.threads} threads, {args.clock} time, "
-        f"load {os.getloadavg()[0]:.1f}: step of the light x2 network, batch {args.batch}, LR {args.patch}\n"
-        f"{fp_name} {fp:.3f} s, {q_name} {q:.3f} s, ratio {q / fp:.2f}\n"
+    torch.set_num_threads(1 if args.overhead else args.threads)
+    say(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    if args.overhead:
+        args.device = "cpu"
+        overhead(args)
+        return
+    pair = Pair(args, args.batch, args.patch, args.clock)
+    report(
+        pair,
+        f"step of the light x2 network, batch {args.batch}, LR {args.patch}, {args.clock} time",
+        *pair.times(args.rounds),
     )
-    fp_calls, q_calls = (operator_calls(lambda step=step: step(lq, gt)) for step in steps.values())
-    sys.stdout.write(
-        f"operator calls of a step: {fp_name} {fp_calls}, {q_name} {q_calls}, ratio {q_calls / fp_calls:.2f}\n"
-    )
+    fp, q = pair.calls()
+    say(f"operator calls of a step: {pair.names[0]} {fp}, {pair.names[1]} {q}, ratio {q / fp:.2f}")
 
 
 if __name__ == "__main__":

@@ -22,13 +22,11 @@ from ..inference.tiling import parse_tile_option, run_tiled
 from ..layers.declared import ordinary_state
 from ..layers.info import size_multiple
 from ..layers.requantize import requantize
-from . import data_order, non_finite, scheduled_loss
+from . import data_order, non_finite, optimizers, scheduled_loss
 from .random_stream import seeded
 from .resume_plan import IMPLEMENTATIONS
 from .step_options import recompute_blocks
 from .training_step import SteppedTraining
-
-_OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
 
 
 @MODEL_REGISTRY.register()
@@ -173,12 +171,14 @@ class MambaIRModel(SteppedTraining):
         Raises:
             ValueError: another name, or options the optimizer does not know.
         """
-        if optim_type not in _OPTIMIZERS:
-            raise ValueError(f"train: optim_g: type: {optim_type!r} is unknown; use one of {', '.join(_OPTIMIZERS)}")
+        if optim_type not in optimizers.KINDS:
+            raise ValueError(
+                f"train: optim_g: type: {optim_type!r} is unknown; use one of {', '.join(optimizers.KINDS)}"
+            )
         if optim_type != "SGD" and self.device.type in ("cpu", "cuda") and IMPLEMENTATIONS.isdisjoint(options):
             options["fused"] = True  # a quantized network has thousands of tiny parameters; a resumed run keeps its own
         try:
-            return _OPTIMIZERS[optim_type](params, lr, **options)
+            return optimizers.KINDS[optim_type](params, lr, **options)
         except TypeError as err:
             raise ValueError(f"train: optim_g: {err}") from err
 

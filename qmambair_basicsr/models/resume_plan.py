@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..checkpoints import CheckpointError
+from .optimizers import KINDS
 
 SCHEDULES = ("state", "option")
 IMPLEMENTATIONS = frozenset({"fused", "foreach", "capturable", "differentiable"})
@@ -180,7 +180,7 @@ class ResumePlan:
 def _as_kind(kind: str, optimizer: Optimizer, schedulers: Sequence[LRScheduler]) -> Optimizer:
     """An optimizer of another kind over the same groups, in whose place the schedulers now step it."""
     groups = [{key: group[key] for key in ("params", "lr", "initial_lr")} for group in optimizer.param_groups]
-    other = getattr(torch.optim, kind)(groups, lr=groups[0]["lr"])
+    other = KINDS[kind](groups, lr=groups[0]["lr"])
     for scheduler in schedulers:
         if scheduler.optimizer is optimizer:
             scheduler.optimizer = other

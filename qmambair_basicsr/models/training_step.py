@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import data_order, non_finite
+from .garbage import collected_later
 from .random_stream import seeded
 from .resuming import ResumableTraining
 from .scheduled_loss import ScheduledLoss, active
@@ -60,10 +61,11 @@ class SteppedTraining(ResumableTraining):
         if self.step_options.cuda_graph and self.step_graph is None:
             self.step_graph = StepGraph(self)
         finite = True
-        if self.step_graph is not None:
-            self.step_graph.step()
-        else:
-            finite = self.eager_step()
+        with collected_later():
+            if self.step_graph is not None:
+                self.step_graph.step()
+            else:
+                finite = self.eager_step()
         self.end_step()
         if finite and self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)

@@ -156,7 +156,13 @@ def choose(op: str, names: tuple[str, ...], tensor: torch.Tensor) -> ModuleType:
         if importlib.util.find_spec(f"{__package__}.{op}.onnx") is None:
             raise BackendError(f"{op} has no ONNX form (ops/{op}/onnx.py): a network that calls it cannot be exported")
         return _load(op, "onnx")
-    if tensor.dtype == torch.float64:
+    return _chosen(op, names, tensor.device, tensor.dtype is torch.float64, os.environ.get(ENV))
+
+
+@functools.lru_cache(256)
+def _chosen(op: str, names: tuple[str, ...], device: torch.device, double: bool, given: str | None) -> ModuleType:
+    """:func:`choose` outside of exports; asked in every call, so what was found is remembered."""
+    if double:
         return _load(op, "reference")
     wanted = forced()
     if wanted in names:
@@ -164,13 +170,12 @@ def choose(op: str, names: tuple[str, ...], tensor: torch.Tensor) -> ModuleType:
         if not available:
             raise BackendError(f"{ENV}={wanted}: {op} cannot use it here: {reason}")
         module = _load(op, wanted)
-        if tensor.device.type not in module.DEVICES:
+        if device.type not in module.DEVICES:
             raise BackendError(
-                f"{ENV}={wanted}: {op} got a tensor on {tensor.device}, "
-                f"this backend runs on {', '.join(module.DEVICES)}"
+                f"{ENV}={wanted}: {op} got a tensor on {device}, this backend runs on {', '.join(module.DEVICES)}"
             )
         return module
-    for name in _PREFERENCE.get(tensor.device.type, ("reference",)):
+    for name in _PREFERENCE.get(device.type, ("reference",)):
         if name not in names:
             continue
         if _availability(op, name)[0]:
@@ -178,3 +183,9 @@ def choose(op: str, names: tuple[str, ...], tensor: torch.Tensor) -> ModuleType:
         if name in ("native", "cuda", "triton"):
             _warn_once(op, name)
     return _load(op, "reference")
+
+
+def forget() -> None:
+    """Ask every backend again whether it can run; for tests that change what it would say."""
+    _availability.cache_clear()
+    _chosen.cache_clear()

@@ -19,8 +19,8 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
         op: operator, for the message.
         tensors: by the names of the operator's arguments; None where an argument is left out.
     """
-    devices = [t.device for t in tensors.values() if t is not None]
-    if devices.count(devices[0]) != len(devices):
+    devices = {t.device for t in tensors.values() if t is not None}
+    if len(devices) > 1:
         given = {name: t.device for name, t in tensors.items() if t is not None}
         listed = ", ".join(f"{name} on {device}" for name, device in given.items())
         raise ValueError(f"{op}: all tensors must be on one device, got {listed}")
@@ -28,6 +28,8 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
 
 def code_bounds(op: str, qmin: int, qmax: int) -> None:
     """Raise ValueError unless these are the smallest and the largest of some whole numbers that float32 holds."""
+    if type(qmin) is int and type(qmax) is int and -_WIDEST <= qmin <= qmax <= _WIDEST:
+        return
     whole = all(isinstance(q, int) and not isinstance(q, bool) and abs(q) <= _WIDEST for q in (qmin, qmax))
     if not whole or qmin > qmax:
         raise ValueError(

@@ -41,14 +41,16 @@ def empty_for(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     A few are allocated one by one, as they may be large and each is to be freed when nobody needs it; many together.
     """
-    many = len(tensors) > _FEW and all(t.is_contiguous() for t in tensors)
-    if many:
+    if len(tensors) > _FEW and all(t.is_contiguous() for t in tensors):
         return list(empty_together(tensors))
-    return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in tensors]
+    return [torch.empty_like(t) for t in tensors]  # in the order of memory of each, as none has gaps
 
 
 def empty_together(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """Uninitialised contiguous tensors of these shapes, of the first one's type, from a single allocation."""
     first = tensors[0]
-    memory = torch.empty(sum(t.numel() for t in tensors), dtype=first.dtype, device=first.device)
+    sizes = [t.numel() for t in tensors]
+    memory = first.new_empty(sum(sizes))
+    if all(t.ndim == 1 for t in tensors):
+        return torch.split_with_sizes(memory, sizes)
     return torch._utils._unflatten_dense_tensors(memory, tensors)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -82,16 +81,6 @@ def function(name: str, signature: str, status: bool = True):
     if status:
         symbol.errcheck = _refuse
     return symbol
-
-
-def run_items(name: str, items: Sequence[bytes]) -> None:
-    """Call a function of the quantizers with the structs of its items (``kernels/cpu/quant.h``), if there are any.
-
-    Raises:
-        ValueError: the function refuses its arguments.
-    """
-    if items:
-        function(name, "pii")(b"".join(items), len(items), threads())
 
 
 def _refuse(status: int, symbol, _) -> None:

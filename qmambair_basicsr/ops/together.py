@@ -30,12 +30,17 @@ class Layout(NamedTuple):
     def items(self, tensors: Sequence[Tensor | None]) -> list[Any]:
         """The items that :func:`flat` took apart."""
         n = self.tensors
+        if len(self.constants) == 1:
+            return [self.kind(*tensors[:n], *self.constants[0])]
         return [self.kind(*tensors[i * n : i * n + n], *rest) for i, rest in enumerate(self.constants)]
 
 
-def flat(items: Sequence[Any], tensors: int) -> tuple[Layout, list[Tensor | None]]:
-    """Items as their layout and the list of all their tensors, as an autograd function takes them."""
-    layout = Layout(type(items[0]), tensors, tuple(item[tensors:] for item in items))
+def flat(items: Sequence[Any], tensors: int) -> tuple[Layout, Sequence[Tensor | None]]:
+    """Items as their layout and a list of all their tensors, as an autograd function takes them."""
+    if len(items) == 1:
+        item = items[0]
+        return Layout(type(item), tensors, (item[tensors:],)), item[:tensors]
+    layout = Layout(type(items[0]), tensors, tuple([item[tensors:] for item in items]))
     return layout, [t for item in items for t in item[:tensors]]
 
 
@@ -45,7 +50,7 @@ def carried_back(
     items: list[Any],
     kept: Sequence[Tensor],
     tensors: int,
-) -> list[Tensor | None]:
+) -> Sequence[Tensor | None]:
     """Gradients of all tensors of all items, in a flat list; None for items whose result nobody used.
 
     Args:
@@ -54,6 +59,12 @@ def carried_back(
         items, kept: as the forward pass had and left them.
         tensors: how many tensors an item begins with.
     """
+    if len(items) == 1:
+        grad = grads[0]
+        return [None] * tensors if grad is None else backward([alike(grad, items[0][0])], items, kept)[0]
+    if all(grad is not None for grad in grads):
+        gradients = backward([alike(grad, item[0]) for grad, item in zip(grads, items, strict=True)], items, kept)
+        return [t for of_item in gradients for t in of_item]
     used = [i for i, grad in enumerate(grads) if grad is not None]
     found: list[Tensor | None] = [None] * (len(items) * tensors)
     if used:

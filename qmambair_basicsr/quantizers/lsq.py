@@ -93,12 +93,11 @@ class LSQ(AffineQuantizer):
         return scale, self.offset + moved
 
     def quantize(self, x: Tensor) -> Tensor:
-        if self._unsigned_shift() or self.cut is not None:  # the offset depends on the step; rows are cut
-            return super().quantize(x)
-        return lsq_together([self.item(x)])[0]
+        item = self.item(x)
+        return super().quantize(x) if item is None else lsq_together([item])[0]
 
     def item(self, x: Tensor) -> LSQItem | None:
-        if self._unsigned_shift() or self.cut is not None:
+        if not self._is_negative() or self.cut is not None:  # the offset depends on the step; rows are cut
             return None
         return LSQItem(x, self.scale, self.offset, self.qmin, self.qmax, self.dim, self.floor, self._gradient_scale(x))
 

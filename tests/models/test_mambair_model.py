@@ -16,6 +16,7 @@ from torch import nn
 
 from qmambair_basicsr import checkpoints
 from qmambair_basicsr.layers.info import NetworkInfo, network_info
+from qmambair_basicsr.models import optimizers
 from qmambair_basicsr.models.non_finite import NonFiniteError, gradient_norm
 
 
@@ -256,7 +257,7 @@ def test_random_networks_validate_alike_each_time(parsed, options, monkeypatch):
 def test_optimizers(parsed, options):
     options["train"]["optim_g"] |= {"type": "AdamW", "weight_decay": 1e-4}
     model = build_model(parsed(options))
-    assert type(model.optimizer_g) is torch.optim.AdamW
+    assert type(model.optimizer_g) is optimizers.AdamW
     assert model.optimizer_g.param_groups[0]["weight_decay"] == 1e-4
     options["train"]["optim_g"]["type"] = "Adamw"
     with pytest.raises(ValueError, match=r"'Adamw' is unknown; use one of Adam, AdamW, SGD"):

@@ -10,7 +10,7 @@ import torch
 from basicsr.models import build_model
 
 from qmambair_basicsr import checkpoints
-from qmambair_basicsr.models import resuming
+from qmambair_basicsr.models import optimizers, resuming
 
 
 @pytest.fixture
@@ -131,13 +131,13 @@ def test_adam_and_adamw_share_moments(parsed, train_options, state, said):
     train_options["train"]["optim_g"]["type"] = "AdamW"
     model = resumed(parsed, train_options, state)
     assert "ignored: train: optim_g: type: AdamW (state: Adam)" in said[-1].getMessage()
-    assert type(model.optimizer_g) is torch.optim.Adam and model.schedulers[0].optimizer is model.optimizer_g
+    assert type(model.optimizer_g) is optimizers.Adam and model.schedulers[0].optimizer is model.optimizer_g
     trained(model, 3, first=7)
     weights = (one.net_g.state_dict() for one in (model, same))
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
     assert model.get_current_learning_rate() == same.get_current_learning_rate()
     model = resumed(parsed, train_options, state, resume_schedule="option")
-    assert type(model.optimizer_g) is torch.optim.AdamW
+    assert type(model.optimizer_g) is optimizers.AdamW
     assert all(torch.equal(a, b) for a, b in zip(moments(model), saved_moments(state), strict=True))
     fresh = build_model(parsed(copy.deepcopy(train_options))).optimizer_g.param_groups[0]
     assert model.optimizer_g.param_groups[0].get("decoupled_weight_decay") == fresh.get("decoupled_weight_decay")

@@ -130,12 +130,12 @@ def test_a_compiler_that_fails_is_quoted_and_passed_over(empty_cache, monkeypatc
     monkeypatch.setitem(backend._PREFERENCE, "cpu", ("cuda", "reference"))
     monkeypatch.setattr(cuda, "_can_compile", lambda: (True, ""))
     monkeypatch.delenv(backend.ENV, raising=False)
-    backend._availability.cache_clear()
+    backend.forget()
     try:
         chosen = backend.choose("ss2d_scan", ("cuda", "reference"), torch.zeros(1))
         assert chosen.__name__.endswith("reference")
     finally:
-        backend._availability.cache_clear()
+        backend.forget()
 
 
 def test_without_nvcc_it_says_so(monkeypatch):

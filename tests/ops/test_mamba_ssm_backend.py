@@ -64,10 +64,10 @@ def calls(monkeypatch):
     monkeypatch.setattr(mamba_ssm, "is_available", lambda: (True, "stand-in"))
     monkeypatch.setenv(backend.ENV, "mamba_ssm")
     mamba_ssm._scan.cache_clear()
-    backend._availability.cache_clear()
+    backend.forget()
     yield record
     mamba_ssm._scan.cache_clear()
-    backend._availability.cache_clear()
+    backend.forget()
 
 
 def _run(function, tensors, dtype, weight):
@@ -151,7 +151,7 @@ def test_a_package_without_its_kernel_is_named_and_passed_over(monkeypatch, tmp_
     monkeypatch.setitem(backend._PREFERENCE, "cpu", ("mamba_ssm", "reference"))
     monkeypatch.delenv(backend.ENV, raising=False)
     mamba_ssm._scan.cache_clear()
-    backend._availability.cache_clear()
+    backend.forget()
     try:
         usable, reason = mamba_ssm.is_available()
         assert not usable
@@ -160,6 +160,6 @@ def test_a_package_without_its_kernel_is_named_and_passed_over(monkeypatch, tmp_
         assert chosen.__name__.endswith("reference")
     finally:
         mamba_ssm._scan.cache_clear()
-        backend._availability.cache_clear()
+        backend.forget()
         for name in [n for n in sys.modules if n.partition(".")[0] == "mamba_ssm"]:
             del sys.modules[name]

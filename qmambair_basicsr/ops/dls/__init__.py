@@ -23,15 +23,18 @@ __all__ = ["BACKENDS", "DLSItem", "dls", "dls_together"]
 
 class _DLS(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, layout, *tensors):
-        items = [item._replace(x=gapless(item.x)) for item in layout.items(tensors)]
-        ctx.backend, ctx.layout = choose("dls", BACKENDS, items[0].x), layout
+    def forward(ctx, layout, with_grids, *tensors):
+        items = [t if t.x.is_contiguous() else t._replace(x=gapless(t.x)) for t in layout.items(tensors)]
+        ctx.backend, ctx.layout = choose("dls", BACKENDS, tensors[0]), layout
         outs, kept = ctx.backend.forward_items(items)
         note(ctx.backend, items, outs)
         ctx.save_for_backward(*(t for item in items for t in item[:3]), *kept)
-        ctx.mark_non_differentiable(*kept)
-        ctx.set_materialize_grads(False)  # no zeros for the grids
-        return *outs, *kept
+        ctx.set_materialize_grads(False)  # no zeros for results that nobody used
+        if not with_grids:
+            return tuple(outs)
+        grids = kept[1::2]
+        ctx.mark_non_differentiable(*grids)
+        return *outs, *grids
 
     @staticmethod
     @first_order
@@ -39,7 +42,7 @@ class _DLS(torch.autograd.Function):
         count = len(ctx.layout.constants)
         saved = ctx.saved_tensors  # asked for once: a checkpoint gives them out once
         items = ctx.layout.items(saved[: 3 * count])
-        return None, *carried_back(ctx.backend.backward_items, grads[:count], items, saved[3 * count :], 3)
+        return None, None, *carried_back(ctx.backend.backward_items, grads[:count], items, saved[3 * count :], 3)
 
 
 def dls(
@@ -65,8 +68,8 @@ def dls(
     """
     if x.ndim != 2:
         raise ValueError(f"dls: x must be (groups, values) with at least one value, got {tuple(x.shape)}")
-    (out,), grids = _run([DLSItem(x, w, v, x.shape[0], qmin, qmax, cap_share, grad_scale)])
-    return out, grids[0]
+    out, grid = _run([DLSItem(x, w, v, x.shape[0], qmin, qmax, cap_share, grad_scale)], with_grids=True)
+    return out, grid
 
 
 def dls_together(items: Sequence[DLSItem]) -> list[Tensor]:
@@ -76,30 +79,38 @@ def dls_together(items: Sequence[DLSItem]) -> list[Tensor]:
         items: at least one; tensors of any shape, of which ``rows`` equal parts of the first dimension have a grid each (1,
             or the size of that dimension). A channels_last map stays one. All on one device, all in float64 or none.
     """
-    return _run(items)[0]
+    return _run(items, with_grids=False)
 
 
-def _run(items: Sequence[DLSItem]) -> tuple[list[Tensor], list[Tensor]]:
-    """Quantized tensors and their grids."""
-    given = []
-    for item in items:
-        _check(item)
-        x, w, v = full_precision(item.x), item.w, item.v
-        if w.dtype != x.dtype:  # gradients of float32 weights from float64 data
-            x = limited(x, dtype=w.dtype)
-            w, v = w.to(x.dtype), v.to(x.dtype)
-        given.append(item._replace(x=x, w=w, v=v))
-    layout, tensors = flat(given, 3)
-    results = _DLS.apply(layout, *tensors)
-    outs = [o if o.dtype == i.x.dtype else as_type(o, i.x.dtype) for o, i in zip(results, items, strict=False)]
-    return outs, list(results[len(items) + 1 :: 2])
+def _run(items: Sequence[DLSItem], with_grids: bool) -> list[Tensor]:
+    """Quantized tensors, then their grids where these are asked for."""
+    layout, tensors = flat([_given(item) for item in items], 3)
+    outs = list(_DLS.apply(layout, with_grids, *tensors))
+    for i, (x, *_) in enumerate(items):
+        if outs[i].dtype is not x.dtype:
+            outs[i] = as_type(outs[i], x.dtype)
+    return outs
+
+
+def _given(item: DLSItem) -> DLSItem:
+    """An item that was checked, in one precision."""
+    _check(item)
+    x, w, v = item[:3]
+    if x.dtype is w.dtype is v.dtype is torch.float32:
+        return item
+    x = full_precision(x)
+    if w.dtype != x.dtype:  # gradients of float32 weights from float64 data
+        x = limited(x, dtype=w.dtype)
+        w, v = w.to(x.dtype), v.to(x.dtype)
+    return item._replace(x=x, w=w, v=v)
 
 
 def _check(item: DLSItem) -> None:
-    x, w, v = item[:3]
-    code_bounds("dls", item.qmin, item.qmax)
-    same_device("dls", x=x, w=w, v=v)
-    if x.shape[1:].numel() == 0 or item.rows not in (1, x.shape[0]):
+    x, w, v, rows, qmin, qmax, *_ = item
+    code_bounds("dls", qmin, qmax)
+    if not x.device == w.device == v.device:
+        same_device("dls", x=x, w=w, v=v)
+    if x.shape[1:].numel() == 0 or (rows != 1 and rows != x.shape[0]):
         raise ValueError(f"dls: x must be (groups, values) with at least one value, got {tuple(x.shape)}")
     if w.shape != (4,) or v.shape != (4,):
         raise ValueError(f"dls: w and v must be (4,), got {tuple(w.shape)} and {tuple(v.shape)}")

@@ -4,58 +4,55 @@ passes are worked out in C too. The meaning is that of ``reference.py``.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..layout import empty_for
-from ..native_library import dense, is_available, run_items
+from ..native_library import dense, is_available
+from ..records import Records
 from . import reference
 from .item import DLSItem
 
 __all__ = ["DEVICES", "backward_items", "forward_items", "is_available"]
 
 DEVICES = ("cpu",)
-_PACK = struct.Struct("10P2q2d2f").pack  # DlsItem in kernels/cpu/quant.h
+_STRUCT = Records(10, "2q2d2f")  # DlsItem in kernels/cpu/quant.h
 
 
-def _pack(item: DLSItem, *tensors: Tensor | None) -> bytes:
-    addresses = [0 if t is None else t.data_ptr() for t in tensors]
-    sizes = item.rows, item.x.numel() // item.rows
-    return _PACK(*addresses, *sizes, item.cap_share, item.grad_scale, item.qmin, item.qmax)
+def _numbers(item: DLSItem) -> tuple:
+    """Of its struct, behind the addresses."""
+    return item.rows, item.x.numel() // item.rows, item.cap_share, item.grad_scale, item.qmin, item.qmax
 
 
 def forward_items(items: Sequence[DLSItem]) -> tuple[list[Tensor], list[Tensor]]:
     """See ``reference.forward_items``; x float32 without gaps in memory."""
-    if any(item.x.numel() == 0 for item in items):
+    x = [t.x for t in items]
+    if any(t.numel() == 0 for t in x):
         return reference.forward_items(items)
-    outs = empty_for([t.x for t in items])
+    outs = empty_for(x)
     rows = [t.rows for t in items for _ in range(2)]
-    kept = torch.empty(sum(rows), 4).split(rows)  # statistics and grid of each item
-    weights = [(dense(t.w), dense(t.v)) for t in items]  # what the call reads has to live until it is over
-    packed = [
-        _pack(item, item.x, None, out, None, *weight, *pair, None, None)
-        for item, out, weight, pair in zip(items, outs, weights, zip(kept[::2], kept[1::2], strict=True), strict=True)
-    ]
-    run_items("qm_dls_forward", packed)
-    return outs, list(kept)
+    kept = list(torch.empty(sum(rows), 4).split(rows))  # statistics and grid of each item
+    w, v = [dense(t.w) for t in items], [dense(t.v) for t in items]  # live until the call is over
+    _STRUCT.run(
+        "qm_dls_forward", [_numbers(t) for t in items], x, None, outs, None, w, v, kept[::2], kept[1::2], None, None
+    )
+    return outs, kept
 
 
 def backward_items(
     grads: Sequence[Tensor], items: Sequence[DLSItem], kept: Sequence[Tensor]
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """See ``reference.backward_items``; gradients lie in memory as their x does."""
-    if any(item.x.numel() == 0 for item in items):
+    x = [t.x for t in items]
+    if any(t.numel() == 0 for t in x):
         return reference.backward_items(grads, items, kept)
-    to_x = empty_for([t.x for t in items])
-    weights = torch.empty(2 * len(items), 4).unbind(0)
-    read, found, packed = [], [], []
-    for i, (grad, item, dx) in enumerate(zip(grads, items, to_x, strict=True)):
-        read.append([dense(t) for t in (item.w, item.v, *kept[2 * i : 2 * i + 2])])
-        dw, dv = weights[2 * i : 2 * i + 2]
-        packed.append(_pack(item, item.x, grad, None, dx, *read[-1], dw, dv))
-        found.append((dx, dw, dv))
-    run_items("qm_dls_backward", packed)
-    return found
+    to_x = empty_for(x)
+    dw, dv = torch.empty(2, len(items), 4).unbind()
+    to_w, to_v = dw.unbind(), dv.unbind()
+    w, v, stats, grids = ([dense(t) for t in column] for column in (
+        [t.w for t in items], [t.v for t in items], kept[::2], kept[1::2]
+    ))  # fmt: skip
+    _STRUCT.run("qm_dls_backward", [_numbers(t) for t in items], x, grads, None, to_x, w, v, stats, grids, to_w, to_v)
+    return list(zip(to_x, to_w, to_v, strict=True))

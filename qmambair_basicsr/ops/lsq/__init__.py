@@ -27,8 +27,8 @@ __all__ = ["BACKENDS", "LSQItem", "lsq", "lsq_together"]
 class _LSQ(torch.autograd.Function):
     @staticmethod
     def forward(ctx, layout, *tensors):
-        items = [item._replace(x=gapless(item.x)) for item in layout.items(tensors)]
-        ctx.backend, ctx.layout = choose("lsq", BACKENDS, items[0].x), layout
+        items = [t if t.x.is_contiguous() else t._replace(x=gapless(t.x)) for t in layout.items(tensors)]
+        ctx.backend, ctx.layout = choose("lsq", BACKENDS, tensors[0]), layout
         outs, kept = ctx.backend.forward_items(items)
         note(ctx.backend, items, outs)
         ctx.save_for_backward(*(t for item in items for t in item[:3]), *kept)
@@ -81,31 +81,42 @@ def lsq_together(items: Sequence[LSQItem]) -> list[Tensor]:
     Args:
         items: at least one; all on one device, all in float64 or none.
     """
-    for item in items:
-        _check(item)
     given, turned = [], []
     for item in items:
-        x, dim = full_precision(item.x), item.dim
-        turned.append(item.grouped and stored_channels_last(x))
-        if turned[-1]:
-            x, dim = x.permute(TO_LAST), TO_LAST.index(dim % 4)
-        parameters = (t if t is None or t.dtype == x.dtype else t.to(x.dtype) for t in (item.scale, item.offset))
-        given.append(LSQItem(x, *parameters, item.qmin, item.qmax, dim, item.floor, item.grad_scale))
+        _check(item)
+        turned.append(not item.x.is_contiguous() and item.grouped and stored_channels_last(item.x))
+        given.append(_given(item, turned[-1]))
     layout, tensors = flat(given, 3)
-    outs = []
-    for item, turn, out in zip(items, turned, _LSQ.apply(layout, *tensors), strict=True):
-        out = out.permute(FROM_LAST) if turn else out
-        outs.append(out if out.dtype == item.x.dtype else as_type(out, item.x.dtype))
+    outs = list(_LSQ.apply(layout, *tensors))
+    for i, (x, *_) in enumerate(items):
+        if turned[i]:
+            outs[i] = outs[i].permute(FROM_LAST)
+        if outs[i].dtype is not x.dtype:
+            outs[i] = as_type(outs[i], x.dtype)
     return outs
 
 
+def _given(item: LSQItem, turn: bool) -> LSQItem:
+    """An item in one precision, with its channels last where that is how it is stored."""
+    x, scale, offset = item[:3]
+    dtype = x.dtype
+    if not turn and dtype is scale.dtype is torch.float32 and (offset is None or offset.dtype is dtype):
+        return item
+    x = full_precision(x)
+    scale, offset = (t if t is None or t.dtype is x.dtype else t.to(x.dtype) for t in (scale, offset))
+    if not turn:
+        return item._replace(x=x, scale=scale, offset=offset)
+    return item._replace(x=x.permute(TO_LAST), scale=scale, offset=offset, dim=TO_LAST.index(item.dim % 4))
+
+
 def _check(item: LSQItem) -> None:
-    x, dim = item.x, item.dim
-    code_bounds("lsq", item.qmin, item.qmax)
-    same_device("lsq", x=x, scale=item.scale, offset=item.offset)
+    x, scale, offset, qmin, qmax, dim, *_ = item
+    code_bounds("lsq", qmin, qmax)
+    if x.device != scale.device or (offset is not None and x.device != offset.device):
+        same_device("lsq", x=x, scale=scale, offset=offset)
     if dim is not None and not -x.ndim <= dim < x.ndim:
         raise ValueError(f"lsq: x {tuple(x.shape)} has no dimension {dim}")
-    for label, parameter in (("scale", item.scale), ("offset", item.offset)):
+    for label, parameter in (("scale", scale), ("offset", offset)):
         if parameter is None or parameter.numel() == 1:
             continue
         if dim is None or x.shape[dim] != parameter.numel():

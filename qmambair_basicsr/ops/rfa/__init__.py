@@ -22,8 +22,8 @@ __all__ = ["BACKENDS", "RFAItem", "rfa", "rfa_together"]
 class _RFA(torch.autograd.Function):
     @staticmethod
     def forward(ctx, layout, *tensors):
-        items = [item._replace(w=item.w.contiguous()) for item in layout.items(tensors)]
-        ctx.backend, ctx.layout = choose("rfa", BACKENDS, items[0].w), layout
+        items = [t if t.w.is_contiguous() else t._replace(w=t.w.contiguous()) for t in layout.items(tensors)]
+        ctx.backend, ctx.layout = choose("rfa", BACKENDS, tensors[0]), layout
         ctx.save_for_backward(*(t for item in items for t in item[:4]))
         ctx.set_materialize_grads(False)
         return tuple(ctx.backend.forward_items(items))
@@ -74,19 +74,26 @@ def rfa_together(items: Sequence[RFAItem]) -> list[Tensor]:
     Args:
         items: at least one; all on one device, all in float64 or none.
     """
-    given = []
-    for item in items:
-        _check(item)
-        w = full_precision(item.w)
-        given.append(RFAItem(w, *(p if p.dtype == w.dtype else p.to(w.dtype) for p in item[1:4]), *item[4:]))
-    layout, tensors = flat(given, 4)
+    layout, tensors = flat([_given(item) for item in items], 4)
     outs = zip(_RFA.apply(layout, *tensors), items, strict=True)
-    return [out if out.dtype == item.w.dtype else as_type(out, item.w.dtype) for out, item in outs]
+    return [out if out.dtype is item.w.dtype else as_type(out, item.w.dtype) for out, item in outs]
+
+
+def _given(item: RFAItem) -> RFAItem:
+    """An item that was checked, in one precision."""
+    _check(item)
+    w, scale, offset, thresholds = item[:4]
+    if w.dtype is scale.dtype is offset.dtype is thresholds.dtype is torch.float32:
+        return item
+    w = full_precision(w)
+    scale, offset, thresholds = (p if p.dtype is w.dtype else p.to(w.dtype) for p in (scale, offset, thresholds))
+    return item._replace(w=w, scale=scale, offset=offset, thresholds=thresholds)
 
 
 def _check(item: RFAItem) -> None:
     w, scale, offset, thresholds = item[:4]
-    same_device("rfa", w=w, scale=scale, offset=offset, thresholds=thresholds)
+    if not w.device == scale.device == offset.device == thresholds.device:
+        same_device("rfa", w=w, scale=scale, offset=offset, thresholds=thresholds)
     if scale.numel() != 1 or offset.numel() != 1 or thresholds.ndim != 1 or thresholds.numel() < 2:
         shapes = [tuple(t.shape) for t in (scale, offset, thresholds)]
         raise ValueError(f"rfa: scale and offset must be (1,) and thresholds (N,) with N >= 2, got {shapes}")
