@@ -91,7 +91,7 @@ class FrozenCodes(Quantizer):
             return False
         return self.integer_form() or self.encoded.integer_groups(2 if self.codes.ndim == 3 else 1, LEAST_GROUP)
 
-    def columns(self, begin: int, end: int) -> FrozenCodes:
+    def within_columns(self, begin: int, end: int) -> FrozenCodes:
         """The codes of neighbouring columns (dimension 1) within one group, which then have a scale for each row."""
         width = self.codes.shape[1]
 

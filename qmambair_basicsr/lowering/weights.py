@@ -84,7 +84,7 @@ class GroupedWeight(nn.Module):
         super().__init__()
         self.groups, self.slices = groups, list(_slices(frozen, groups, steps))
         self.cells = nn.ModuleList(
-            IntegerWeight(frozen.columns(begin, end), groups, part) for begin, end in self.slices
+            IntegerWeight(frozen.within_columns(begin, end), groups, part) for begin, end in self.slices
         )
         width, rows = frozen.codes.shape[1], frozen.codes.shape[0] // groups
         self.register_buffer("unit", None if steps is None else torch.ones_like(steps[0]))
