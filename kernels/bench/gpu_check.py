@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from parity import relative_error
 
+from qmambair_basicsr.models.cuda_graph import CudaGraph
 from qmambair_basicsr.ops.backend import ENV, Backend
 from qmambair_basicsr.ops.dls import dls
 from qmambair_basicsr.ops.dls.item import DLSItem
@@ -53,6 +54,7 @@ class Row:
     passed: bool
     forward: float | None = None
     both: float | None = None
+    graph: float | None = None
     copy: float | None = None
     floor: float | None = None
     peak_mib: float | None = None
@@ -69,6 +71,7 @@ class Bench:
     def __init__(self, device: str, repeats: int):
         self.device, self.repeats = torch.device(device), repeats
         self.cuda = self.device.type == "cuda"
+        self.kept: list[object] = []  # results of a recording, whose memory is its own
         self.flush = torch.empty(L2_FLUSH if self.cuda else 1, dtype=torch.uint8, device=self.device)
 
     def time(self, function: Callable[[], object]) -> float:
@@ -89,6 +92,23 @@ class Bench:
             end.synchronize()
             spans.append(begin.elapsed_time(end))
         return statistics.median(spans)
+
+    def replayed(self, function: Callable[[], object]) -> float | None:
+        """Time of a call replayed from a CUDA graph: of the device alone. None on a CPU and for what cannot be recorded."""
+        if not self.cuda:
+            return None
+        recorder = CudaGraph(self.device)
+        try:
+            with recorder.warm_up():
+                for _ in range(3):
+                    function()
+            recorder.record(lambda: self.kept.append(function()))
+            return self.time(recorder.replay)
+        except Exception as error:  # the other figures of the row count all the same
+            sys.stderr.write(f"not recorded: {type(error).__name__}: {error}\n")
+            return None
+        finally:
+            self.kept.clear()
 
     def peak(self, function: Callable[[], object]) -> float | None:
         """Memory in MiB that a call needs beyond what is allocated before it."""
@@ -133,6 +153,7 @@ def measure(bench: Bench, row: Row, function, tensors, weight, main: torch.Tenso
         return torch.autograd.grad(function(*leaves), leaves, weight)
 
     row.forward, row.both, row.copy = bench.time(forward), bench.time(both), bench.copy(main)
+    row.graph = bench.replayed(both)
     row.floor = row.copy * moved / (2 * main.numel() * main.element_size())
     row.peak_mib = bench.peak(both)
     return row
@@ -308,16 +329,18 @@ def table(rows: list[Row]) -> str:
         return "" if value is None else form.format(value)
 
     lines = [
-        "| op | backend | shape | error | forward ms | fwd + bwd ms | copy ms | fwd / copy | fwd + bwd / floor | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| op | backend | shape | error | forward ms | fwd + bwd ms | as a graph | copy ms | fwd / copy | fwd + bwd / floor | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         if not r.passed:
-            lines.append(f"| {r.op} | {r.backend} | {r.shape} | {r.error:.1e} PARITY FAILED, no figures | | | | | | |")
+            lines.append(
+                f"| {r.op} | {r.backend} | {r.shape} | {r.error:.1e} PARITY FAILED, no figures | | | | | | | |"
+            )
             continue
         ratio = None if r.forward is None else r.forward / r.copy
         floor = None if r.both is None else r.both / r.floor
-        numbers = (r.forward, r.both, r.copy, ratio, floor)
+        numbers = (r.forward, r.both, r.graph, r.copy, ratio, floor)
         cells = " | ".join(map(cell, numbers))
         lines.append(f"| {r.op} | {r.backend} | {r.shape} | {r.error:.1e} | {cells} | {cell(r.peak_mib, '{:.0f}')} |")
     return "\n".join(lines)

@@ -6,10 +6,12 @@ Sections, in this order; ``--only`` takes some of them:
 * ``kernels``: which kernels a recorded w4a4 step spends its time in;
 * ``parity``: outputs and gradients of every GPU kernel against the reference, at awkward sizes, and times of the quantizers;
 * ``scan``: times of the scan on every backend, beside mamba_ssm where it can be imported;
+* ``operators``: window attention beside scaled_dot_product_attention, depthwise convolutions by order of memory and library;
+* ``memory``: time and peak memory of a w4a4 step with ``train: requantize`` and ``checkpoint``;
 * ``images``: an image restored in the tiles of the published tables;
 * ``suite``: this repository's tests of the operators on this device, where pytest can be imported.
 
-Prints Markdown and writes it beside one JSON file. What the time does not reach is listed as not measured, and so is a step
+Prints Markdown and writes it beside one JSON file. Times of operators are of launches from Python and, "as a graph", of a recording replayed: the device alone. What the time does not reach is listed as not measured, and so is a step
 that cannot be recorded, with the reason. Needs this repository, its dependencies, and nothing else.
 """
 
@@ -32,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import gpu_check  # noqa: E402
+import gpu_kernels  # noqa: E402
 import gpu_steps  # noqa: E402
 import torch  # noqa: E402
 
@@ -40,8 +43,8 @@ from qmambair_basicsr.ops.backend import ENV  # noqa: E402
 SIZES = ((2, 32), (8, 64), (16, 64))  # batch, side of the LR patch
 CHANNELS = (72, 120, 360)
 IMAGE = (160, 240)  # LR of a photograph of B100 at x2
-SECTIONS = ("steps", "kernels", "parity", "scan", "images", "suite")
-SHARES = {"steps": 40, "kernels": 10, "parity": 15, "scan": 10, "images": 10, "suite": 15}  # of the time, if all run
+SECTIONS = ("steps", "kernels", "parity", "scan", "operators", "memory", "images", "suite")
+SHARES = dict(zip(SECTIONS, (36, 8, 12, 9, 6, 6, 8, 15), strict=True))  # of the time, if all run
 
 
 class Report:
@@ -122,6 +125,21 @@ class Report:
                 rows += gpu_check.scan_rows(bench, given)
         found, lines = self._checked(rows)
         return found, lines + "".join(f"\nD = {channels}: not measured: no time left" for channels in left)
+
+    def _operators(self, until: float) -> tuple[object, str]:
+        batch, side = self.args.sizes[min(1, len(self.args.sizes) - 1)]
+        side = -(-side // gpu_kernels.WINDOW) * gpu_kernels.WINDOW
+        with self._backends() as bench:
+            rows = gpu_kernels.attention_rows(bench, batch, side)
+            if time.monotonic() < until:
+                rows += gpu_kernels.depthwise_rows(bench, batch, side)
+        return self._checked(rows)
+
+    def _memory(self, until: float) -> tuple[object, str]:
+        args = self.args
+        size = args.sizes[min(1, len(args.sizes) - 1)]
+        rows = list(gpu_kernels.memory_steps(args.device, args.families, size, max(args.repeats // 2, 1), until))
+        return [asdict(row) for row in rows], gpu_steps.table(rows)
 
     @contextlib.contextmanager
     def _backends(self) -> Iterator[gpu_check.Bench]:

@@ -132,27 +132,28 @@ def _measure(rows: list[Step], build: Callable[[], torch.nn.Module], device: str
     try:
         training = Training(build(), eager.batch, eager.height, device)
         training()  # initialises the quantizers
-        _peak(cuda, reset=True)
+        peak(cuda, reset=True)
         eager.ms = milliseconds(training, repeats, cuda)
-        eager.peak_mib = _peak(cuda)
+        eager.peak_mib = peak(cuda)
         if count:  # the same at every size
             eager.calls = operator_calls(training)
     except torch.cuda.OutOfMemoryError as error:
-        eager.reason = graph.reason = _first_line(error)
+        eager.reason = graph.reason = first_line(error)
         return
     if not cuda:
         graph.reason = "no CUDA graphs on this device"
         return
     try:
         torch.cuda.empty_cache()
-        _peak(cuda, reset=True)
+        peak(cuda, reset=True)
         graph.ms = milliseconds(training.captured(), repeats, cuda)
-        graph.peak_mib = _peak(cuda)
+        graph.peak_mib = peak(cuda)
     except Exception as error:  # a step that cannot be recorded is a finding, not the end of the report
-        graph.reason = _first_line(error)
+        graph.reason = first_line(error)
 
 
-def _peak(cuda: bool, reset: bool = False) -> float | None:
+def peak(cuda: bool, reset: bool = False) -> float | None:
+    """Most memory in use since the last reset, in MiB; None on a CPU."""
     if not cuda:
         return None
     if reset:
@@ -160,7 +161,8 @@ def _peak(cuda: bool, reset: bool = False) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**20
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for a table."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:160]
 
 

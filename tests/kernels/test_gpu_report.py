@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 from pathlib import Path
@@ -78,6 +79,53 @@ def test_a_section_that_fails_is_written_down_and_the_next_one_runs(gpu_report, 
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["steps"] == "RuntimeError: no such kernel"
     assert len(found["images"]) == 2
+
+
+def test_operators_and_memory(gpu_report, tmp_path, monkeypatch):
+    """Attention by torch is compared with the definition; one way of saving memory that fails leaves the others."""
+    monkeypatch.setattr(gpu_report.gpu_kernels, "WINDOW", 4)
+    monkeypatch.setattr(gpu_report.gpu_kernels, "DEPTHWISE", ((3, 3),))
+    monkeypatch.setattr(gpu_report.gpu_check, "available", lambda *_: False)
+
+    def fails(net):
+        raise ValueError("no blocks")
+
+    monkeypatch.setattr(gpu_report.gpu_kernels, "recompute_blocks", fails)
+    assert gpu_report.main(small(tmp_path, "--only", "operators,memory", "--families", "MambaIRv2")) == 0
+    found = json.loads((tmp_path / "report.json").read_text())
+    attention, *convolutions = found["operators"]
+    assert (
+        attention["backend"] == "scaled_dot_product_attention" and attention["both"] > 0 and attention["error"] < 1e-5
+    )
+    assert attention["graph"] is None and len(convolutions) == 4
+    kept, again, recomputed = found["memory"]
+    assert kept["ms"] > 0 and again["ms"] > 0 and recomputed["reason"] == "ValueError: no blocks"
+    assert "w4a4, requantize" in (tmp_path / "report.md").read_text()
+
+
+def test_a_call_is_replayed_from_a_recording_where_there_are_any(gpu_report, monkeypatch):
+    check = gpu_report.gpu_check
+
+    class Recorder:
+        def __init__(self, device):
+            self.warm_up = contextlib.nullcontext
+
+        def record(self, computation):
+            computation()
+            self.replay = computation
+
+    bench = check.Bench("cpu", 1)
+    assert bench.replayed(lambda: None) is None
+    bench.cuda = True
+    monkeypatch.setattr(check, "CudaGraph", Recorder)
+    monkeypatch.setattr(bench, "time", lambda function: function() or 2.0)
+    assert bench.replayed(lambda: torch.ones(1)) == 2.0 and bench.kept == []
+
+    def cannot(self, computation):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Recorder, "record", cannot)
+    assert bench.replayed(lambda: torch.ones(1)) is None
 
 
 def test_a_kernel_that_computes_something_else_fails_the_report(gpu_report, tmp_path, monkeypatch):
