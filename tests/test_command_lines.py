@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from devices import python_path
 
 import qmambair_basicsr
 from qmambair_basicsr import command_lines
@@ -29,7 +30,7 @@ CPU_SECONDS = 1.0
 
 def answer(words: list[str]) -> tuple[subprocess.CompletedProcess, float]:
     """A command's answer with the list of what it imported, and the CPU time it took."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"}
+    env = {**os.environ, "PYTHONPATH": python_path(), "PYTHONPROFILEIMPORTTIME": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

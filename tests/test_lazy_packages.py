@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
+from devices import python_path
 
-import qmambair_basicsr
 from qmambair_basicsr import lazy_packages
 from qmambair_basicsr.lazy_packages import LazyPackage
 
@@ -86,7 +85,7 @@ def test_importing_the_package_leaves_out_what_it_does_not_use():
     from torchvision.models.resnet import resnet18
     assert callable(torchvision.ops.box_area) and torchvision.models.resnet18 is resnet18
     """
-    env = {**os.environ, "PYTHONPATH": str(Path(qmambair_basicsr.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": python_path()}
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
+from devices import python_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_NET = {"depths": [1], "embed_dim": 30, "d_state": 2}
@@ -54,7 +55,7 @@ def make_data(root: Path) -> None:
 
 
 def run(command: list[str], cwd: Path, forced: list[str] = ()) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     forced = ["--force_yml", *forced] if forced else []
     return subprocess.run([*command, *forced], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 

@@ -18,6 +18,7 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from basicsr.models import build_model
+from devices import python_path
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -136,7 +137,7 @@ class LoopRunner:
         threads = str(torch.get_num_threads())  # as in this process: sums over threads depend on how many there are
         self.environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": python_path(),
             "OMP_NUM_THREADS": threads,
             "CUDA_VISIBLE_DEVICES": "",
         }

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from devices import python_path
 from picture_kinds import SRGB, Kind, kinds, scene, write_broken
 from PIL import ExifTags, Image
 
-import qmambair_basicsr
 from qmambair_basicsr.inference import batch
 from qmambair_basicsr.inference.pictures import read_picture
 from qmambair_basicsr.tools.inference import main
@@ -103,8 +103,7 @@ def test_a_second_run_redoes_nothing(run, folder, echo, capsys):
 def test_a_killed_run_goes_on_where_it_stopped(folder, echo, tmp_path):
     out = tmp_path / "results"
     words = ["-i", str(folder), "-o", str(out), "--model", str(echo)]
-    root = Path(qmambair_basicsr.__file__).parents[1]
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "qmambair_basicsr.tools.inference", *words]
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         for line in process.stderr:  # killed as soon as a few pictures are finished

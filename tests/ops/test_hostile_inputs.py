@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+from devices import device_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instruction_sets import with_instruction_sets
@@ -64,7 +65,7 @@ def doubled(t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def test_mutated_indices_and_orders_of_window_attention(backend, use_backend):
     use_backend("window_attention", backend)
     good, generator = attention(), torch.Generator().manual_seed(1)
-    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    device = device_for(backend)
     out, norms = torch.full((1, 32, 12), 7.0, device=device), torch.full((1, 2, 2, 2, 16), 7.0, device=device)
     for i in range(MUTATIONS):
         name = ("index", "order")[i % 2]
@@ -179,7 +180,7 @@ def test_traced_tensors_have_no_values_to_look_at():
 )
 def test_mutated_orders_of_the_scan(backend, use_backend):
     use_backend("ss2d_scan", backend)
-    device = "cuda" if torch.cuda.is_available() and not backend.startswith("native") else "cpu"
+    device = device_for(backend)
     inputs, generator = scan_inputs(1, 3, 4, 2, 2, 1), torch.Generator().manual_seed(2)
     tensors = [t.to(device) for t in inputs.values()]
     good = torch.stack([torch.randperm(12, generator=generator) for _ in range(2)])

@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 import torch
+from devices import device_for
 from instruction_sets import with_instruction_sets
 
 from qmambair_basicsr.ops.dls import dls
@@ -26,10 +27,6 @@ def _gradients(function, tensors, upstream, device="cpu"):
     leaves = [t.detach().clone().to(device).requires_grad_() for t in tensors]
     y = function(*leaves)
     return y.detach().cpu(), [g.cpu() for g in torch.autograd.grad(y, leaves, upstream.to(device))]
-
-
-def _device(backend):
-    return "cuda" if CUDA and backend == "triton" else "cpu"
 
 
 def _agree(got, expected, rtol, atol):
@@ -153,7 +150,7 @@ def test_floor_and_gradient_scale_of_the_step(scale, backend, use_backend):
     use_backend("lsq", backend)
     thresholds = torch.arange(-2.0, 2.0) + 0.1
     tensors = (torch.randn(90), torch.tensor([scale]), torch.tensor([0.05]))
-    upstream, device = torch.randn(90), _device(backend)
+    upstream, device = torch.randn(90), device_for(backend)
     for fused, plain in (
         (
             lambda *t: lsq(*t, qmin=-2, qmax=1, floor=0.1, grad_scale=0.25),
@@ -208,7 +205,7 @@ def test_lsq_backend(backend, dim, size, use_backend, nan_memory):
     x = torch.randn(2, size, 3).transpose(0, 2)
     groups = 1 if dim is None else x.shape[dim]
     scale, offset, upstream = torch.rand(groups) * 0.3 + 0.2, torch.randn(groups), torch.randn(x.shape)
-    got = _gradients(lambda *t: lsq(*t, qmin=-8, qmax=7, dim=dim), (x, scale, offset), upstream, _device(backend))
+    got = _gradients(lambda *t: lsq(*t, qmin=-8, qmax=7, dim=dim), (x, scale, offset), upstream, device_for(backend))
     double = [t.double() for t in (x, scale, offset)]
     exact = _gradients(lambda *t: lsq(*t, qmin=-8, qmax=7, dim=dim), double, upstream.double())
     use_backend("lsq", "reference")
@@ -228,8 +225,8 @@ def test_dls_backend(backend, kind, size, use_backend, nan_memory):
     use_backend("dls", backend)
     tensors, arguments = _dls_case(4, kind, torch.float32, size)
     upstream = torch.randn_like(tensors[0])
-    got = _gradients(lambda *t: dls(*t, **arguments)[0], tensors, upstream, _device(backend))
-    grid = dls(*(t.to(_device(backend)) for t in tensors), **arguments)[1].cpu()
+    got = _gradients(lambda *t: dls(*t, **arguments)[0], tensors, upstream, device_for(backend))
+    grid = dls(*(t.to(device_for(backend)) for t in tensors), **arguments)[1].cpu()
     use_backend("dls", "reference")
     expected = _gradients(lambda *t: dls(*t, **arguments)[0], tensors, upstream)
     torch.testing.assert_close(grid, dls(*tensors, **arguments)[1], rtol=1e-5, atol=1e-6)
@@ -251,7 +248,7 @@ def test_rfa_backend(backend, bits, size, use_backend, nan_memory):
     thresholds = torch.arange(qmin, qmin + count, dtype=torch.float32) + torch.rand(count) * 0.6
     w = torch.randn(size, 3).t() * count * 0.1
     tensors, upstream = (w, torch.tensor([0.3]), torch.tensor([0.05]), thresholds), torch.randn(w.shape)
-    got = _gradients(lambda *t: rfa(*t, qmin=qmin), tensors, upstream, _device(backend))
+    got = _gradients(lambda *t: rfa(*t, qmin=qmin), tensors, upstream, device_for(backend))
     use_backend("rfa", "reference")
     expected = _gradients(lambda *t: rfa(*t, qmin=qmin), tensors, upstream)
     assert torch.equal(got[0], expected[0])
@@ -261,7 +258,7 @@ def test_rfa_backend(backend, bits, size, use_backend, nan_memory):
 @pytest.mark.parametrize(("op", "backend"), [(op, b) for op in ("lsq", "dls", "rfa") for b in _others(op)])
 def test_backend_keeps_nan(op, backend, use_backend):
     use_backend(op, backend)
-    device = _device(backend)
+    device = device_for(backend)
     x = torch.randn(2, 40).to(device)
     x[1, 3] = float("nan")
     zero, four = torch.zeros(1, device=device), torch.ones(4, device=device)
@@ -279,7 +276,7 @@ def test_backend_keeps_nan(op, backend, use_backend):
 def test_backend_is_finite_at_the_ends_of_float32(op, backend, use_backend):
     """Quotients overflow, sums of squares too: infinity times 0 must not reach a gradient."""
     use_backend(op, backend)
-    largest, device = torch.finfo(torch.float32).max, _device(backend)
+    largest, device = torch.finfo(torch.float32).max, device_for(backend)
     x = torch.randn(2, 700).sign() * largest
     x[0, ::3] = 1e-40
     tiny, zero = torch.tensor([1e-8]), torch.tensor([0.0])

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from devices import device_for
 from instruction_sets import with_instruction_sets
 from scan_cases import DIRECTIONS, NAMES, make, relative_error
 
@@ -70,7 +71,7 @@ def test_parity(backend, case, dtype, use_backend, nan_memory):
     if slow and dtype == torch.int32:
         pytest.skip("kernels get int32 in either case, and the interpreter is slow")
     sizes = INTERPRETED[case] if slow else sizes
-    device = "cpu" if backend.startswith("native") else DEVICE
+    device = device_for(backend)
     inputs = {k: t.to(device) for k, t in make_case(sizes, apart).items()}
     order = random_order(sizes[3], sizes[1] * sizes[2]).to(device, dtype)
     got, weight = evaluate(ss2d_scan, inputs, order=order, merge=merge)
@@ -101,7 +102,7 @@ def test_reference_passes_gradcheck():
 def test_rows_of_named_directions_give_the_same_bits(backend, merge, use_backend):
     use_backend("ss2d_scan", backend)
     sizes = (1, 2, 3, 4, 3, 2) if backend == "triton" and DEVICE == "cpu" else (2, 9, 15, 4, 40, 4)
-    device = "cpu" if backend == "native" else DEVICE
+    device = device_for(backend)
     inputs = {k: t.to(device) for k, t in make(*sizes).items()}
     order = named_order(DIRECTIONS, *sizes[1:3], device=device)
     got, weight = evaluate(ss2d_scan, inputs, order=order, merge=merge)
@@ -114,7 +115,7 @@ def test_rows_of_named_directions_give_the_same_bits(backend, merge, use_backend
 def test_merging_is_the_sum_of_what_is_kept_apart(backend, use_backend):
     use_backend("ss2d_scan", backend)
     inputs = make(1, 2, 3, 4, 3, 2)
-    inputs = {k: t.to("cpu" if backend == "native" else DEVICE, torch.bfloat16) for k, t in inputs.items()}
+    inputs = {k: t.to(device_for(backend), torch.bfloat16) for k, t in inputs.items()}
     inputs |= {k: inputs[k].float() for k in ("A", "D", "delta_bias")}
     apart, merged = ss2d_scan(**inputs, merge=False), ss2d_scan(**inputs)
     assert apart.dtype == merged.dtype == torch.bfloat16
@@ -125,7 +126,7 @@ def test_merging_is_the_sum_of_what_is_kept_apart(backend, use_backend):
 def test_views(backend, use_backend):
     """A crop, whose rows do not follow each other; maps in another layout; an order every second column of a table."""
     use_backend("ss2d_scan", backend)
-    device = "cpu" if backend == "native" else DEVICE
+    device = device_for(backend)
     inputs = {k: t.to(device) for k, t in make(2, 3, 4, 2, 3, 2).items()}
     wide = torch.full((2, 5, 6, 3), float("nan"), device=device)
     wide[:, 1:4, 1:5] = inputs["x"]
@@ -302,7 +303,7 @@ def test_compile_and_export_see_one_operator(checks):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend, use_backend):
     use_backend("ss2d_scan", backend)
-    device = "cpu" if backend == "native" else DEVICE
+    device = device_for(backend)
     for apart, merge in ((True, True), (False, False)):
         tensors = [t.to(device).requires_grad_() for t in make_case((1, 2, 2, 2, 2, 1), apart).values()]
         order = random_order(2, 4).to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import device_for
 from instruction_sets import with_instruction_sets
 from scan_cases import relative_error
 
@@ -25,7 +26,7 @@ def _inputs(form, batch=2, channels=6, length=9, state=2):
 @pytest.mark.parametrize("backend", NAMES)
 def test_outputs_gradients_and_last_state(backend, form, use_backend, nan_memory):
     use_backend("ss2d_scan", backend)
-    device = "cuda" if not backend.startswith("native") and torch.cuda.is_available() else "cpu"
+    device = device_for(backend)
     tensors = _inputs(form)
     weight = torch.randn(tensors[0].shape)
 

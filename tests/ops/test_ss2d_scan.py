@@ -6,6 +6,7 @@ import multiprocessing
 
 import pytest
 import torch
+from devices import device_for
 from instruction_sets import with_instruction_sets
 from scan_cases import DIRECTIONS, NAMES, make, relative_error
 
@@ -60,10 +61,6 @@ def case(backend, shape, steps):
     return small, settings
 
 
-def device_of(backend):
-    return "cpu" if backend.startswith("native") else DEVICE
-
-
 def evaluate(inputs, weight=None, dtype=None, device="cpu", **options):
     """Output and gradients of every input for the loss sum(y * weight)."""
     leaves = {k: t.detach().to(device=device, dtype=dtype).requires_grad_() for k, t in inputs.items()}
@@ -111,7 +108,7 @@ def test_parity(backend, shape, steps, use_backend, nan_memory):
     for softplus in settings:
         inputs = make(*sizes, steps=interval, rate=rate, softplus=softplus)
         options = {"directions": DIRECTIONS[:count], "delta_softplus": softplus}
-        got, weight = evaluate(inputs, device=device_of(backend), **options)
+        got, weight = evaluate(inputs, device=device_for(backend), **options)
         want, _ = evaluate(inputs, weight, dtype=torch.float64, **options)
         for name in got:
             assert got[name].shape == want[name].shape
@@ -133,7 +130,7 @@ def test_strong_decay_costs_the_gradient_of_a_no_digits(use_backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_non_contiguous_inputs_and_no_skip_or_bias(backend, use_backend, nan_memory):
     use_backend("ss2d_scan", backend)
-    device = device_of(backend)
+    device = device_for(backend)
     dense = {k: t.to(device) for k, t in make(2, 2, 3, 4, 3, 2).items() if k not in ("D", "delta_bias")}
     strided = {
         "x": dense["x"].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
@@ -155,8 +152,8 @@ def test_non_contiguous_inputs_and_no_skip_or_bias(backend, use_backend, nan_mem
 def test_half_precision_maps(backend, dtype, use_backend):
     use_backend("ss2d_scan", backend)
     inputs = make(1, 3, 4, 4, 3, 2)
-    half = {k: t.to(device_of(backend), dtype if t.dim() > 3 else None) for k, t in inputs.items()}
-    got, weight = evaluate(half, device=device_of(backend))
+    half = {k: t.to(device_for(backend), dtype if t.dim() > 3 else None) for k, t in inputs.items()}
+    got, weight = evaluate(half, device=device_for(backend))
     want, _ = evaluate({k: t.float() for k, t in half.items()}, weight.double(), dtype=torch.float64)
     for name in got:
         assert got[name].dtype == (half["x"] if name == "y" else half[name]).dtype
@@ -169,7 +166,7 @@ def test_nan_reaches_the_output(backend, name, use_backend):
     use_backend("ss2d_scan", backend)
     inputs = make(1, 2, 3, 4, 3, 1)
     inputs[name].view(-1)[0] = float("nan")
-    got, _ = evaluate(inputs, device=device_of(backend))
+    got, _ = evaluate(inputs, device=device_for(backend))
     assert got["y"].isnan().any()
     want, _ = evaluate(inputs, dtype=torch.float64)
     assert torch.equal(got["y"].isnan().cpu(), want["y"].isnan())
@@ -193,7 +190,7 @@ def test_a_huge_step_forgets_what_was_before(backend, use_backend):
     inputs["A"].fill_(-1e8)
     inputs["delta"][:, :, 1] = 1e32
     inputs["x"][:, :, 1] = 1e-32
-    got, _ = evaluate(inputs, device=device_of(backend))
+    got, _ = evaluate(inputs, device=device_for(backend))
     want, _ = evaluate(inputs, dtype=torch.float64)
     assert relative_error(got["y"].cpu(), want["y"]) < 1e-5
 
@@ -236,7 +233,7 @@ def test_native_after_fork(use_backend):
 @pytest.mark.parametrize("backend", [b.name for b in backends("ss2d_scan")])
 def test_opcheck(backend, use_backend):
     use_backend("ss2d_scan", backend)
-    tensors = [t.to(device_of(backend)).requires_grad_() for t in make(1, 2, 2, 4, 2, 1).values()]
+    tensors = [t.to(device_for(backend)).requires_grad_() for t in make(1, 2, 2, 4, 2, 1).values()]
     torch.library.opcheck(torch.ops.qmambair.ss2d_scan.default, (*tensors, None, True, [0, 1, 2, 3], True, True))
     without = (*tensors[:5], None, None, None, True, [0, 1, 2, 3], True, True)
     torch.library.opcheck(torch.ops.qmambair.ss2d_scan.default, without)

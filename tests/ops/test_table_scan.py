@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import device_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instruction_sets import in_use, libraries, with_instruction_sets
@@ -60,10 +61,6 @@ def make(batch, height, width, count, channels, state, bits=4, kind="codes", apa
     return (x, delta, b, c), (rates, skip, bias - 2)
 
 
-def device_of(name):
-    return "cuda" if name == "triton" and torch.cuda.is_available() else "cpu"
-
-
 def moved(value, device):
     """A tensor, a map on a grid, or several of them, on a device."""
     if isinstance(value, OnGrid):
@@ -104,7 +101,7 @@ def test_equals_the_definition_in_float64(use_backend, nan_memory, monkeypatch, 
         if way == "order":
             paths = [torch.randperm(height * width) for _ in range(count)]
             how = {"order": torch.stack(paths), "merge": bits % 2 == 0}
-        got = scanned(maps, constants, device=device_of(name), **how)
+        got = scanned(maps, constants, device=device_for(name), **how)
         assert error(got, scanned(maps, constants, torch.float64, **how)) < TOLERANCE
 
 
@@ -161,7 +158,7 @@ def test_values_enter_their_grids_as_in_an_integer_network(use_backend, name):
     tables.decays.zero_(), tables.steps.zero_()
     given = (OnGrid(x, grid, bits), OnGrid((codes.data + 8).to(torch.uint8), grid, bits))
     want = integer.dequantize(codes)
-    device = device_of(name)
+    device = device_for(name)
     tables = tables._replace(decays=tables.decays.to(device), steps=tables.steps.to(device))
     for operand_ in given:
         got = table_scan(*moved((operand_, delta), device), tables, *moved((nothing, nothing, ones), device), ("row",))
@@ -172,7 +169,7 @@ def test_values_enter_their_grids_as_in_an_integer_network(use_backend, name):
 def test_slices_of_wider_rows_and_given_memory(use_backend, nan_memory, name):
     use_backend("table_scan", name)
     (x, delta, b, c), constants = make(2, 4, 3, 2, 9, 5)
-    device = device_of(name)
+    device = device_for(name)
     x, delta, b, c = moved((x, delta, b, c), device)
     want = scanned((x, delta, b, c), constants, device=device, directions=("col", "row_rev"))
     wide = torch.cat((b.data, c.data, b.data), -1)
@@ -207,7 +204,7 @@ def test_slow_decays_keep_their_digits(use_backend, name):
     b, c = (OnGrid(dequantize(t).abs()) for t in (b, c))
     maps, constants = (OnGrid(dequantize(x).abs()), delta, b, c), (rates.sign(), skip, bias * 0 - 14)
     how = {"directions": ("row",)}
-    got = scanned(maps, constants, device=device_of(name), **how)
+    got = scanned(maps, constants, device=device_for(name), **how)
     assert error(got, scanned(maps, constants, torch.float64, **how)) < 1e-5
 
 

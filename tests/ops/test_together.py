@@ -6,13 +6,13 @@ import importlib
 
 import pytest
 import torch
+from devices import device_for
 from instruction_sets import with_instruction_sets
 
 from qmambair_basicsr.ops.dls import DLSItem, dls_together
 from qmambair_basicsr.ops.lsq import LSQItem, lsq_together
 from qmambair_basicsr.ops.rfa import RFAItem, rfa_together
 
-CUDA = torch.cuda.is_available()
 CASES = [
     (op, backend)
     for op in ("lsq", "dls", "rfa")
@@ -81,7 +81,7 @@ def test_the_bits_of_one_call_each(op, backend, repeated, use_backend, nan_memor
     torch.manual_seed(2)
     make, function, tensors = OPERATORS[op]
     items = [item for _ in range(repeated) for item in make(40 if backend == "triton" else 17000)]
-    device = "cuda" if CUDA and backend == "triton" else "cpu"
+    device = device_for(backend)
     unused = 1
     outs, gradients = run(items, function, tensors, device, unused, one_by_one=False)
     alone, expected = run(items, function, tensors, device, unused, one_by_one=True)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from devices import python_path
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +21,7 @@ def report(tmp_path_factory):
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
     cache = tmp_path_factory.mktemp("triton_cache")
-    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": python_path()}
     script = Path(__file__).with_name("aot_compile.py")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", script, "90", "80"], capture_output=True, text=True, env=env, timeout=600

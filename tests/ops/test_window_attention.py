@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from devices import device_for
 from instruction_sets import with_instruction_sets
 
 from qmambair_basicsr.archs.windows import relative_position_index, window_plan
@@ -31,8 +32,8 @@ SHAPES = {
 def _where_the_kernels_run(request):
     """Tensors of tests of the Triton kernels are made on a GPU, where there is one."""
     parameters = getattr(request.node, "callspec", None)
-    triton = parameters is not None and parameters.params.get("backend") == "triton"
-    with torch.device("cuda") if triton and torch.cuda.is_available() else nullcontext():
+    device = device_for("native" if parameters is None else parameters.params.get("backend", "native"))
+    with nullcontext() if device == "cpu" else torch.device(device):
         yield
 
 

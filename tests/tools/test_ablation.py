@@ -19,6 +19,7 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from basicsr.utils.options import ordered_yaml
+from devices import python_path
 
 from qmambair_basicsr.models.mambair_model import MambaIRModel
 from qmambair_basicsr.quantizers import LSQ, QUANTIZER_REGISTRY, QuantSpec
@@ -113,7 +114,7 @@ def test_equals_the_stock_commands(work):
     assert opt["datasets"]["train"]["num_worker_per_gpu"] == 1
     save(opt, work / "stock.yml")
     save(test, work / "test_stock.yml")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     for command, file in (("train", "stock.yml"), ("test", "test_stock.yml")):
         subprocess.run(
             [sys.executable, "-W", "ignore", "-m", f"qmambair_basicsr.{command}", "-opt", file],
@@ -133,7 +134,7 @@ def test_killed_command_goes_on(work):
     """SIGKILL after the first result: the next call keeps it and runs the rest, with the same figures as ever."""
     argv = ["-opt", FILE, "--seeds", "3", "--bits", "4", "--studies", "methods", "--sets", "Set5"]
     command = [sys.executable, "-W", "ignore", "-m", "qmambair_basicsr.tools.ablation", *argv]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": python_path()}, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
     while not records() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
