@@ -75,7 +75,7 @@ struct TableScan {
   bool allocate() {
     const int64_t of_states = blocks * W * row, of_tile = kTokens * row, of_inputs = joint ? blocks * W * kJoint : 0;
     const int64_t of_last = joint && channels % W ? (int64_t)W * levels * row : 0;
-    const int64_t of_codes = joint ? (2 * kTokens + 2) * width / 4 : 0, of_skip = blocks * W;
+    const int64_t of_codes = joint ? (kTokens + 2) * width / 4 : 0, of_skip = blocks * W;
     const int64_t bytes = (of_states + 2 * of_tile + of_inputs + of_last + of_codes + of_skip) * (int64_t)sizeof(float);
     if (posix_memalign(&memory, 64, bytes)) return false;
     std::memset(memory, 0, bytes);
@@ -100,33 +100,39 @@ struct TableScan {
         for (int i = 0; i < 1 << a.x.bits; i++) inputs[c * kJoint + 16 * d + i] = steps[c * levels + d] * value[i];
   }
 
-  // Both codes of every channel of the tokens in a byte each.
+  // Both codes of every channel of a token in a byte each, kBytes channels at a time; at least as many.
+  template <int kBytes>
+  QM_INLINE void join_token(const uint8_t* high, const uint8_t* low, uint8_t* both, uint8_t of_delta, uint8_t of_x) {
+    typedef uint8_t bytes __attribute__((vector_size(kBytes)));
+    typedef uint64_t words __attribute__((vector_size(kBytes)));
+    for (int64_t c = 0; c < channels; c += kBytes) {
+      const int64_t from = c + kBytes <= channels ? c : channels - kBytes;  // the last ones overlap
+      bytes h, l;
+      std::memcpy(&h, high + from, kBytes);
+      std::memcpy(&l, low + from, kBytes);
+      l = (bytes)((words)(h & of_delta) << 4) | (l & of_x);  // no bit leaves its byte
+      std::memcpy(both + from, &l, kBytes);
+    }
+  }
+
+  // The same of all tokens.
   void join(const Places& at) {
-    typedef uint8_t wide __attribute__((vector_size(32)));
-    typedef uint16_t pairs __attribute__((vector_size(32)));
-    uint8_t* const scratch = codes + 2 * kTokens * width;
+    constexpr int kMost = W == 16 ? 64 : 32;  // GCC 12 passes longer vectors than the set's through memory
+    uint8_t* const scratch = codes + kTokens * width;
     const uint8_t of_delta = (uint8_t)((1 << a.delta.bits) - 1), of_x = (uint8_t)((1 << a.x.bits) - 1);
     for (int t = 0; t < at.count; t++) {
       const uint8_t* const high = delta.bytes(at.delta[t] + first, channels, scratch);
       const uint8_t* const low = x.bytes(at.x[t] + first, channels, scratch + width);
-      uint8_t *const both = codes + t * width, *const upper = both + kTokens * width;
-      if (channels >= 32) {
-        for (int64_t c = 0; c < channels; c += 32) {
-          const int64_t from = c + 32 <= channels ? c : channels - 32;  // the last ones overlap
-          wide h, l;
-          std::memcpy(&h, high + from, 32);
-          std::memcpy(&l, low + from, 32);
-          h = (wide)((pairs)(h & of_delta) << 4);  // no bit leaves its byte
-          l = h | (l & of_x);
-          std::memcpy(upper + from, &h, 32);
-          std::memcpy(both + from, &l, 32);
-        }
+      uint8_t* const both = codes + t * width;
+      if (channels >= kMost) {
+        join_token<kMost>(high, low, both, of_delta, of_x);
+      } else if (channels >= 32) {
+        join_token<32>(high, low, both, of_delta, of_x);
       } else {
         for (int64_t c = 0; c < channels; c += 8) {
           const int count = channels - c < 8 ? (int)(channels - c) : 8;
-          const uint64_t every = 0x0101010101010101u;
-          const uint64_t h = (bytes_at(high + c, count) & every * of_delta) << 4, l = h | (bytes_at(low + c, count) & every * of_x);
-          std::memcpy(upper + c, &h, 8);
+          const uint64_t every = 0x0101010101010101u, h = (bytes_at(high + c, count) & every * of_delta) << 4;
+          const uint64_t l = h | (bytes_at(low + c, count) & every * of_x);
           std::memcpy(both + c, &l, 8);
         }
       }
@@ -160,18 +166,23 @@ struct TableScan {
     });
   }
 
-  void states_maps(const Places& at) {
+  // Values of B or C of the tokens.
+  void states_map(const Entrance& from, const int64_t* places, int count, float* out) {
     for (int n = 0; n < state; n += W) {
       const int lanes = state - n < W ? state - n : W;
-      const auto fill = [&](const Entrance& from, const int64_t* places, float* out) {
-        with_kind(from.from.kind, [&](auto kind) {
-          if (lanes == W)
-            for (int t = 0; t < at.count; t++) store(out + t * row + n, from.values<kind()>(places[t] + n, W));
-          else
-            for (int t = 0; t < at.count; t++) store(out + t * row + n, from.values<kind()>(places[t] + n, lanes), lanes);
-        });
-      };
-      fill(B, at.B, tile_B), fill(C, at.C, tile_C);
+#if defined(__AVX512F__) && QM_WIDTH == 16
+      if (from.from.kind == kCodes && from.from.bits <= 4 && row >= W) {
+        const ValueTable table(from);
+        for (int t = 0; t < count; t++) store(out + t * row + n, table.values(places[t] + n, lanes));
+        continue;
+      }
+#endif
+      with_kind(from.from.kind, [&](auto kind) {
+        if (lanes == W)
+          for (int t = 0; t < count; t++) store(out + t * row + n, from.values<kind()>(places[t] + n, W));
+        else
+          for (int t = 0; t < count; t++) store(out + t * row + n, from.values<kind()>(places[t] + n, lanes), lanes);
+      });
     }
   }
 
@@ -232,7 +243,8 @@ struct TableScan {
       const bool more = begin + kTokens < walk.length;
       if (more) next.find(a, walk, begin + kTokens);
       start_map(at);
-      states_maps(at);
+      states_map(B, at.B, at.count, tile_B);
+      states_map(C, at.C, at.count, tile_C);
       if (joint) join(at);
       for (int64_t block = 0; block < blocks; block++) {
         const int64_t c = block * W;
@@ -242,8 +254,8 @@ struct TableScan {
         const float* const rows = joint && lanes < W ? last_rows : decays + c * levels * row;
         float* const own = states + c * row;
         if (joint) {
-          recur_sized(
-              tile, [&](auto size) { return JointFeed<size()>{codes + c, codes + kTokens * width + c, width, inputs + c * kJoint, rows, row}; }, own, row, lanes);
+          const auto feed = [&](auto size) { return JointFeed<size()>{codes + c, width, inputs + c * kJoint, rows, row}; };
+          recur_sized(tile, feed, own, row, lanes);
         } else {
           look_up(at, c, lanes, places, input);
           recur_sized(tile, [&](auto size) { return ApartFeed<size()>{places[0], input[0], rows}; }, own, row, lanes);

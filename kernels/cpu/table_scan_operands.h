@@ -116,6 +116,26 @@ struct Entrance {
   }
 };
 
+#if defined(__AVX512F__) && QM_WIDTH == 16
+// The values of codes of 4 bits and fewer in one register: a permutation instead of arithmetic.
+struct ValueTable {
+  const uint8_t* data;
+  vf value;
+
+  explicit ValueTable(const Entrance& from) : data((const uint8_t*)from.from.data + from.place) {
+    float of_code[W];
+    from.values_of_codes(W, of_code);
+    value = load(of_code);
+  }
+
+  // Values at element `at`, zero beyond `lanes`.
+  QM_INLINE vf values(int64_t at, int lanes) const {
+    const __mmask16 some = (__mmask16)((1u << lanes) - 1u);
+    return (vf)_mm512_maskz_permutexvar_ps(some, (__m512i)codes_at(data + at, lanes), (__m512)value);
+  }
+};
+#endif
+
 // task(kind) with the kind as a constant: loops have no branch in them.
 template <typename Task>
 QM_INLINE void with_kind(int64_t kind, const Task& task) {

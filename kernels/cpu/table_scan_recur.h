@@ -8,7 +8,7 @@ namespace {
 
 #define QM_LAMBDA __attribute__((always_inline))
 
-constexpr int kTokens = 64;  // of a tile
+constexpr int kTokens = W == 16 ? 128 : 64;  // of a tile: a block's rows of decays come from L2 once for each
 constexpr int kJoint = 256;  // inputs of a channel by code of delta (high half) and of x (low half)
 
 template <int kLanes>
@@ -45,25 +45,6 @@ QM_INLINE typename Lanes<kLanes>::type halves(typename Lanes<kLanes>::type a, ty
 #endif
 }
 
-// The first half of a and the second of b; the second half of a and the first of b.
-template <int kLanes, int... kLane>
-QM_INLINE typename Lanes<kLanes>::type outer_halves(typename Lanes<kLanes>::type a, typename Lanes<kLanes>::type b,
-                                                    std::integer_sequence<int, kLane...>) {
-  typedef int32_t mask __attribute__((vector_size(4 * kLanes)));
-  return mask{-(2 * kLane < kLanes)...} ? a : b;
-}
-
-template <int kLanes, int... kLane>
-QM_INLINE typename Lanes<kLanes>::type inner_halves(typename Lanes<kLanes>::type a, typename Lanes<kLanes>::type b,
-                                                    std::integer_sequence<int, kLane...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, (kLane + kLanes / 2)...);
-#else
-  typedef int32_t index __attribute__((vector_size(4 * kLanes)));
-  return __builtin_shuffle(a, b, index{(kLane + kLanes / 2)...});
-#endif
-}
-
 template <int kCount, typename Vector>
 QM_INLINE typename Lanes<kCount>::type first_lanes(Vector v) {
   typename Lanes<kCount>::type first;
@@ -84,41 +65,50 @@ QM_INLINE typename Lanes<kLanes>::type in_fours(typename Lanes<kLanes>::type a, 
 #endif
 }
 
-// The sums over the lanes of two vectors of one channel each, half a vector for each channel.
-template <int kLanes>
-QM_INLINE typename Lanes<kLanes>::type half_sums(typename Lanes<kLanes>::type a, typename Lanes<kLanes>::type b) {
+// Even or odd lanes of a and of b: a b of each stretch of four lanes becomes a a b b.
+template <int kLanes, int kWhich>
+QM_INLINE typename Lanes<kLanes>::type alternate(typename Lanes<kLanes>::type a, typename Lanes<kLanes>::type b) {
   constexpr auto each = std::make_integer_sequence<int, kLanes>();
-  return outer_halves<kLanes>(a, b, each) + inner_halves<kLanes>(a, b, each);
+  return in_fours<kLanes, kWhich, 2 + kWhich, 4 + kWhich, 6 + kWhich>(a, b, each);
 }
 
-// Sums over the states of kGroup channels, in their order in the first lanes. one(c) gives the products of a channel,
-// two(c, d) those of two, half a vector for each. Four channels apart share a vector, one in four lanes; four such vectors
-// are added up lane by lane without crossing these.
-template <int kLanes, int kGroup, typename One, typename Two>
-QM_INLINE typename Lanes<kLanes>::type sums_of(const One& one, const Two& two) {
+// Neighbouring lanes added up: a's sums and b's in turns of two.
+template <int kLanes>
+QM_INLINE typename Lanes<kLanes>::type neighbour_sums(typename Lanes<kLanes>::type a, typename Lanes<kLanes>::type b) {
+  return alternate<kLanes, 0>(a, b) + alternate<kLanes, 1>(a, b);
+}
+
+// Neighbouring stretches of four lanes added up: those of a, then those of b.
+template <int kLanes>
+QM_INLINE typename Lanes<kLanes>::type stretch_sums(typename Lanes<kLanes>::type a, typename Lanes<kLanes>::type b) {
   constexpr auto each = std::make_integer_sequence<int, kLanes>();
-  const auto shared = [&](auto c) QM_LAMBDA {
-    constexpr int i = c();
-    if constexpr (kGroup == 4) {
-      return one(c);
-    } else if constexpr (kGroup == 8) {
-      return two(c, std::integral_constant<int, i + 4>());
-    } else {
-      const auto a = two(c, std::integral_constant<int, i + 4>());
-      const auto b = two(std::integral_constant<int, i + 8>(), std::integral_constant<int, i + 12>());
-      return halves<kLanes, 4, 0>(a, b, each) + halves<kLanes, 4, 1>(a, b, each);
-    }
+  return halves<kLanes, 4, 0>(a, b, each) + halves<kLanes, 4, 1>(a, b, each);
+}
+
+// Sums over the states of kGroup channels, in their order in the first lanes. pair(c) gives the neighbour sums of channels
+// c and c + 1. Most of the work stays within stretches of four lanes: permutations across them have to share the ports of
+// the multiply-adds.
+template <int kLanes, int kGroup, typename Pair>
+QM_INLINE typename Lanes<kLanes>::type sums_of(const Pair& pair) {
+  const auto four = [&](auto c) QM_LAMBDA {  // in each stretch of four lanes those of four channels
+    return neighbour_sums<kLanes>(pair(c), pair(std::integral_constant<int, c() + 2>()));
   };
-  const auto pair = [&](auto c) QM_LAMBDA {
-    const auto a = shared(c), b = shared(std::integral_constant<int, c() + 1>());
-    return in_fours<kLanes, 0, 4, 1, 5>(a, b, each) + in_fours<kLanes, 2, 6, 3, 7>(a, b, each);
-  };
-  const auto a = pair(std::integral_constant<int, 0>()), b = pair(std::integral_constant<int, 2>());
-  const auto sums = in_fours<kLanes, 0, 1, 4, 5>(a, b, each) + in_fours<kLanes, 2, 3, 6, 7>(a, b, each);
-  if constexpr (kGroup == kLanes)
+  const auto first = four(std::integral_constant<int, 0>());
+  if constexpr (kGroup == 16) {
+    const auto low = stretch_sums<kLanes>(first, four(std::integral_constant<int, 4>()));
+    const auto third = four(std::integral_constant<int, 8>());
+    return stretch_sums<kLanes>(low, stretch_sums<kLanes>(third, four(std::integral_constant<int, 12>())));
+  } else if constexpr (kLanes == 4) {
+    return first;
+  } else {
+    auto sums = first;
+    if constexpr (kGroup == 8)
+      sums = stretch_sums<kLanes>(first, four(std::integral_constant<int, 4>()));
+    else
+      sums = stretch_sums<kLanes>(first, first);
+    if constexpr (kLanes == 16) sums = stretch_sums<kLanes>(sums, sums);
     return sums;
-  else
-    return halves<kLanes, 4, 0>(sums, sums, each) + halves<kLanes, 4, 1>(sums, sums, each);
+  }
 }
 
 // What a tile of one block of W channels reads and writes.
@@ -133,18 +123,18 @@ struct BlockTile {
 // dt and x are a table as well.
 template <int kRow>
 struct JointFeed {
-  const uint8_t *joint, *high;  // of the first channel: both codes, and that of delta alone, where it is in the other
+  const uint8_t* joint;  // both codes of the first channel, delta's in the high half
   int64_t stride;               // bytes of a token
   const float *inputs, *decays;
   int64_t row;
 
   QM_INLINE JointFeed from(int64_t channel) const {
-    return {joint + channel, high + channel, stride, inputs + channel * kJoint, decays + channel * 16 * (kRow ? kRow : row), row};
+    return {joint + channel, stride, inputs + channel * kJoint, decays + channel * 16 * (kRow ? kRow : row), row};
   }
 
   QM_INLINE void take(int64_t t, int64_t i, const float** decay, float* input) const {
-    const size_t row_of = high[t * stride + i];
-    *input = inputs[i * kJoint + joint[t * stride + i]];
+    const size_t both = joint[t * stride + i], row_of = both & 0xf0;
+    *input = inputs[i * kJoint + both];
     *decay = kRow ? decays + i * 16 * kRow + row_of * kRow / 16 : decays + (i * 16 + (row_of >> 4)) * row;
   }
 };
@@ -168,7 +158,6 @@ template <int kLanes, int kVectors, int kGroup, typename Feed>
 void recur(const BlockTile& tile, const Feed& given, float* states, int lanes) {
   typedef typename Lanes<kLanes>::type vector;
   constexpr int kRow = kLanes * kVectors;
-  constexpr auto each = std::make_integer_sequence<int, kLanes>();
   constexpr auto vectors = std::make_integer_sequence<int, kVectors>();
   const int count = tile.count;
   for (int group = 0; group < lanes; group += kGroup) {
@@ -199,21 +188,17 @@ void recur(const BlockTile& tile, const Feed& given, float* states, int lanes) {
         if constexpr (kVectors > 2) sum += h[i][2] * c[2] + h[i][3] * c[3];
         return sum;
       };
-      // the halves of two channels change places before they are multiplied
-      const vector swapped = inner_halves<kLanes>(c[0], c[0], each);
-      const auto one = [&](auto i) QM_LAMBDA {
-        step(i);
-        return product(i);
-      };
-      const auto two = [&](auto i, auto j) QM_LAMBDA {
+      const vector even = alternate<kLanes, 0>(c[0], c[0]), odd = alternate<kLanes, 1>(c[0], c[0]);
+      const auto pair = [&](auto i) QM_LAMBDA {
+        constexpr std::integral_constant<int, i() + 1> j{};
         step(i);
         step(j);
-        if constexpr (kVectors == 1)
-          return outer_halves<kLanes>(h[i][0], h[j][0], each) * c[0] + inner_halves<kLanes>(h[i][0], h[j][0], each) * swapped;
+        if constexpr (kVectors == 1)  // they change places before they are multiplied
+          return alternate<kLanes, 0>(h[i][0], h[j][0]) * even + alternate<kLanes, 1>(h[i][0], h[j][0]) * odd;
         else
-          return half_sums<kLanes>(product(i), product(j));
+          return neighbour_sums<kLanes>(product(i), product(j));
       };
-      const vector sums = sums_of<kLanes, kGroup>(one, two);
+      const vector sums = sums_of<kLanes, kGroup>(pair);
       float* const out = tile.out + tile.places[t] + group;
       if (stored == kGroup) {
         typename Lanes<kGroup>::type before;
@@ -249,7 +234,7 @@ void recur_long(const BlockTile& tile, const Feed& feed, float* states, int vect
       }
       return sum;
     };
-    const vf sums = sums_of<W, W>(product, [&](int i, int j) { return half_sums<W>(product(i), product(j)); });
+    const vf sums = sums_of<W, W>([&](auto i) { return neighbour_sums<W>(product(i), product(i + 1)); });
     add_first<W>(tile.out + tile.places[t], sums, lanes);
   }
 }
