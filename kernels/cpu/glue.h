@@ -82,6 +82,16 @@ struct RouteArgs {
   const float *leave, *leave_bias;    // (hidden, prompts), (prompts)
 };
 
+// How much each channel of a map counts: sigmoid(leave relu(enter mean + enter_bias) + leave_bias) of the mean over its rows.
+struct AttendArgs {
+  int64_t rows, columns, hidden, threads;
+  const float* x;  // (rows, columns)
+  int64_t x_stride;
+  const float *enter, *enter_bias;  // (hidden, columns), (hidden)
+  const float *leave, *leave_bias;  // (columns, hidden), (columns)
+  float* out;                       // (columns)
+};
+
 // The state of torch's generator on a CPU as `get_state` gives it (its first fields): MT19937.
 struct TorchMersenne {
   uint64_t seed;
@@ -102,12 +112,15 @@ struct GlueKernels {
   void (*delta)(const DeltaArgs& args, int64_t first, int64_t last, ExactMoments* moments);
   void (*route)(const RouteArgs& args, int64_t first, int64_t last);
   void (*uniform)(TorchMersenne& state, float* out, int64_t n);
+  // sums (columns) over rows of a map
+  void (*column_sums)(const float* x, int64_t stride, int64_t rows, int64_t columns, double* sums);
 };
 
 constexpr int64_t kGlueBuffer = 4096;  // values of one block of rows, at least one row
 constexpr int64_t kMaxRank = 64;
 constexpr int64_t kDeltaCodes = 256;  // of a row of dt
 constexpr int64_t kDeltaRows = 512;   // of a block
+constexpr int64_t kAttendRows = 512;
 constexpr int64_t kMostPrompts = 1024, kMostHidden = 512, kRouteLanes = 16;
 
 enum GlueStatus : int64_t { kGlueDone = 0, kGlueRefused = 1 };

@@ -1,6 +1,7 @@
 // C interface of the passes between integer operators. Rows are cut into blocks of a fixed size; sums of the blocks are
 // added in their order, so the bits do not depend on the number of threads.
 
+#include <cmath>
 #include <vector>
 
 #include "dls_grid.h"
@@ -8,7 +9,7 @@
 
 namespace {
 
-constexpr int64_t kBlockValues = 32768;
+constexpr int64_t kBlockValues = 16384;  // small enough for the last block to keep few threads waiting
 
 // Statistics of all blocks, and the grid that follows from them where there is a rule for it.
 void conclude(const std::vector<ExactMoments>& parts, float* statistics, const GlueRule* rule, float* new_grid) {
@@ -79,6 +80,35 @@ QM_API int64_t qm_glue_delta(const DeltaArgs* args) {
     return kGlueRefused;
   by_blocks(a, kDeltaRows,
             [&](int64_t first, int64_t last, ExactMoments* m) { kernels().glue.delta(a, first, last, m); });
+  return kGlueDone;
+}
+
+// Channel attention; a GlueStatus.
+QM_API int64_t qm_glue_attend(const AttendArgs* args) {
+  const AttendArgs& a = *args;
+  if (a.rows < 1 || a.columns < 1 || a.columns > kGlueBuffer || a.hidden < 1 || a.hidden > kGlueBuffer || !a.x ||
+      a.x_stride < a.columns || !a.enter || !a.enter_bias || !a.leave || !a.leave_bias || !a.out)
+    return kGlueRefused;
+  const int64_t blocks = (a.rows + kAttendRows - 1) / kAttendRows;
+  std::vector<double> sums(blocks * a.columns), hidden(a.hidden);
+  parallel(blocks, a.threads, [&](int64_t i) {
+    const int64_t first = i * kAttendRows, count = a.rows - first < kAttendRows ? a.rows - first : kAttendRows;
+    kernels().glue.column_sums(a.x + first * a.x_stride, a.x_stride, count, a.columns, &sums[i * a.columns]);
+  });
+  for (int64_t c = 0; c < a.columns; c++) {
+    for (int64_t i = 1; i < blocks; i++) sums[c] += sums[i * a.columns + c];
+    sums[c] /= (double)a.rows;
+  }
+  for (int64_t h = 0; h < a.hidden; h++) {
+    double total = a.enter_bias[h];
+    for (int64_t c = 0; c < a.columns; c++) total += a.enter[h * a.columns + c] * sums[c];
+    hidden[h] = total < 0 ? 0 : total;
+  }
+  for (int64_t c = 0; c < a.columns; c++) {
+    double total = a.leave_bias[c];
+    for (int64_t h = 0; h < a.hidden; h++) total += a.leave[c * a.hidden + h] * hidden[h];
+    a.out[c] = (float)(1 / (1 + std::exp(-total)));
+  }
   return kGlueDone;
 }
 

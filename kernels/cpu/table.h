@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_forward.h"
+#include "column_kernels.h"
 #include "glue_kernels.h"
 #include "kernels.h"
 #include "quant_kernels.h"
@@ -19,7 +20,8 @@ constexpr Kernels make_table(const char* name, ScanBackward* backward) {
           {QM_ISA::moments, QM_ISA::quantize, QM_ISA::grid_sums, QM_ISA::grid_input, QM_ISA::rfa_forward,
            QM_ISA::rfa_backward},
           {QM_ISA::attention_forward, QM_ISA::attention_backward},
-          {QM_ISA::glue_rows, QM_ISA::delta_rows, QM_ISA::route_rows, QM_ISA::uniform}};
+          {QM_ISA::glue_rows, QM_ISA::delta_rows, QM_ISA::route_rows, QM_ISA::uniform,
+           QM_ISA::column_sums}};
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ from ..archs.blocks import CAB, BlockSequence, ResidualStateSpaceBlock, Residual
 from ..archs.ss2d import SS2D, ScanParameters
 from ..lowering.grids import Dequantized, Unquantized
 from ..lowering.sites import Constant
+from ..ops.glue.channels import attend, attend_weights
 from ..ops.glue.native import DeltaWeights
 from ..ops.table_scan.code_scan import CodeScan
 from .grids import NativeGrid, NotFused, require
@@ -178,20 +179,15 @@ class NativeCAB:
             if not isinstance(layer, nn.GELU):
                 self.layers.append(native_conv(layer, activation="gelu" if isinstance(behind, nn.GELU) else "none"))
         self.channels = self.layers[-1].outputs
-        layers = list(self.attention)[1:]  # the mean over the map is taken of the rows
-        self.attention_layers = layers
-        self.plain = [type(layer) for layer in layers] == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.Sigmoid]
+        self.attention_layers = list(self.attention)[1:]  # the mean over the map is taken of the rows
+        self.weights = attend_weights(self.attention_layers)
 
-    def _attend(self, mean: Tensor) -> Tensor:
-        """Channel means (C,) -> (C,)."""
-        if not self.plain:
-            x = mean.view(1, -1, 1, 1)
-            for layer in self.attention_layers:
-                x = layer(x)
-            return x.flatten()
-        first, _, second, _ = self.attention_layers
-        hidden = torch.addmv(first.bias, first.weight.flatten(1), mean).relu_()
-        return torch.addmv(second.bias, second.weight.flatten(1), hidden).sigmoid_()
+    def _attend(self, rows: Tensor) -> Tensor:
+        """Layers that the kernel does not compute: the map (M, C) -> (C,)."""
+        x = rows.mean(0).view(1, -1, 1, 1)
+        for layer in self.attention_layers:
+            x = layer(x)
+        return x.flatten()
 
     def emit(self, program: Program, given: Target) -> tuple[Tensor, Tensor]:
         """Steps from the codes of the normalised map to the result (M, C) and the attention (C,) to multiply it by."""
@@ -204,9 +200,10 @@ class NativeCAB:
         result = program.floats("cab", self.channels)
         program.layer(self.layers[-1], given.codes, out=result)
         attention = program.workspace.take("attention", (self.channels,))
-        attend = self._attend
-
-        program.call(lambda: attention.copy_(attend(result.mean(0))))
+        if self.weights is not None:
+            program.call(attend(result, self.weights, attention))
+        else:
+            program.call(lambda: attention.copy_(self._attend(result)))
         return result, attention
 
 

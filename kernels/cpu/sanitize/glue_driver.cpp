@@ -12,6 +12,7 @@
 extern "C" {
 const char* qm_isa();
 int64_t qm_glue_rows(const GlueArgs*);
+int64_t qm_glue_attend(const AttendArgs*);
 int64_t qm_glue_delta(const DeltaArgs*);
 int64_t qm_glue_route(const RouteArgs*);
 int64_t qm_glue_uniform(TorchMersenne*, float*, int64_t);
@@ -163,6 +164,26 @@ void routes(int64_t count, int64_t prompts, int64_t inputs, int64_t hidden, int6
   }
 }
 
+void attend(int64_t count, int64_t columns, int64_t hidden, int64_t threads, bool odd) {
+  const int64_t stride = columns + 3 * odd;
+  const Floats x = random_floats((count - 1) * stride + columns), enter = random_floats(hidden * columns);
+  const Floats enter_bias = random_floats(hidden), leave = random_floats(columns * hidden);
+  const Floats leave_bias = random_floats(columns);
+  Floats out(columns);
+  AttendArgs a = {count, columns, hidden, threads, x.data(), stride, enter.data(), enter_bias.data(), leave.data(),
+                  leave_bias.data(), out.data()};
+  check(qm_glue_attend(&a) == kGlueDone, "channel attention");
+  for (const float v : out) check(v >= 0 && v <= 1, "a sigmoid");
+  for (int64_t* field : {&a.rows, &a.columns, &a.hidden, &a.x_stride}) {
+    for (const int64_t value : {(int64_t)0, (int64_t)-1, INT64_MIN}) {
+      const int64_t kept = *field;
+      *field = value;
+      check(qm_glue_attend(&a) == kGlueRefused, "wrong sizes of channel attention");
+      *field = kept;
+    }
+  }
+}
+
 // torch.rand(3) of the generator with seed 5, and states that no generator has.
 void uniform_numbers() {
   TorchMersenne state = generator();
@@ -201,6 +222,7 @@ int main() {
     }
     for (const int64_t prompts : {1, 7, 16, 64, 100}) routes(29, prompts, 9, prompts % 2 ? 5 : 33, 2, odd);
     routes(1, 3, 1, 1, 1, odd);
+    for (const int64_t columns : {1, 7, 60, 97}) attend(columns == 60 ? 1100 : 5, columns, columns % 5 + 1, 2, odd);
   }
   for (const bool shifted : {false, true}) {
     for (const int64_t rank : {1, 4, 5, 12, 64}) delta(23, rank > 12 ? 1 : 4, 21, rank, shifted, shifted, 1);
