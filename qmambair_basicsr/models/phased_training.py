@@ -143,7 +143,7 @@ class PhasedTraining(MambaIRModel):
         shown = "the widths of network_g: quant" if bits is None else f"{bits} bits"
         get_root_logger().info(f"Iteration {self._iteration}: training goes on with {shown}")
         self.net_g = build_network(network).to(self.device)
-        checkpoints.load_fp_state(self.net_g, state)
+        self.net_g.load_state_dict({**self.net_g.state_dict(), **state})  # transforms too: they are trained
         self.calibrate()
         self.net_g = self.model_to_device(self.net_g)
         self.optimizers, self.schedulers, self.step_graph = [], [], None

@@ -220,6 +220,20 @@ def test_weights_that_have_no_steps_are_not_frozen(parsed, options):
         built(parsed, options)
 
 
+def test_phases_go_with_transforms_but_for_what_is_frozen(parsed, options):
+    """Weights are damped where their quantizers see them, rotated and incremented; stages keep what is trained of them."""
+    options["network_g"]["quant"]["transforms"] = {"Hadamard": {"block": 2}, "LowRank": {"rank": 2}}
+    options["quant_train"] |= {"progressive": [{"bits": 4, "iterations": 2}], "oscillation": {"damping": 0.1}}
+    model = built(parsed, options)
+    logs = run(model, range(1, 4))
+    assert all(log["l_damping"] > 0 for log in logs)
+    trained = {name for name, p in model.net_g.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any("transform" in name for name in trained)
+    options["quant_train"]["oscillation"] = {"freeze": 0.1}
+    with pytest.raises(ValueError, match="goes through a transform first; leave it out of `sites`"):
+        built(parsed, options)
+
+
 # -- correction ----------------------------------------------------------------------------------------------------
 
 
