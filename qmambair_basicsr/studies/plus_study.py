@@ -23,10 +23,11 @@ def _share(opt: Mapping, share: float) -> int:
 
 
 def taught(opt: Mapping) -> dict:
-    """The base: the output of the full-precision network, from whose weights training starts, is the target."""
+    """The base: the target is the output of the file's teacher, or of the full-precision network that training starts from."""
+    teacher = (opt.get("quant_train") or {}).get("teacher") or {"path": opt["path"]["pretrain_network_g"]}
     return {
         "train": {"pixel_opt": None, "distill_opt": {"type": "PixelDistillationLoss", "criterion": "l1"}},
-        "quant_train": {"teacher": {"path": opt["path"]["pretrain_network_g"]}},
+        "quant_train": {"teacher": dict(teacher)},
     }
 
 

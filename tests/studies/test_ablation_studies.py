@@ -156,6 +156,10 @@ def test_ingredients_of_plus_take_a_share_of_the_training(opt):
     assert by_name["average"]["train"]["ema_decay"] == pytest.approx(1 - 1 / 300)
     assert by_name["progressive bits 8, 4"]["quant_train"]["progressive"][1] == {"bits": 4, "iterations": 600}
     assert by_name["ground truth, no teacher"]["quant_train"]["teacher"] is None
+    assert by_name["plus"]["quant_train"]["teacher"] == {"path": opt["path"]["pretrain_network_g"]}
+    longer["quant_train"]["teacher"] = {"path": "other.pth"}  # a file that starts from a quantized network has one
+    taught = variant_options(longer, studies()["plus"].variants["plus"], 2, 0)
+    assert taught["quant_train"]["teacher"] == {"path": "other.pth"}
 
 
 def test_digest(opt):
