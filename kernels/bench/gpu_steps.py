@@ -19,6 +19,8 @@ from qmambair_basicsr.archs.qmambairv2_arch import QMambaIRv2Light
 from qmambair_basicsr.inference.tiling import parse_tile_option, run_tiled
 from qmambair_basicsr.layers.info import size_multiple
 from qmambair_basicsr.models.cuda_graph import CudaGraph
+from qmambair_basicsr.models.garbage import collected_later
+from qmambair_basicsr.models.optimizers import Adam
 
 LIGHT_V2 = {
     "upscale": 2,
@@ -58,16 +60,15 @@ class Training:
 
     def __init__(self, net: torch.nn.Module, batch: int, side: int, device: str):
         self.net = net.to(device).train()
-        self.cuda = device == "cuda"
-        lr = torch.tensor(1e-4, device=device) if self.cuda else 1e-4
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=lr, fused=True, capturable=self.cuda)
+        self.optimizer = Adam(self.net.parameters(), lr=1e-4, fused=True)
         self.lq = torch.rand(batch, 3, side, side, device=device)
         self.gt = torch.rand(batch, 3, 2 * side, 2 * side, device=device)
 
     def __call__(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        F.l1_loss(self.net(self.lq), self.gt).backward()
-        self.optimizer.step()
+        with collected_later():
+            self.optimizer.zero_grad(set_to_none=True)
+            F.l1_loss(self.net(self.lq), self.gt).backward()
+            self.optimizer.step()
 
     def captured(self) -> Callable[[], None]:
         """The step as one CUDA graph, recorded as the models of this package do.
@@ -75,6 +76,8 @@ class Training:
         Raises:
             Exception: something in it cannot be recorded.
         """
+        for group in self.optimizer.param_groups:
+            group["lr"], group["capturable"] = torch.tensor(1e-4, device=self.lq.device), True
         recorder = CudaGraph(self.lq.device)
         with recorder.warm_up():
             for _ in range(3):

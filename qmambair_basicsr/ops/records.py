@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .native_library import function, threads
 
+_FEW = 8  # items whose structs are packed anew in every call
+
 
 class Records:
     """Form of a struct.
@@ -43,14 +45,18 @@ class Records:
         """
         if not numbers:
             return
-        if len(numbers) == 1:
-            places = [0 if c is None or c[0] is None else c[0].data_ptr() for c in columns]
-            self.run_one(name, (*places, *self._nowhere[len(places) :]), numbers[0])
+        places = [None if c is None else [0 if t is None else t.data_ptr() for t in c] for c in columns]
+        if len(numbers) <= _FEW:
+            nowhere = (0,) * len(numbers)
+            rows = zip(*(nowhere if p is None else p for p in places), strict=True)
+            rest = self._nowhere[len(places) :]
+            given = b"".join([self.pack(*row, *rest, *each) for row, each in zip(rows, numbers, strict=True)])
+            function(name, "pii")(given, len(numbers), threads())
             return
         items = self._packed(tuple(numbers)).copy()
-        for k, column in enumerate(columns):
-            if column is not None:
-                items[:, k] = [0 if t is None else t.data_ptr() for t in column]
+        for k, place in enumerate(places):
+            if place is not None:
+                items[:, k] = place
         function(name, "pii")(items.ctypes.data, len(items), threads())
 
     def run_one(self, name: str, addresses: tuple[int, ...], numbers: tuple) -> None:

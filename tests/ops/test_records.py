@@ -11,7 +11,7 @@ import torch
 from qmambair_basicsr.ops import records
 
 
-@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 9, 40])
 def test_addresses_and_numbers_of_every_item(count, monkeypatch):
     found = []
 
