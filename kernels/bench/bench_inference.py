@@ -22,12 +22,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import qmambair_basicsr  # noqa: F401  (before torch, whose threads it tells how to wait)
+
+# isort: split
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-
-import qmambair_basicsr  # noqa: F401  (registers the networks)
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {

@@ -15,6 +15,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import qmambair_basicsr  # noqa: F401  (before torch, whose threads it tells how to wait)
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor

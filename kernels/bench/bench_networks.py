@@ -46,11 +46,10 @@ SHALLOW = {
 
 def build(family: str, task: str, changes: dict | None = None):
     """The full-precision network of the option table, with random weights."""
-    import torch
-
-    import qmambair_basicsr  # noqa: F401  (registers the networks)
+    import qmambair_basicsr  # noqa: F401  (registers the networks; before torch, whose threads it tells how to wait)
 
     # isort: split
+    import torch
     from basicsr.archs import build_network
 
     from qmambair_basicsr.recipes.option_contents import network_options
@@ -103,6 +102,9 @@ def plain_scan(x, delta, A, B, C, D, delta_bias, delta_softplus=False, direction
 
 def child_scan(args: argparse.Namespace) -> dict:
     """Both scans in turns, in one process."""
+    import qmambair_basicsr  # noqa: F401  (before torch, whose threads it tells how to wait)
+
+    # isort: split
     import torch
     from parity import relative_error
 
@@ -131,6 +133,9 @@ def peak_mib() -> float:
 
 def child_size(args: argparse.Namespace) -> dict:
     """One network on one size of image."""
+    import qmambair_basicsr  # noqa: F401  (before torch, whose threads it tells how to wait)
+
+    # isort: split
     import torch
 
     torch.set_num_threads(args.threads)

@@ -20,6 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
+import qmambair_basicsr  # noqa: F401, E402  (before torch, whose threads it tells how to wait)
+
+# isort: split
 import torch  # noqa: E402
 from cases import CASES, Case  # noqa: E402
 from parity import relative_error  # noqa: E402

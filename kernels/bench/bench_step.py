@@ -16,6 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import qmambair_basicsr  # noqa: F401  (before torch, whose threads it tells how to wait)
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from no_launches import no_launches

@@ -43,6 +43,9 @@ def peak_mib() -> float:
 
 def measure(args: argparse.Namespace) -> None:
     """Child process: run one variant, print its figures as JSON, save its output."""
+    import qmambair_basicsr  # noqa: F401  (before torch, whose threads it tells how to wait)
+
+    # isort: split
     import torch
 
     from qmambair_basicsr.archs import ss2d

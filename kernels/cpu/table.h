@@ -16,7 +16,7 @@ namespace {
 constexpr Kernels make_table(const char* name, ScanBackward* backward) {
   return {name,
           {QM_WIDTH, QM_ISA::forward, backward},
-          {QM_WIDTH, QM_ISA::table_scan, QM_ISA::scan_tables},
+          {QM_ISA::table_scan, QM_ISA::scan_tables},
           {QM_ISA::moments, QM_ISA::quantize, QM_ISA::grid_sums, QM_ISA::grid_input, QM_ISA::rfa_forward,
            QM_ISA::rfa_backward},
           {QM_ISA::attention_forward, QM_ISA::attention_backward},

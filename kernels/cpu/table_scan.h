@@ -58,10 +58,11 @@ inline int64_t table_levels(int64_t bits) { return bits < 4 ? 16 : (int64_t)1 <<
 
 enum TableScanStatus : int64_t { kTableScanDone = 0, kTableScanNoMemory = 1, kTableScanBadOrder = 2, kTableScanBadSize = 3 };
 
+// Channels are dealt out to threads in so many: fewer than a vector has, so that 72 channels are 36 for each of two threads.
+constexpr int64_t kScanUnit = 4;
+
 struct TableScanKernels {
-  int64_t block;  // channels of a block
-  // of channels [first, last) of one image in one direction; whole blocks, but for the end of the channels; false
-  // where memory ran out
+  // of channels [first, last) of one image in one direction; false where memory ran out
   bool (*scan)(const TableScanArgs& args, int64_t image, int64_t direction, int64_t first, int64_t last);
   // tables of one channel of one direction and group
   void (*tables)(const ScanTablesArgs& args, int64_t group, int64_t direction, int64_t channel);

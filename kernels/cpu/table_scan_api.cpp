@@ -23,12 +23,12 @@ QM_API int64_t qm_table_scan(const TableScanArgs* args) {
   if (!sized(a) || (!a.path && !a.order)) return kTableScanBadSize;
   if (const ScanStatus status = order_status(a)) return status == kScanNoMemory ? kTableScanNoMemory : kTableScanBadOrder;
   const TableScanKernels& table = kernels().table_scan;
-  const int64_t blocks = (a.channels + table.block - 1) / table.block, K = a.directions, outer = a.merge ? 1 : K;
-  const int64_t groups = forward_groups(a.batch * outer, blocks, a.threads);
+  const int64_t units = (a.channels + kScanUnit - 1) / kScanUnit, K = a.directions, outer = a.merge ? 1 : K;
+  const int64_t groups = forward_groups(a.batch * outer, units, a.threads);
   int64_t failed = 0;
   parallel(a.batch * outer * groups, a.threads, [&](int64_t i) {
     const int64_t group = i % groups, k = i / groups % outer, image = i / groups / outer;
-    const int64_t first = group * blocks / groups * table.block, end = (group + 1) * blocks / groups * table.block;
+    const int64_t first = group * units / groups * kScanUnit, end = (group + 1) * units / groups * kScanUnit;
     const int64_t last = end < a.channels ? end : a.channels;
     for (int64_t d = a.merge ? 0 : k; d < (a.merge ? K : k + 1); d++)
       if (!table.scan(a, image, d, first, last)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);

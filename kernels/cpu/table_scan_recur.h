@@ -249,7 +249,9 @@ void recur_sized(const BlockTile& tile, const Feeds& feed, float* states, int ro
     recur<kEight, 8 / kEight, kEight>(tile, feed(std::integral_constant<int, 8>()), states, lanes);
   } else if (row == 16) {
     const auto given = feed(std::integral_constant<int, 16>());
-    if (W == 16 && lanes <= kHalf)
+    if (W == 16 && lanes <= kFour)
+      recur<W, 16 / W, kFour>(tile, given, states, lanes);
+    else if (W == 16 && lanes <= kHalf)
       recur<W, 16 / W, kHalf>(tile, given, states, lanes);
     else
       recur<W, 16 / W, W == 16 ? 16 : 4>(tile, given, states, lanes);

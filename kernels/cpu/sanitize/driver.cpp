@@ -131,7 +131,7 @@ void table_scan(int64_t batch, int64_t height, int64_t width, int64_t K, int64_t
   if (qm_scan_tables(&t) != kTableScanDone) std::abort();
   TableScanArgs a = {};
   a.batch = batch, a.height = height, a.width = width, a.directions = K, a.channels = D, a.state = N, a.row = row;
-  a.merge = merge, a.threads = 1, a.order = order;
+  a.merge = merge, a.threads = way == kNamed ? 2 : 1, a.order = order;  // two: channels are dealt out in fours
   if (way != kNamed) a.path = path.data(), a.order = nullptr;
   std::vector<Buffer> values;
   std::vector<std::vector<uint8_t>> codes;
