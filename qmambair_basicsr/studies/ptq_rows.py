@@ -153,7 +153,7 @@ def quantize_row(run: Run, store: Store) -> dict:
             "calibration": sum(map(len, batches)),
             "training": iterations * data["batch_size_per_gpu"] if end_to_end else 0,
         },
-        "seconds": round(clock(device) - begun, 1),
+        "seconds": round(clock(device) - begun, 3),
         "threads": torch.get_num_threads(),
     }
 
