@@ -128,7 +128,8 @@ def ordinary_state(net: nn.Module) -> dict[str, Tensor]:
     for weight, prefix, part, place in _increments(net):
         with torch.no_grad():
             state[weight] = part.change(place.weight)
-        state = {_shorter(key, prefix): value for key, value in state.items() if key not in _own(net, part)}
+        own = _own(prefix, part, place)
+        state = {_shorter(key, prefix): value for key, value in state.items() if key not in own}
     return state
 
 
@@ -136,7 +137,7 @@ def with_increments(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
     """An ordinary state as a network with increments loads it: these start anew and add nothing."""
     state = dict(state)
     for _, prefix, part, place in _increments(net):
-        own = _own(net, part)
+        own = _own(prefix, part, place)
         if not own.keys().isdisjoint(state):
             continue
         if isinstance(place.transform, Chain):
@@ -152,7 +153,7 @@ def rotations_in(state: Mapping[str, Tensor]) -> tuple[set[str], dict[str, dict]
     places_, orders = {}, set()
     for key, tensor in state.items():
         found = _ORDER.fullmatch(key)
-        if found and tensor.numel() == 1 and not tensor.is_meta:
+        if found and tensor.dtype == torch.int64 and tensor.numel() == 1 and not tensor.is_meta:
             places_[key] = found["owner"] + (f".{found['part']}" if found["part"] else "")
             orders.add(int(tensor))
     if not places_:
@@ -160,10 +161,10 @@ def rotations_in(state: Mapping[str, Tensor]) -> tuple[set[str], dict[str, dict]
     return set(places_), {"Hadamard": {"block": max(orders), "places": sorted(places_.values())}}
 
 
-def _own(net: nn.Module, part: nn.Module) -> dict[str, Tensor]:
-    """Keys and tensors of a module of a network."""
-    name = next(name for name, module in net.named_modules() if module is part)
-    return {f"{name}.{key}": tensor for key, tensor in part.named_parameters()}
+def _own(prefix: str, part: LowRank, place: Place) -> dict[str, Tensor]:
+    """Keys and tensors of an increment, whose place has a transform with this prefix."""
+    first = f"{prefix}parts.0." if isinstance(place.transform, Chain) else prefix
+    return {f"{first}{key}": tensor for key, tensor in part.named_parameters()}
 
 
 def _shorter(key: str, prefix: str) -> str:

@@ -17,7 +17,8 @@ from qmambair_basicsr.artifacts.levels import count_levels
 from qmambair_basicsr.artifacts.packed import load_packed, save_packed
 from qmambair_basicsr.calibration import calibrate
 from qmambair_basicsr.checkpoints import CheckpointMismatchError, load_fp_state, load_state
-from qmambair_basicsr.layers.declared import Hadamard, block_order, ordinary_state
+from qmambair_basicsr.layers import declared
+from qmambair_basicsr.layers.declared import Hadamard, block_order, ordinary_state, rotations_in
 from qmambair_basicsr.layers.hadamard import hadamard
 from qmambair_basicsr.layers.info import full_precision_twin, network_info
 from qmambair_basicsr.layers.quant_layers import QuantConv2d, QuantLinear
@@ -135,6 +136,22 @@ def test_full_precision_and_trained_weights_load(name):
     for transforms in others:  # another network: refused, not computed wrongly
         with pytest.raises(CheckpointMismatchError):
             load_state(build_network(block(name, transforms)), state, "file")
+
+
+def test_a_saved_file_looks_at_each_increment_once(monkeypatch):
+    """It did so for every key of the network: minutes for each file of MambaIRv2-light."""
+    net, looked, own = trained(QUANTIZED[0]), [], declared._own
+    monkeypatch.setattr(declared, "_own", lambda *given: looked.append(1) or own(*given))
+    ordinary_state(net)
+    assert len(looked) == sum(isinstance(module, LowRank) for module in net.modules()) > 0
+
+
+@pytest.mark.parametrize("order", [math.inf, math.nan, 2.5, 8.0])
+def test_an_order_that_is_no_integer_is_no_rotation(order):
+    assert rotations_in({"body.0.transform.order": torch.tensor(order)}) == (set(), {})
+    assert rotations_in({"body.0.transform.order": torch.tensor(8)})[1] == {
+        "Hadamard": {"block": 8, "places": ["body.0"]}
+    }
 
 
 def test_increments_alone_leave_an_ordinary_checkpoint():
