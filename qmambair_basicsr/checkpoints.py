@@ -13,9 +13,6 @@ import json
 import logging
 import os
 import pickle
-import pickletools
-import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,10 +24,9 @@ from . import constants
 from .files import write_bytes
 from .layers.declared import transform_keys, with_increments
 from .layers.sites import for_each_channel, quantizer_keys
+from .pickled import foreign_global
 
 _LISTED = 20  # keys shown per kind of mismatch
-# what pickles of state_dicts refer to: rebuild functions, storages, dtypes, plain containers
-_PLAIN = re.compile(r"torch\.\w+$|torch\.(_utils|_tensor|storage)\.|collections\.(OrderedDict|Counter)$")
 
 # BasicSR's MultiStepRestartLR keeps its milestones in a Counter; torch 2.4 and 2.5 do not know it as harmless
 torch.serialization.add_safe_globals([Counter])
@@ -90,7 +86,7 @@ def read_file(path: str | os.PathLike, what: str = "checkpoint") -> object:
         raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError,
             IndexError, OverflowError, UnicodeDecodeError, AssertionError, OSError, MemoryError) as err:  # fmt: skip
-        foreign = _foreign_global(path)
+        foreign = foreign_global(path)
         if foreign is not None:
             raise UnsafeCheckpointError(
                 f"{what} {path} is refused: its pickle refers to {foreign}, which is not plain tensor data and could run "
@@ -102,43 +98,6 @@ def read_file(path: str | os.PathLike, what: str = "checkpoint") -> object:
         if path.suffix.lower() not in ("", ".pth", ".pt", ".ckpt", ".bin", ".state", ".safetensors"):  # a picture, say
             advice = "name a .pth or .safetensors file (tools.run_onnx runs ONNX files)"
         raise CheckpointError(f"{what} {path} cannot be read ({first[:160]}): {advice}") from err
-
-
-def _foreign_global(path: Path) -> str | None:
-    """First name in the file's pickle that is not tensor data; found by reading opcodes, nothing is executed."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
-                content = archive.read(name)
-        else:
-            content = path.read_bytes()
-        strings: list[str] = []
-        stream = io.BytesIO(content)
-        # torch's old format is several pickles in a row
-        while stream.tell() < len(content):
-            for opcode, argument, _ in pickletools.genops(stream):
-                if isinstance(argument, str):
-                    strings.append(argument)
-                named = None
-                if opcode.name in ("GLOBAL", "INST"):
-                    named = argument.replace(" ", ".")
-                elif opcode.name == "STACK_GLOBAL":
-                    named = ".".join(strings[-2:])
-                if named is not None and _PLAIN.match(named) is None:
-                    return named
-    except (
-        ValueError,
-        OSError,
-        StopIteration,
-        zipfile.BadZipFile,
-        KeyError,
-        IndexError,
-        EOFError,
-        NotImplementedError,
-    ):
-        return None  # not a readable pickle: damaged rather than unsafe
-    return None
 
 
 def select_params(
