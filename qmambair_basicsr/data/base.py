@@ -56,6 +56,7 @@ _OWN_KEYS = frozenset(
         "check_files",
         "on_error",
         "min_size",
+        "middle",
     )
 )
 _SHOWN = 20  # bad files listed in one message
@@ -95,6 +96,8 @@ class RestorationDataset(Dataset):
             on_error (str): ``stop`` raises at a bad file; ``skip`` reads every file when the dataset is built, leaves
                 bad ones out and lists them in the log. Default: ``stop``.
             min_size (int): smallest allowed side of an input image in pixels. Default: 11, the window of SSIM.
+            middle (int): of every image only the middle, at most so many pixels of the ground truth high and wide.
+                Not in training. Default: whole images.
 
     Raises:
         ValueError: an unknown key (named, with the allowed ones) or an impossible value.
@@ -120,6 +123,7 @@ class RestorationDataset(Dataset):
         self.on_error = self._choice("on_error", "stop", ("stop", "skip"))
         self.min_size = opt.get("min_size", 11)
         self.gt_size = self._patch_size() if self.training else None
+        self.middle = self._middle_size()
         for flag in ("use_hflip", "use_rot", "check_files"):
             self._choice(flag, False, (True, False))
         backend = self._io_backend()
@@ -181,6 +185,18 @@ class RestorationDataset(Dataset):
         if not isinstance(size, int) or size < 1 or size % self.scale:
             raise ValueError(
                 f"{self.title}: training needs gt_size, a positive multiple of the scale {self.scale}, got {size!r}"
+            )
+        return size
+
+    def _middle_size(self) -> int | None:
+        size, least = self.opt.get("middle"), self.min_size * self.scale
+        if size is None:
+            return None
+        if self.training:
+            raise ValueError(f"{self.title}: middle is for tests; training cuts patches of gt_size anywhere")
+        if not isinstance(size, int) or size < least or size % self.scale:
+            raise ValueError(
+                f"{self.title}: middle must be a multiple of the scale {self.scale} and at least {least}, got {size!r}"
             )
         return size
 
@@ -271,6 +287,8 @@ class RestorationDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         item = self.items[index]
         gt, lq = self._load(item)
+        if self.middle is not None:
+            gt, lq = self._middle_of(gt, lq)
         # a generator of its own per sample, drawn from torch's state: fresh in every epoch and worker process
         rng = np.random.default_rng(torch.randint(1 << 62, ()).item()) if self.training else None
         gt, lq = self._pair(gt, lq, rng)
@@ -280,6 +298,17 @@ class RestorationDataset(Dataset):
             "lq_path": self._result_path(item),
             "gt_path": self.sources["gt"].result_path(item.gt),
         }
+
+    def _middle_of(self, gt: np.ndarray, lq: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """The middles of both, of the same place; images that are smaller stay whole."""
+        corners = [max(0, (n - self.middle) // 2) // self.scale for n in gt.shape[:2]]
+
+        def cut(img: np.ndarray, factor: int) -> np.ndarray:
+            top, left = (corner * factor for corner in corners)
+            side = self.middle // self.scale * factor
+            return img[top : top + side, left : left + side]
+
+        return cut(gt, self.scale), None if lq is None else cut(lq, 1)
 
     def result_paths(self) -> list[str]:
         """``lq_path`` of every sample, after which results are named."""

@@ -108,6 +108,7 @@ IMAGE_KEYS: dict[str, Rule] = {
     "check_files": Flag(),
     "on_error": Choice(("stop", "skip")),
     "min_size": _SIZE,
+    "middle": optional(_SIZE),
     "sigma": Levels(Number(0, 1000)),
     "stored": Number(0, 1),
     "quality": Either((Levels(Number(1, 100, whole=True)), NOTHING)),

@@ -44,13 +44,14 @@ def _moved(section: Mapping, root: Path | None) -> dict:
     return section
 
 
-def training_options(opt: dict, iterations: int | None, root: Path | None) -> dict:
-    """The file's training, without validation, with another length and place of data.
+def training_options(opt: dict, iterations: int | None, root: Path | None, start: Path | None = None) -> dict:
+    """The file's training, without validation, with another length, place of data and start.
 
     Args:
         opt: options as read.
         iterations: ``total_iter``; milestones or periods of the schedule shrink with it. None keeps the file's.
         root: see :func:`_moved`.
+        start: checkpoint that the training starts from. None keeps the file's.
 
     Raises:
         ValueError: no training options.
@@ -64,6 +65,8 @@ def training_options(opt: dict, iterations: int | None, root: Path | None) -> di
     for key in ("milestones", "periods"):
         if key in train.get("scheduler", {}):
             train["scheduler"][key] = [max(1, round(n * share)) for n in train["scheduler"][key]]
+    if start is not None:
+        opt["path"] = dict(opt["path"]) | {"pretrain_network_g": str(start)}
     # in this process: images stay decoded, and no worker has to be started for every variant
     opt["datasets"] = {"train": _moved(opt["datasets"]["train"], root) | {"num_worker_per_gpu": 0}}
     opt.pop("val", None)
@@ -73,7 +76,7 @@ def training_options(opt: dict, iterations: int | None, root: Path | None) -> di
     return opt
 
 
-def test_options(opt: dict, sets: Sequence[str] | None, root: Path | None) -> dict:
+def test_options(opt: dict, sets: Sequence[str] | None, root: Path | None, middle: int | None = None) -> dict:
     """The test file's options for the wanted sets, without saved images.
 
     Args:
@@ -81,6 +84,7 @@ def test_options(opt: dict, sets: Sequence[str] | None, root: Path | None) -> di
         sets: names of its sets, or of others in ``recipes/option_data.py`` (``BSDS400T91 val``: photographs that are not
             trained on, if the training is given the rest); None for its own.
         root: see :func:`_moved`.
+        middle: pixels of the ground truth's middle that are tested. None tests whole images.
 
     Raises:
         ValueError: no test options, or a set that neither has.
@@ -97,6 +101,9 @@ def test_options(opt: dict, sets: Sequence[str] | None, root: Path | None) -> di
             raise ValueError(f"--sets {name}: the test option file has {', '.join(known)}")
     wanted = {known[name] for name in sets or known}
     opt["datasets"] = {key: _moved(section, root) for key, section in opt["datasets"].items() if key in wanted}
+    if middle is not None:
+        for section in opt["datasets"].values():
+            section["middle"] = middle
     opt["val"] |= {"save_img": False, "pbar": False}
     return opt
 
@@ -173,9 +180,10 @@ def run(args: argparse.Namespace) -> int:
         ValueError: options that cannot be run.
     """
     test_file = args.test or args.opt.with_name(args.opt.name.replace("train_", "test_", 1))
-    opt = forced(training_options(read_options(args.opt, quantized=True), args.iterations, args.root), args.force_yml)
-    test = test_options(read_options(test_file), args.sets, args.root)
-    store = Store(args.out.resolve())
+    opt = training_options(read_options(args.opt, quantized=True), args.iterations, args.root, args.checkpoint)
+    opt = forced(opt, args.force_yml)
+    test = test_options(read_options(test_file), args.sets, args.root, args.middle)
+    store = Store(args.out.resolve(), args.any_code)
     runs = plan(opt, args.studies, args.bits, args.seeds, args.variants)
     if args.list:
         sys.stdout.write(listing(runs, test, store))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import json
 import logging
@@ -26,6 +25,7 @@ from basicsr.utils.options import ordered_yaml
 from .. import made_from
 from ..files import write_text
 from .ablation_studies import Run
+from .claims import claimed
 from .result_log import latest_log, read_results
 
 __all__ = [
@@ -61,20 +61,9 @@ class Store:
         for folder in (self.finished, self.failed, self.claims, self.started, root / "options"):
             folder.mkdir(parents=True, exist_ok=True)
 
-    @contextlib.contextmanager
-    def claimed(self, run: Run) -> Iterator[bool]:
-        """Inside, no other process works on a run; the claim ends with the process, however that ends.
-
-        Yields:
-            False where another process has claimed it.
-        """
-        with open(self.claims / run.name, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+    def claimed(self, run: Run) -> contextlib.AbstractContextManager[bool]:
+        """Inside, no other process works on a run: see :func:`claims.claimed`."""
+        return claimed(self.claims / run.name)
 
     def read(self, name: str) -> dict:
         """The record of a run; ``results`` is empty for a new one."""

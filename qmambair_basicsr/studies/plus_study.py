@@ -16,6 +16,8 @@ PLUS = PRESETS["plus"]
 PUBLISHED = {"weight": {"type": "RFA"}, "act": {"type": "LSQOffset"}, "scan": {"type": "DLS"}}
 GROUP = {"granularity": "group16"}
 SEQ = {"type": "SEQ", "granularity": "channel"}
+ROTATION = {"Hadamard": {"block": 32}}
+LOW_RANK = {"LowRank": {"rank": 8}}
 
 
 def _share(opt: Mapping, share: float) -> int:
@@ -117,7 +119,13 @@ def plus_variants() -> dict[str, Variant]:
         "weights SEQ": variant(weight=SEQ),
         "weights in groups of 16": variant(weight={**PLUS["weight"], **GROUP}),
         "inputs in groups of 16": variant(act={"type": "LSQOffset", **GROUP}),
-        "rotation of 32 channels": variant(transforms={"Hadamard": {"block": 32}}),
-        "low-rank increments": variant(transforms={"LowRank": {"rank": 8}}),
-        "SEQ, rotation, average": variant(average, weight=SEQ, transforms={"Hadamard": {"block": 32}}),
+        "rotation of 32 channels": variant(transforms=ROTATION),
+        "low-rank increments": variant(transforms=LOW_RANK),
+        "SEQ, rotation, average": variant(average, weight=SEQ, transforms=ROTATION),
+        "rotation, weights SEQ": variant(weight=SEQ, transforms=ROTATION),
+        "rotation, weights in groups of 16": variant(weight={**PLUS["weight"], **GROUP}, transforms=ROTATION),
+        "rotation, inputs in groups of 16 beside offsets": variant(act={**PLUS["act"], **GROUP}, transforms=ROTATION),
+        "rotation, low-rank increments": variant(transforms={**ROTATION, **LOW_RANK}),
+        "rotation, blocks first": variant(blocks_first, transforms=ROTATION),
+        "rotation, rate of quantizers x 5": variant(_phase(lr_factor=5.0), transforms=ROTATION),
     }

@@ -27,6 +27,7 @@ from ..files import write_text
 from ..recipes.option_contents import stem, test_options, train_options
 from ..recipes.option_table import TASKS
 from ..recipes.reduced_table import ALL_SETS, REDUCED, Reduced
+from .claims import claimed
 from .reduced_start import interpolate_at_start
 from .result_log import latest_log, read_made_from, read_results
 
@@ -219,30 +220,78 @@ def table(rows: Sequence[tuple]) -> str:
     return "\n".join(lines)
 
 
+def finished_rows(
+    images: Path, work: Path, names: Sequence[str], widths: Sequence[int], sets: Sequence[str]
+) -> list[tuple]:
+    """Rows of :func:`table` of all tasks whose results are there and not stale, of this process and of others."""
+    rows = []
+    for bits in widths:
+        for reduced in (REDUCED[name] for name in names):
+            test = test_file(reduced, bits, images, sets)
+            log = latest_log(work / "results", test["name"])
+            fresh = log and not made_from.differences(read_made_from(log), made_from.of_test(test, work))
+            results = read_results(log)[0] if fresh else {}
+            for section in test["datasets"].values():
+                before = _remembered_input(section, test, work)
+                if section["name"] in results and before is not None:
+                    figures = before["psnr"], results[section["name"]]["psnr"]
+                    rows.append((reduced.task, section["name"], bits, *figures))
+    return rows
+
+
+def _input_file(section: Mapping, test: Mapping, work: Path) -> Path:
+    """Where the metrics of a set's inputs are kept: they depend on images and metrics, not on networks."""
+    kept = made_from.digest_of([made_from.data_of(section, work), test["scale"], test["val"]["metrics"]])
+    return work / "inputs" / f"{section['name']}_{kept}.json"
+
+
+def _remembered_input(section: Mapping, test: Mapping, work: Path) -> dict[str, float] | None:
+    file = _input_file(section, test, work)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def measure_inputs(test: dict, work: Path) -> None:
+    """Take and keep the metrics of the inputs of all sets of a test file, unless they are there."""
+    for section in test["datasets"].values():
+        if _remembered_input(section, test, work) is None:
+            # absolute paths stay
+            roots = {k: str(work / v) for k, v in section.items() if k.startswith("dataroot")}
+            write_text(_input_file(section, test, work), json.dumps(input_quality(section | roots, test)))
+
+
 def run(args: argparse.Namespace, prepare_data: Callable[[list[str]], int]) -> int:
-    """Every task that ``tools.reduced_tasks`` was asked for; returns 0 when every result is better than its input.
+    """Every task that ``tools.reduced_tasks`` was asked for and no other process is at.
 
     Args:
         args: of the command.
         prepare_data: the command of that name.
 
+    Returns:
+        0 when every task has its results and each is better than its input, else 1.
+
     Raises:
         ValueError: data that cannot be prepared.
     """
-    images, work = args.source.resolve(), args.out.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    prepare(images, work, prepare_data, args.sets or ALL_SETS)
-    rows = []
-    for bits in args.bits:
-        for reduced in (REDUCED[name] for name in args.tasks):
-            results = run_task(reduced, bits, args.iterations, images, work, args.sets or ALL_SETS, args.rerun)
-            opt = test_file(reduced, bits, images, args.sets or ALL_SETS)
-            for section in opt["datasets"].values():
-                roots = {
-                    k: str(work / v) for k, v in section.items() if k.startswith("dataroot")
-                }  # absolute paths stay
-                before = input_quality(section | roots, opt)
-                rows.append((reduced.task, section["name"], bits, before["psnr"], results[section["name"]]["psnr"]))
-            write_text(work / "results.md", table(rows) + "\n")
+    images, work, sets = args.source.resolve(), args.out.resolve(), args.sets or ALL_SETS
+    for folder in ("claims", "inputs"):
+        (work / folder).mkdir(parents=True, exist_ok=True)
+    with claimed(work / "claims" / "data", wait=True):
+        prepare(images, work, prepare_data, sets)
+    elsewhere = 0
+    for reduced in (REDUCED[name] for name in args.tasks):
+        # all widths of a task: one starts from another's weights
+        with claimed(work / "claims" / reduced.task) as mine:
+            if not mine:
+                logger.info("%s: left to another process, which is at work on it", reduced.task)
+                elsewhere += 1
+                continue
+            for bits in args.bits:
+                run_task(reduced, bits, args.iterations, images, work, sets, args.rerun)
+                measure_inputs(test_file(reduced, bits, images, sets), work)
+                rows = finished_rows(images, work, args.tasks, args.bits, sets)
+                write_text(work / "results.md", table(rows) + "\n")
+    if elsewhere:
+        logger.info("%d task(s) are left to other processes; call again when they have ended", elsewhere)
+    rows = finished_rows(images, work, args.tasks, args.bits, sets)
     sys.stdout.write(table(rows) + "\n")
-    return 0 if all(after > before for *_, before, after in rows) else 1
+    return 0 if not elsewhere and all(after > before for *_, before, after in rows) else 1

@@ -217,6 +217,40 @@ def test_meta_info_file_selects(image_set, tmp_path):
 OURS = sorted(name for name, _ in DATASET_REGISTRY if DATASET_REGISTRY.get(name).__module__.startswith("qmambair"))
 
 
+@pytest.mark.parametrize("side", [22, 24, 30])
+def test_middle_of_test_images(image_set, side):
+    """Input and truth are the middle of the whole pair, at the same place, whatever is left over at the borders."""
+    hr, lr = image_set(2)
+    cuts, wholes = (build_dataset(_pairs(hr, lr, **more)) for more in ({"middle": side}, {}))
+    for cut, whole in zip(cuts, wholes, strict=True):
+        for kind, scale in (("lq", 1), ("gt", 2)):
+            height, width = whole[kind].shape[1:]
+            assert cut[kind].shape == (3, side // 2 * scale, side // 2 * scale) and min(height, width) > side // 2 * scale
+            top, left = ((n // scale * 2 - side) // 2 // 2 * scale for n in (height, width))
+            end = top + side // 2 * scale, left + side // 2 * scale
+            assert torch.equal(cut[kind], whole[kind][:, top : end[0], left : end[1]])
+            assert abs(height - top - end[0]) <= scale, "as much above as below"
+
+
+def test_middle_of_images_without_inputs(image_set):
+    """The input is made from the middle; an image that is smaller than it stays whole."""
+    hr, _ = image_set(2)
+    whole, cut, all_of_it = (
+        build_dataset(_options("GaussianNoiseDataset", hr, **more)) for more in ({}, {"middle": 20}, {"middle": 999})
+    )
+    top, left = ((n - 20) // 2 for n in whole[0]["gt"].shape[1:])
+    assert torch.equal(cut[0]["gt"], whole[0]["gt"][:, top : top + 20, left : left + 20])
+    assert cut[0]["lq"].shape == (3, 20, 20) and not torch.equal(cut[0]["lq"], cut[0]["gt"])
+    assert torch.equal(all_of_it[0]["gt"], whole[0]["gt"])
+
+
+@pytest.mark.parametrize("middle", [21, 20, "24", 24.0, 0])
+def test_bad_middles(image_set, middle):
+    hr, lr = image_set(2)
+    with pytest.raises(ValueError, match="multiple of the scale 2 and at least 22, got"):
+        build_dataset(_pairs(hr, lr, middle=middle))
+
+
 def test_registered():
     """The registry holds them under these names."""
     assert OURS == ["CameraNoiseDataset", "GaussianNoiseDataset", "JPEGDataset", "RestorationPairDataset"]
@@ -234,6 +268,7 @@ def test_registered():
         ({"on_error": "ignore"}, ValueError, "stop, skip, got 'ignore'"),
         ({"channels": 4}, ValueError, "1, 3, got 4"),
         ({"grey": "mean"}, ValueError, "y, luma, got 'mean'"),
+        ({"middle": 24}, ValueError, "middle is for tests"),
     ],
 )
 def test_bad_options(image_set, kind, change, error, words):

@@ -13,6 +13,7 @@ from qmambair_basicsr.quantizers import LSQ, QUANTIZER_REGISTRY, QuantSpec, Site
 from qmambair_basicsr.quantizers.dls import initial_weights
 from qmambair_basicsr.recipes.option_contents import OPTIONS
 from qmambair_basicsr.schema import problems
+from qmambair_basicsr.studies.ablation import test_options as options_of_test
 from qmambair_basicsr.studies.ablation import training_options
 from qmambair_basicsr.studies.ablation_studies import available, digest, merge, plan, studies, variant_options
 
@@ -198,3 +199,29 @@ def test_length_and_place(opt):
     cosine = {"type": "CosineAnnealingRestartLR", "periods": [4000], "restart_weights": [1], "eta_min": 1e-6}
     raw["train"]["scheduler"] = cosine
     assert training_options(raw, 100, None)["train"]["scheduler"]["periods"] == [100]
+
+
+def test_start_and_middle():
+    """``--checkpoint`` is what trainings start from, ``--middle`` what is tested; the options given stay as they are."""
+    train, test = (
+        yaml.load(
+            (OPTIONS / f"{kind}_QMambaIR_tinySRx2_w4a4.yml").read_text(encoding="utf-8"), Loader=ordered_yaml()[0]
+        )
+        for kind in ("train", "test")
+    )
+    before = copy.deepcopy([train, test])
+    moved = training_options(train, None, None, Path("other.pth"))
+    assert moved["path"] == train["path"] | {"pretrain_network_g": "other.pth"}
+    assert training_options(train, None, None)["path"] == train["path"]
+    sections = options_of_test(test, ["Set5", "BSDS400T91 val"], None, 96)["datasets"].values()
+    assert [(section["name"], section["middle"]) for section in sections] == [("Set5", 96), ("BSDS400T91 val", 96)]
+    assert all("middle" not in section for section in options_of_test(test, None, None)["datasets"].values())
+    assert [train, test] == before
+
+
+def test_other_starts_are_other_runs(opt):
+    """Trainings from another checkpoint or to another teacher share no folder with the file's."""
+    other = copy.deepcopy(opt)
+    other["path"]["pretrain_network_g"] = "other.pth"
+    names = {run.name for which in (opt, other) for run in plan(which, ["placement"], [4], [0])}
+    assert len(names) == 4

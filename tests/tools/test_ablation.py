@@ -273,6 +273,15 @@ def test_stale_figures_are_not_repeated(work, pretended, capsys, change, calls, 
     assert run(*argv, "--rerun") == 0 and pretended == ["train", "test"]
 
 
+def test_any_code_keeps_figures_of_other_code(work, pretended, monkeypatch):
+    argv = ("--studies", "placement", "--variants", "act_policy: paper", "--sets", "Set5")
+    assert run(*argv) == 0
+    pretended.clear()
+    monkeypatch.setattr(ablation_run.made_from, "code", lambda: "other code")
+    assert run(*argv, "--any-code") == 0 and pretended == []
+    assert run(*argv) == 0 and pretended == ["test", "test"]
+
+
 def test_sets_are_added_without_training_again(work):
     argv = ("--studies", "placement", "--variants", "act_policy: paper")
     assert run(*argv, "--sets", "Set5") == 0

@@ -12,7 +12,9 @@ from basicsr.archs import build_network
 
 from qmambair_basicsr import made_from
 from qmambair_basicsr.studies import reduced_tasks
+from qmambair_basicsr.studies.claims import claimed
 from qmambair_basicsr.studies.reduced_start import interpolate_at_start
+from qmambair_basicsr.tools import reduced_tasks as command
 
 
 @pytest.mark.parametrize(("upsampler", "scale"), [("pixelshuffledirect", s) for s in (2, 3, 4)] + [("pixelshuffle", 2)])
@@ -74,16 +76,13 @@ def test_table():
     assert "| SRx2 | Set5 | 32/32 | 33.66 | 34.00 | +0.34 |" in reduced_tasks.table(rows)
 
 
-def test_what_is_finished_is_repeated_for_other_inputs_only(tmp_path, monkeypatch, caplog):
-    """Another training picture trains anew, another test picture tests anew; the reason is said."""
-    for name in ("BSDS400T91", "McMaster", "CBSD68"):
-        (tmp_path / "datasets" / name / "HR").mkdir(parents=True)
-        (tmp_path / "datasets" / name / "HR" / "a.png").write_bytes(b"a picture")
+def _pretended_steps(monkeypatch, psnr):
+    """Trainings and tests that take no time; returns the list of what was run."""
     ran = []
 
     def run(work, module, *argv):
-        ran.append(module)
         opt = yaml.safe_load(Path(argv[1]).read_text())
+        ran.append((module, opt["name"]))
         if module == "train":
             target = work / "experiments" / opt["name"] / "models" / "net_g_latest.pth"
             target.parent.mkdir(parents=True)
@@ -92,17 +91,62 @@ def test_what_is_finished_is_repeated_for_other_inputs_only(tmp_path, monkeypatc
             log = work / "results" / opt["name"] / f"test_{opt['name']}_{len(ran)}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             record = made_from.log_line(made_from.of_test(opt, work))
-            figures = "".join(f"Validation {s['name']}\n\t # psnr: 30.0\n" for s in opt["datasets"].values())
+            figures = "".join(f"Validation {s['name']}\n\t # psnr: {psnr}\n" for s in opt["datasets"].values())
             log.write_text(f"INFO: {record}\n{figures}")
 
     monkeypatch.setattr(reduced_tasks, "_run", run)
+    return ran
+
+
+def test_processes_share_the_tasks(tmp_path, monkeypatch, capsys):
+    """A task that another is at is left to it; the table has what all have finished, and each task is run once."""
+    for name in reduced_tasks.ALL_SETS:
+        (tmp_path / "datasets" / name / "HR").mkdir(parents=True)
+    prepared = []
+    monkeypatch.setattr(reduced_tasks, "prepare", lambda *args: prepared.append(args))
+    measured = []
+
+    def input_quality(section, opt):
+        measured.append(section["name"])
+        return {"psnr": 20.0}
+
+    monkeypatch.setattr(reduced_tasks, "input_quality", input_quality)
+    ran = _pretended_steps(monkeypatch, 30.0)
+    argv = ["--source", str(tmp_path), "--out", str(tmp_path), "--tasks", "ColorDN25", "CARq10", "--bits", "32", "4"]
+    (tmp_path / "claims").mkdir()
+    with claimed(tmp_path / "claims" / "ColorDN25") as mine:
+        assert mine and command.main(argv) == 1, "not all tasks have their results"
+    assert {name.split("_")[2] for _, name in ran} == {"CARq10"} and len(ran) == 4
+    assert measured == ["classic5", "LIVE1"], "once for both widths"
+    first = capsys.readouterr().out
+    assert first.count("| CARq10 |") == 4 and "ColorDN25" not in first
+    ran.clear()
+    assert command.main(argv) == 0 and len(prepared) == 2
+    assert {name.split("_")[2] for _, name in ran} == {"ColorDN25"} and len(ran) == 4
+    table = capsys.readouterr().out
+    assert [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:]] == ["ColorDN25"] * 2 + [
+        "CARq10"
+    ] * 2 + ["ColorDN25"] * 2 + ["CARq10"] * 2
+    assert (tmp_path / "results.md").read_text() == table
+    log = next((tmp_path / "results" / "test_QMambaIR_CARq10_w4a4").iterdir())
+    log.write_text(log.read_text().replace('"weights": "', '"weights": "other '))
+    reduced = [*reduced_tasks.finished_rows(tmp_path, tmp_path, ["CARq10"], [32, 4], reduced_tasks.ALL_SETS)]
+    assert [row[2] for row in reduced] == [32, 32], "figures of other weights are none"
+
+
+def test_what_is_finished_is_repeated_for_other_inputs_only(tmp_path, monkeypatch, caplog):
+    """Another training picture trains anew, another test picture tests anew; the reason is said."""
+    for name in ("BSDS400T91", "McMaster", "CBSD68"):
+        (tmp_path / "datasets" / name / "HR").mkdir(parents=True)
+        (tmp_path / "datasets" / name / "HR" / "a.png").write_bytes(b"a picture")
+    ran = _pretended_steps(monkeypatch, 30.0)
 
     def go(**more):
         ran.clear()
         with caplog.at_level("INFO"):
             results = reduced_tasks.run_task(reduced_tasks.REDUCED["ColorDN25"], 32, 4, tmp_path, tmp_path, **more)
         assert results == {name: {"psnr": 30.0} for name in ("McMaster", "CBSD68")}
-        return list(ran)
+        return [module for module, _ in ran]
 
     assert go() == ["train", "test"] and go() == []
     (tmp_path / "datasets/BSDS400T91/HR/a.png").write_bytes(b"A PICTURE")
