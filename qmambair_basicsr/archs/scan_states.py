@@ -1,18 +1,17 @@
-"""The selective scan with its states in the open, for quantizing them.
+"""The selective scan with its states in the open, for quantizers and observers that have to see them.
 
-With one state for each channel and no read-out the scan returns the state itself; N states of D channels are N * D such
-channels. So the states come from the ordinary operator, with its gradients, at the cost of keeping all of them:
-(B, H, W, K, D, N).
+A quantizer with one step for all states needs none of this (``ops.ss2d_scan.ss2d_scan_rounded``). Here the states of all
+pixels are one tensor, (B, H, W, K, D, N), from the ordinary operator and with its gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from ..ops.ss2d_scan import ss2d_scan
+from ..ops.ss2d_scan.open_states import driven
 
 
 def scan_states(
@@ -32,24 +31,9 @@ def scan_states(
     Returns:
         (B, H, W, K, D, N), at raster positions.
     """
-    k, d, n = a.shape
     x = x.unsqueeze(-2) if x.dim() == 4 else x  # (B, H, W, 1 or K, D)
-    driven = (x.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2)  # (B, H, W, K, D N)
-    ones = torch.ones((), dtype=driven.dtype, device=driven.device).expand(*driven.shape[:-1], 1)
-    states = ss2d_scan(
-        driven,
-        delta.repeat_interleave(n, -1),
-        a.reshape(k, d * n, 1),
-        ones,
-        ones,
-        None,
-        delta_bias.repeat_interleave(n, -1),
-        delta_softplus=True,
-        directions=directions,
-        order=order,
-        merge=False,
-    )
-    return states.unflatten(-1, (d, n))
+    states = ss2d_scan(*driven(x, delta, a, b, delta_bias), directions=directions, order=order, merge=False)
+    return states.unflatten(-1, a.shape[1:])
 
 
 def scan_with_states(

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..layers.convert import FrozenCodes
 from ..layers.sites import SiteModule
-from ..ops.ss2d_scan import ss2d_scan
+from ..ops.ss2d_scan import ss2d_scan, ss2d_scan_rounded
 from ..quantizers.site import Derived, Site
 from .integer_projections import IntegerProjections
 from .scan_states import scan_with_states
@@ -255,6 +255,9 @@ class ScanParameters(SiteModule):
         )
         path = {"directions": self.directions if order is None else None, "order": order}
         if self.quantizers is not None and self._has_h():
+            rounding = self.site_rounding("h")
+            if rounding is not None:
+                return ss2d_scan_rounded(*tensors, delta_softplus=True, rounding=rounding, merge=merge, **path)
             return scan_with_states(*tensors, lambda h: self.site("h", h), merge, **path)
         return ss2d_scan(*tensors, delta_softplus=True, merge=merge, **path)
 

@@ -13,9 +13,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..ops.backend import export_target
+from ..ops.ss2d_scan import Rounding
 from ..quantizers.base import Quantizer
 from ..quantizers.site import Derived, Site
-from ..quantizers.together import quantize_together
+from ..quantizers.together import quantize_together, rounding_of
 from .weight_cache import WeightCache
 
 
@@ -167,6 +169,10 @@ class SiteQuantizers(nn.ModuleDict):
             return self.weight_caches[name](self[name], tensor, source, transform)
         return self[name](tensor)
 
+    def rounding(self, name: str) -> Rounding | None:
+        """What calling a site's quantizer amounts to, where that is rounding and nobody watches; else None."""
+        return rounding_of(self[name])
+
     def train(self, mode: bool = True) -> SiteQuantizers:
         for cache in self.weight_caches.values():
             cache.clear()
@@ -267,6 +273,11 @@ class SiteModule(nn.Module):
             if lent is not None:
                 return lent
         return self.site(name, derived.value(parameter), source=parameter)
+
+    def site_rounding(self, name: str) -> Rounding | None:
+        """The rounding that is all of :meth:`site` of a tensor; None where the site has to see the tensor itself."""
+        exported = export_target() is not None
+        return None if exported or name in self._transformed else self.quantizers.rounding(name)
 
     def joint_sites(self, **tensors: Tensor) -> list[Tensor]:
         """:meth:`site` of several tensors that are computed anew in each forward and are ready at the same time."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..ops import integer
 from ..ops.integer import Codes
 from ..ops.onnx_nodes import cast
+from ..ops.ss2d_scan import Rounding
 from ..quantizers import Quantizer
 from ..quantizers.forms import DynamicForm, StaticForm
 
@@ -28,6 +29,7 @@ class StaticGrid(nn.Module):
     def __init__(self, form: StaticForm, bound: int, site: str = ""):
         super().__init__()
         self.bound, self.site, self.dim = bound, site, form.dim
+        self.codes = int(form.lowest), int(form.highest)
         self.slices: int | None = None  # how many slices of dimension -2 of a tensor it is given one by one
         step, kind = form.step.detach(), form.step.dtype
         offset = torch.zeros_like(step) if form.offset is None else form.offset.detach()
@@ -45,6 +47,14 @@ class StaticGrid(nn.Module):
         entering = None if form.entering is None else form.entering.detach().clone()
         self.entering_dim = form.entering_dim
         self.register_buffer("entering", entering)
+
+    def rounding(self) -> Rounding | None:
+        """What :meth:`forward` and ``dequantize`` do with a tensor, where one step serves all of it; else None."""
+        numbers = (self.step, self.shift, self.entering)
+        if any(t is not None and t.numel() > 1 for t in numbers) or self.entering is not None:
+            return None
+        offset = None if self.shift is None else self.shift.reshape(1)
+        return Rounding(self.step.reshape(1), offset, *self.codes)
 
     @property
     def offset(self) -> Tensor | float:

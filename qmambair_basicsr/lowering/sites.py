@@ -10,7 +10,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..layers.sites import SiteModule
-from .grids import Dequantized, Unquantized, grid_of
+from ..ops.ss2d_scan import Rounding
+from ..quantizers.together import is_watched
+from .grids import Dequantized, StaticGrid, Unquantized, grid_of
 
 
 class Constant(nn.Module):
@@ -57,6 +59,13 @@ class LoweredSites(nn.Module):
 
     def forward(self, name: str, tensor: Tensor, source: Tensor | None = None) -> Tensor:
         return self.sites[name](tensor)
+
+    def rounding(self, name: str) -> Rounding | None:
+        """What a site does with a tensor, where that is rounding with one step and nobody watches; else None."""
+        site = self.sites[name]
+        if not isinstance(site, Dequantized) or is_watched(site) or is_watched(site.grid):
+            return None
+        return site.grid.rounding() if isinstance(site.grid, StaticGrid) else None
 
 
 def lower_sites(owner: SiteModule) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.sites import PlacedSite, network_sites
 from ..ops.lsq import lsq
+from ..ops.ss2d_scan import Rounding
 from ..quantizers.minmax import MinMax
 from ..quantizers.ste import on_bounds
 
@@ -77,6 +78,12 @@ class TrainedBounds(MinMax):
         lower, upper, scale, offset = self._grid()
         y = lsq(x, scale, offset, qmin=self.qmin, qmax=self.qmax, dim=self.dim)
         return on_bounds(y, x, lower, upper, self.dim) if torch.is_grad_enabled() else y
+
+    def rounding(self) -> Rounding | None:
+        if self.dim is not None or self.shared > 1:
+            return None
+        lower, upper, scale, offset = self._grid()
+        return Rounding(scale, offset, self.qmin, self.qmax, lower, upper)
 
     def ordinary(self) -> MinMax:
         """The MinMax quantizer with these bounds."""

@@ -32,6 +32,7 @@ from ..ops.dls import DLSItem
 from ..ops.limits import CALIBRATION, full_precision, limited
 from ..ops.lsq import LSQItem
 from ..ops.rfa import RFAItem
+from ..ops.ss2d_scan import Rounding
 from .encoded import AffineCodes, Encoded
 from .forms import DynamicForm, StaticForm
 from .groups import Groups
@@ -130,6 +131,15 @@ class Quantizer(nn.Module):
         """What an operator for many tensors needs to do the whole of :meth:`quantize`; None where it takes more than that.
 
         A subclass that overrides :meth:`quantize` or ``forward`` alone is not asked (``together.py``).
+        """
+        return None
+
+    def rounding(self) -> Rounding | None:
+        """What is all of :meth:`quantize` for a tensor of any size: a constant grid with one step and the straight-through
+        gradients of ``ops.lsq``, attached to the graph; None where it takes more than that.
+
+        Operators that never hold the tensor as a whole round it by this (the states of a scan). A subclass that overrides
+        :meth:`quantize` or ``forward`` alone is not asked (``together.py``).
         """
         return None
 

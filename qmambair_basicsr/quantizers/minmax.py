@@ -27,6 +27,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..ops.ss2d_scan import Rounding
 from .affine import AffineQuantizer
 from .groups import GRANULARITY
 from .registry import register_quantizer
@@ -103,6 +104,11 @@ class MinMax(AffineQuantizer):
         floor = 1e-6 * torch.maximum(lower.detach().abs(), upper.detach().abs()) + 1e-12
         scale = torch.maximum(upper - lower, floor) / (self.qmax - self.qmin)
         return scale, None if self.symmetric else self.qmin * scale - lower
+
+    def rounding(self) -> Rounding | None:
+        if self.dim is not None or self.cut is not None:
+            return None
+        return Rounding(*self.step_and_offset(self.lower), self.qmin, self.qmax)
 
     def parameter_health(self) -> dict[str, float]:
         return {"lower": self.lower.detach().min().item(), "upper": self.upper.detach().max().item()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..ops.dls import DLSItem, dls_together
 from ..ops.lsq import LSQItem, lsq_together
 from ..ops.rfa import RFAItem, rfa_together
+from ..ops.ss2d_scan import Rounding
 from .base import Quantizer
 
 OPERATORS = {LSQItem: lsq_together, DLSItem: dls_together, RFAItem: rfa_together}
@@ -41,20 +42,33 @@ def run_items(items: Sequence[LSQItem | DLSItem | RFAItem]) -> list[Tensor]:
 
 def item_of(quantizer: nn.Module, x: Tensor) -> LSQItem | DLSItem | RFAItem | None:
     """The operator call that is all of ``quantizer(x)``; None where that is not one."""
-    if not _plain(type(quantizer)) or quantizer.calibrating:
-        return None
+    return quantizer.item(x) if _only_quantizes(quantizer, "item") else None
+
+
+def rounding_of(quantizer: nn.Module) -> Rounding | None:
+    """The rounding that is all of calling a quantizer with any tensor; None where that is more."""
+    return quantizer.rounding() if _only_quantizes(quantizer, "rounding") else None
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what a module is given or returns."""
+    watched = module._forward_hooks or module._forward_pre_hooks
+    return bool(watched) or nn.modules.module._has_any_global_hook()
+
+
+def _only_quantizes(quantizer: nn.Module, description: str) -> bool:
+    """Whether calling a quantizer is no more than its :meth:`quantize`, of which ``description`` is a method."""
+    if not _plain(type(quantizer), description) or quantizer.calibrating:
+        return False
     if "forward" in vars(quantizer):  # calibration.collect lets tensors pass unquantized
-        return None
-    if quantizer._forward_hooks or quantizer._forward_pre_hooks or nn.modules.module._has_any_global_hook():
-        return None
-    if not quantizer.is_initialized():  # last: a network on the meta device, which is watched, has no answer
-        return None
-    return quantizer.item(x)
+        return False
+    # last: a network on the meta device, which is watched, has no answer
+    return not is_watched(quantizer) and quantizer.is_initialized()
 
 
 @functools.cache
-def _plain(kind: type) -> bool:
-    """Whether ``item`` of a class was written with its ``quantize``, and nothing was put around them."""
+def _plain(kind: type, description: str) -> bool:
+    """Whether the method ``item`` or ``rounding`` of a class was written with its ``quantize``, and nothing was put around them."""
     if (
         not issubclass(kind, Quantizer)
         or kind.forward is not Quantizer.forward
@@ -62,5 +76,5 @@ def _plain(kind: type) -> bool:
     ):
         return False
     order = kind.__mro__
-    defined = {name: next(i for i, c in enumerate(order) if name in vars(c)) for name in ("item", "quantize")}
-    return defined["item"] <= defined["quantize"]
+    defined = {name: next(i for i, c in enumerate(order) if name in vars(c)) for name in (description, "quantize")}
+    return defined[description] <= defined["quantize"]

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import torch
 
 from ..backend import choose, export_target
-from .orders import DIRECTIONS, check_form, codes, named_order, verified
+from .checks import BACKENDS, check, named_codes, output_shape, paths_of, states_shape
+from .orders import DIRECTIONS, named_order
+from .rounded import Rounding, ss2d_scan_rounded
 
-__all__ = ["BACKENDS", "DIRECTIONS", "named_order", "scan", "ss2d_scan"]
-
-BACKENDS = ("native", "cuda", "triton", "mamba_ssm", "reference")
+__all__ = ["BACKENDS", "DIRECTIONS", "Rounding", "named_order", "scan", "ss2d_scan", "ss2d_scan_rounded"]
 
 
 def ss2d_scan(
@@ -68,13 +68,7 @@ def ss2d_scan(
             permutation, both ``directions`` and ``order``.
         TypeError: complex tensors.
     """
-    if order is not None and directions is not None:
-        raise ValueError(
-            "ss2d_scan: give directions or order, not both; named_order gives the rows of named directions"
-        )
-    if order is not None and not isinstance(order, torch.Tensor):
-        raise ValueError(f"ss2d_scan: order must be a tensor (K, H * W), got {type(order).__name__}")
-    named = [] if order is not None else codes(DIRECTIONS if directions is None else directions)
+    named = named_codes(directions, order)
     return scan(x, delta, A, B, C, D, delta_bias, delta_softplus, named, order, merge)[0]
 
 
@@ -105,7 +99,7 @@ def scan(
     if target is not None:
         from . import onnx
 
-        _check(x, delta, A, B, C, D, delta_bias, order, directions)
+        check(x, delta, A, B, C, D, delta_bias, order, directions)
         y = onnx.scan(x, delta, A, B, C, D, delta_bias, delta_softplus, directions, order, merge, target)
         return y, y.new_empty(0)  # a graph has no states to hand out
     save = torch.is_grad_enabled() and any(
@@ -114,65 +108,6 @@ def scan(
     return torch.ops.qmambair.ss2d_scan(
         x, delta, A, B, C, D, delta_bias, order, delta_softplus, directions, merge, save
     )
-
-
-def _check(x, delta, A, B, C, D, delta_bias, order, directions) -> None:
-    """Dtypes, devices and shapes of an operator's inputs, traced or real; values of an order aside."""
-    if x.dim() not in (4, 5):
-        raise ValueError(f"ss2d_scan: x must be (B, H, W, D) or (B, H, W, K, D), got shape {tuple(x.shape)}")
-    if A.dim() != 3:
-        raise ValueError(f"ss2d_scan: A must be (K, D, N), got shape {tuple(A.shape)}")
-    batch, height, width = x.shape[:3]
-    count, channels, state = (A.shape[0] if order is not None else len(directions)), x.shape[-1], A.shape[-1]
-    pixels = (batch, height, width, count)
-    expected = {
-        "x": (x, (*pixels, channels) if x.dim() == 5 else (batch, height, width, channels)),
-        "delta": (delta, (*pixels, channels)),
-        "A": (A, (count, channels, state)),
-        "B": (B, (*pixels, state)),
-        "C": (C, (*pixels, state)),
-        "D": (D, (count, channels)),
-        "delta_bias": (delta_bias, (count, channels)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(
-                f"ss2d_scan: {name} must have shape {shape} for x {tuple(x.shape)}, {count} directions and "
-                f"N = {state}; got {tuple(tensor.shape)}"
-            )
-        if tensor.is_complex():
-            raise TypeError("ss2d_scan: complex tensors are not supported (the models of this package are real)")
-        if tensor.device != x.device:
-            raise ValueError(f"ss2d_scan: {name} is on {tensor.device}, x on {x.device}")
-    if 0 in x.shape or 0 in A.shape:
-        raise ValueError(f"ss2d_scan: empty input, x {tuple(x.shape)} and A {tuple(A.shape)}")
-    if order is None:
-        if not all(0 <= code < len(DIRECTIONS) for code in directions):
-            raise ValueError(f"ss2d_scan: direction codes are 0 to {len(DIRECTIONS) - 1}, got {directions}")
-        return
-    if directions:
-        raise ValueError(f"ss2d_scan: give directions or order, not both; got directions {directions}")
-    if order.device != x.device:
-        raise ValueError(f"ss2d_scan: order is on {order.device}, x on {x.device}")
-    check_form(order, count, height * width)
-
-
-def _paths(x, A, order, directions) -> list[int] | torch.Tensor:
-    """Orders as backends get them: direction codes, or index lists that have been checked."""
-    return directions if order is None else verified(order, A.shape[0], x.shape[1] * x.shape[2])
-
-
-def _output_shape(x, A, merge) -> tuple[int, ...]:
-    return (*x.shape[:3], x.shape[-1]) if merge else (*x.shape[:3], A.shape[0], x.shape[-1])
-
-
-def _states_shape(x, A, save_states) -> tuple[int, ...]:
-    module = choose("ss2d_scan", BACKENDS, x)
-    chunk = module.chunk_of(x, A) if hasattr(module, "chunk_of") else module.CHUNK
-    chunks = (x.shape[1] * x.shape[2] + chunk - 1) // chunk if save_states else 1
-    return x.shape[0], A.shape[0], chunks, A.shape[2], A.shape[1]
 
 
 _INPUTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, Tensor? order"
@@ -184,17 +119,17 @@ _INPUTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tens
     schema=f"({_INPUTS}, bool softplus, int[] directions, bool merge, bool save_states) -> (Tensor, Tensor)",
 )
 def _forward(x, delta, A, B, C, D, delta_bias, order, softplus, directions, merge, save_states):
-    _check(x, delta, A, B, C, D, delta_bias, order, directions)
+    check(x, delta, A, B, C, D, delta_bias, order, directions)
     module = choose("ss2d_scan", BACKENDS, x)
-    paths = _paths(x, A, order, directions)
+    paths = paths_of(x, A, order, directions)
     return module.forward(x, delta, A, B, C, D, delta_bias, softplus, paths, merge, save_states)
 
 
 @_forward.register_fake
 def _forward_fake(x, delta, A, B, C, D, delta_bias, order, softplus, directions, merge, save_states):
-    _check(x, delta, A, B, C, D, delta_bias, order, directions)
+    check(x, delta, A, B, C, D, delta_bias, order, directions)
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty(_output_shape(x, A, merge)), x.new_empty(_states_shape(x, A, save_states), dtype=work)
+    return x.new_empty(output_shape(x, A, merge)), x.new_empty(states_shape(x, A, save_states), dtype=work)
 
 
 @torch.library.custom_op(
@@ -204,12 +139,12 @@ def _forward_fake(x, delta, A, B, C, D, delta_bias, order, softplus, directions,
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward(dy, x, delta, A, B, C, D, delta_bias, order, states, softplus, directions, merge):
-    _check(x, delta, A, B, C, D, delta_bias, order, directions)
-    given, expected = (dy.shape, states.shape), (_output_shape(x, A, merge), _states_shape(x, A, True))
+    check(x, delta, A, B, C, D, delta_bias, order, directions)
+    given, expected = (dy.shape, states.shape), (output_shape(x, A, merge), states_shape(x, A, True))
     if given != expected:
         raise ValueError(f"ss2d_scan: dy and states must have shapes {expected}, got {tuple(map(tuple, given))}")
     module = choose("ss2d_scan", BACKENDS, x)
-    paths = _paths(x, A, order, directions)
+    paths = paths_of(x, A, order, directions)
     grads = module.backward(dy, x, delta, A, B, C, D, delta_bias, states, softplus, paths)
     return tuple(x.new_empty(0) if g is None else g for g in grads)  # an operator returns tensors only
 
