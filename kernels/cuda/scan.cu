@@ -1,5 +1,10 @@
 // The scan's C interface: launches on a stream, no synchronization, no memory of its own. Functions return CUDA's status.
+#include <algorithm>
+
 #include "scan_backward.h"
+#if QM_ROUNDED
+#include "scan_adjoint.h"
+#endif
 
 namespace qm {
 
@@ -39,8 +44,15 @@ bool fits(QmScan const& s) {
     return sized && s.height <= INT32_MAX / s.width && s.height * s.width <= INT32_MAX - s.chunk &&
            pairs(s) <= 65535 && int64_t(chunks_of(s)) * blocks_of(s) <= INT32_MAX && (s.order || s.directions <= 32) &&
            s.channels * (s.state + 2) * s.directions <= INT32_MAX && near(s.x) && near(s.delta) && near(s.B) && near(s.C) &&
-           near(s.dy) && near(s.y) && near(s.dx) && near(s.ddelta);
+           near(s.dy) && near(s.y) && near(s.dx) && near(s.ddelta) && bool(s.step) == kRounded;
 }
+
+#if QM_ROUNDED
+constexpr auto adjoint = rounded_adjoint;
+#else
+constexpr auto adjoint = recurrence<kAdjoint>;
+int64_t adjoint_floats(QmScan const& s) { return forward_floats(s); }
+#endif
 
 constexpr int kRefused = -1;
 constexpr int kThreads = 128;
@@ -66,7 +78,7 @@ QM_EXPORT int64_t qm_scan_warps(int64_t wanted, int64_t chunk, int64_t device) {
     QmScan s{};
     s.chunk = chunk;
     int64_t const limit = shared_limit(device);
-    for (s.warps = wanted; s.warps > 0 && 4 * gradient_floats(s) > limit;) --s.warps;
+    for (s.warps = wanted; s.warps > 0 && 4 * std::max(gradient_floats(s), adjoint_floats(s)) > limit;) --s.warps;
     return s.warps;
 }
 
@@ -97,11 +109,13 @@ QM_EXPORT int qm_scan_backward(QmScan const* given) {
     unsigned const threads = unsigned(s.warps * kLanes);
     dim3 const grid(unsigned(chunks_of(s)) * blocks_of(s), unsigned(pairs(s)));
     if (chunks_of(s) > 1) {
-        int64_t const bytes = 4 * forward_floats(s);
-        if (int const status = launch(recurrence<kAdjoint>, grid, threads, bytes, stream, s)) return status;
+        if (int const status = launch(adjoint, grid, threads, 4 * adjoint_floats(s), stream, s)) return status;
         if (int const status = carry_states(s, s.adjoint, 1, stream)) return status;
     }
     if (int const status = launch(gradient, grid, threads, 4 * gradient_floats(s), stream, s)) return status;
+#if QM_ROUNDED
+    if (int const status = launch(grid_sums, dim3(1), kThreads, 8 * kThreads, stream, s)) return status;
+#endif
     int64_t const count = s.directions * (s.state + 2) * s.channels;
     return launch(parameters, dim3(over(count, kThreads)), kThreads, 0, stream, s);
 }

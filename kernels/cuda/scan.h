@@ -6,8 +6,9 @@
 // run side by side. A block has up to four warps and owns one chunk of one (image, direction) pair and one channel per
 // thread, so that the states of a channel are registers of one thread and B and C are read once for all its channels.
 //
-// QM_STATES (a multiple of 4, at least N) and QM_ELEMENT (0 float, 1 bfloat16, 2 half) are given by the compiler's command
-// line. With QM_SIMULATE the same kernels are compiled for the host, thread by thread (simulate.h).
+// QM_STATES (a multiple of 4, at least N), QM_ELEMENT (0 float, 1 bfloat16, 2 half) and QM_ROUNDED (1: the read-out sees
+// rounded states, scan_rounded.h) are given by the compiler's command line. With QM_SIMULATE the same kernels are compiled
+// for the host, thread by thread (simulate.h).
 #pragma once
 
 #include <cstdint>
@@ -29,6 +30,9 @@
 #endif
 #ifndef QM_ELEMENT
 #define QM_ELEMENT 0
+#endif
+#ifndef QM_ROUNDED
+#define QM_ROUNDED 0
 #endif
 
 // A map at raster positions: strides between images, tokens and directions in elements; channels (or states) are neighbours.
@@ -58,6 +62,10 @@ struct QmScan {
     int64_t float_y, float_dx, float_dbc;  // these outputs are float32 whatever the inputs are
     float *dskip, *dbias;    // shares (pairs, chunks, channels)
     float *dA, *dD, *ddelta_bias;  // results (directions, channels, state), (directions, channels) twice
+    float const *step, *offset, *lower, *upper;  // one number each, what states are rounded to; all but step may be null
+    int64_t lowest, highest;                     // codes
+    float* grid_shares;                          // (pairs, chunks, blocks, 4)
+    float *dstep, *doffset, *dlower, *dupper;    // results, one number each; doffset, dlower and dupper may be null
 };
 
 namespace qm {

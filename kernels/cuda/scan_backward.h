@@ -108,7 +108,8 @@ __global__ void __launch_bounds__(kMostThreads, 3) gradient(QmScan const s) {
         }
     }
 
-    float dbias = 0.0f, dskip = 0.0f;
+    float dbias = 0.0f, dskip = 0.0f, grid_sums[kBoundSums] = {};
+    Rounding const rounding(s);
     QM_ROLLED
     for (int tile = tiles - 1; tile >= 0; --tile) {
         int const start = tile * kTile, count = at.steps - start;
@@ -162,20 +163,27 @@ __global__ void __launch_bounds__(kMostThreads, 3) gradient(QmScan const s) {
                 float h = next_h, r = next_r, m[kTile], decayed[kTile], b[kTile], v[kLanes];
                 fetch(n + 1);
                 read_tile(b_tile + n * kPitch, b);
+                [[maybe_unused]] unsigned passing = 0;  // where states are rounded: a bit for each token
                 QM_UNROLL
                 for (int t = 0; t < kTile; ++t) {
                     float power;
                     m[t] = decay(dt[t] * a, power);
                     decayed[t] = power * h;
                     h = recur(h, m[t], dtx[t] * b[t]);
-                    v[kTile + t] = h * dy[t];
+                    float read = h;
+                    if (kRounded) {
+                        float const to_read = c_tile[n * kPitch + t] * dy[t];
+                        passing |= unsigned(rounding.passes(h, to_read, grid_sums, read)) << t;
+                    }
+                    v[kTile + t] = read * dy[t];
                 }
                 float c[kTile], da = 0.0f;
                 read_tile(b_tile + n * kPitch, b);
                 read_tile(c_tile + n * kPitch, c);
                 QM_UNROLL
                 for (int t = kTile - 1; t >= 0; --t) {
-                    float const g = fmaf(c[t], dy[t], r);
+                    float const reaches = kRounded && !(passing >> t & 1) ? 0.0f : dy[t];
+                    float const g = fmaf(c[t], reaches, r);
                     v[t] = g * dtx[t];
                     through_b[t] = fmaf(g, b[t], through_b[t]);
                     float const flow = g * decayed[t];
@@ -213,6 +221,7 @@ __global__ void __launch_bounds__(kMostThreads, 3) gradient(QmScan const s) {
             if (used) to_dx.write(pixel, fmaf(dy[t], skip, through_b[t] * dt[t]), float_dx);
         }
     }
+    if (kRounded) leave_sums(s, at, grid_sums, shares);
     if (!at.real) return;
     // the slot after this chunk was read by this thread alone; that of the first chunk by nobody
     int const share = at.chunk + 1 < at.chunks ? at.chunk + 1 : 0;

@@ -1,14 +1,14 @@
 // The recurrence of a chunk from its start (states, outputs) or from its end (adjoint), and the carry from chunk to chunk.
 #pragma once
 
-#include "scan.h"
+#include "scan_rounded.h"
 
 namespace qm {
 
 constexpr int kAhead = 4;  // tokens that are read before the first of them is used
 
-// Blocks on a multiprocessor: 64 registers hold the states and rates of up to 16 states without a spill.
-constexpr int kBlocks = N <= 16 ? 8 : N <= 32 ? 4 : 2;
+// Blocks on a multiprocessor: 64 registers hold the states and rates of up to 16 states without a spill; 96 the grid as well.
+constexpr int kBlocks = N <= 16 ? (kRounded ? 5 : 8) : N <= 32 ? 4 : 2;
 
 enum Pass { kSummary, kOutput, kAdjoint };
 
@@ -18,7 +18,8 @@ __device__ inline float recur(float h, float m, float add) { return h + fmaf(m, 
 __host__ __device__ inline int64_t forward_floats(QmScan const& s) { return 2 * kTile * N + s.chunk; }
 
 // kSummary: the state of each chunk from zero, and its sum of dt. kOutput: y, from the state that enters the chunk.
-// kAdjoint: r <- exp(dt A) (r + C dy) from the last token to the first, from zero.
+// kAdjoint: r <- exp(dt A) (r + C dy) from the last token to the first, from zero; where states are rounded, with the dy of
+// those that pass it on (scan_adjoint.h).
 template <int PASS>
 __global__ void __launch_bounds__(kMostThreads, kBlocks) recurrence(QmScan const s) {
     QM_SHARED(shared);
@@ -43,6 +44,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks) recurrence(QmScan const
     Lane const to_y(PASS == kOutput ? s.y : s.x, at, at.d, PASS == kOutput && s.float_y);
     bool const soft = s.softplus, float_y = s.float_y;
     float total = 0.0f;
+    Rounding const rounding(s);
 
     int const tiles = (at.steps + kTile - 1) / kTile;
     for (int i = 0; i < tiles; ++i) {
@@ -83,7 +85,9 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks) recurrence(QmScan const
                             continue;
                         }
                         h[n] = recur(h[n], m, dtx * bs[e]);
-                        if (PASS == kOutput) (e & 1 ? y1 : y0) = fmaf(cs[e], h[n], e & 1 ? y1 : y0);
+                        if (PASS != kOutput) continue;
+                        float const read = kRounded ? rounding(h[n]) : h[n];
+                        (e & 1 ? y1 : y0) = fmaf(cs[e], read, e & 1 ? y1 : y0);
                     }
                 }
                 total += dt;

@@ -5,6 +5,10 @@ states of one channel. Forward: (1) each chunk from a zero state, (2) the carry 
 the state that enters it: y. Backward: (1) the adjoint of each chunk from zero, (2) its carry, (3) per chunk the forward
 recurrence again and all gradients. Between the two only the chunk states are kept.
 
+With rounded states (``rounded.py``) y is read from rounded ones, and the adjoint of a chunk runs the recurrence forward
+first: one bit per state says whether its gradient passes. Step, offset and bounds are read, and their gradients summed, on
+the device.
+
 Sums over directions, images, chunks and blocks of channels are added in a fixed order: results repeat bit for bit.
 Launches go to torch's current stream, nothing waits for the device: a training step with scans can be captured.
 """
@@ -12,6 +16,7 @@ Launches go to torch's current stream, nothing waits for the device: a training 
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,10 +26,14 @@ from ..cuda_library import is_available as _can_compile
 from ..triton_support import on_its_device
 from .maps import partial, per_direction, strides, tokens
 
-__all__ = ["DEVICES", "backward", "chunk_of", "forward", "is_available"]
+if TYPE_CHECKING:
+    from .rounded import Rounding
+
+__all__ = ["DEVICES", "backward", "chunk_of", "forward", "is_available", "rounded_backward", "rounded_forward"]
 
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MOST_STATES = 64
+_MOST_CODE = 1 << 20  # of rounded states: a quarter of a level is exact, rounding by adding 1.5 2^23 too
 _MOST_WARPS = 4  # of a block; a warp has 32 channels
 _MOST_NAMED = 32  # directions whose names fit into one word
 _ENOUGH = (128, 2048), (64, 2048), (32, 1024)  # tokens of a chunk, and warps from which on it is chosen (measured)
@@ -49,6 +58,9 @@ class _Scan(ctypes.Structure):
         *((name, _Map) for name in ("y", "dx", "ddelta", "dB", "dC")),
         *((name, ctypes.c_int64) for name in ("parts", "float_y", "float_dx", "float_dbc")),
         *((name, ctypes.c_void_p) for name in ("dskip", "dbias", "dA", "dD", "ddelta_bias")),
+        *((name, ctypes.c_void_p) for name in ("step", "offset", "lower", "upper")),
+        *((name, ctypes.c_int64) for name in ("lowest", "highest")),
+        *((name, ctypes.c_void_p) for name in ("grid_shares", "dstep", "doffset", "dlower", "dupper")),
     ]
 
 
@@ -68,9 +80,10 @@ def _architecture(device: int | None) -> str:
     return "host" if device is None else "{}{}".format(*torch.cuda.get_device_capability(device))
 
 
-def _load(states: int, element: int, architecture: str) -> ctypes.CDLL:
-    """The kernels for so many states and an element type."""
-    found = library((("QM_STATES", states), ("QM_ELEMENT", element)), architecture)
+def _load(states: int, element: int, architecture: str, rounded: bool = False) -> ctypes.CDLL:
+    """The kernels for so many states and an element type, with a read-out that rounds the states or without."""
+    macros = ("QM_STATES", states), ("QM_ELEMENT", element), *((("QM_ROUNDED", 1),) if rounded else ())
+    found = library(macros, architecture)
     found.qm_scan_message.restype = ctypes.c_char_p
     found.qm_scan_struct.restype = found.qm_scan_warps.restype = ctypes.c_int64
     found.qm_scan_warps.argtypes = [ctypes.c_int64] * 3
@@ -102,7 +115,7 @@ def _warps(channels: int) -> int:
 class _Call:
     """Arguments of the launches of one call; keeps the tensors alive whose addresses they hold."""
 
-    def __init__(self, x, delta, A, B, C, D, delta_bias, softplus, directions, dy=None):
+    def __init__(self, x, delta, A, B, C, D, delta_bias, softplus, directions, dy=None, rounding=None):
         self.count = len(directions)
         self.batch, self.height, self.width = x.shape[:3]
         self.length = self.height * self.width
@@ -116,7 +129,8 @@ class _Call:
         given = [t for t in (x, delta, B, C, dy) if t is not None]
         same = all(t.dtype == x.dtype for t in given) and x.dtype in _ELEMENTS
         self.dtype = x.dtype if same else torch.float32
-        self.library = _load(_padded(self.state), _ELEMENTS[self.dtype], _architecture(self.device))
+        rounded = rounding is not None
+        self.library = _load(_padded(self.state), _ELEMENTS[self.dtype], _architecture(self.device), rounded)
         self.chunk = chunk_of(x, A)
         self.chunks = -(-self.length // self.chunk)
         self.pairs = self.batch * self.count
@@ -144,6 +158,8 @@ class _Call:
         for name, t in (("D", D), ("bias", delta_bias)):
             if t is not None:
                 setattr(self.s, name, self.keep(t.detach().to(torch.float32).contiguous()))
+        if rounded:
+            self.set_rounding(rounding)
 
     def keep(self, t: torch.Tensor) -> int:
         """The address of a tensor that lives as long as this call."""
@@ -153,6 +169,27 @@ class _Call:
     def set_map(self, name: str, t: torch.Tensor) -> None:
         """A map (B, L, K, C) becomes an argument."""
         setattr(self.s, name, _Map(self.keep(t), *strides(t)))
+
+    def set_rounding(self, rounding: Rounding) -> None:
+        """The grid becomes arguments: addresses, so that nothing waits for its values."""
+        if max(abs(rounding.qmin), abs(rounding.qmax)) > _MOST_CODE:
+            raise ValueError(
+                f"ss2d_scan: the CUDA kernels round states to codes within +-{_MOST_CODE}, got {rounding.qmin} to "
+                f"{rounding.qmax}; set QMAMBAIR_BACKEND=reference"
+            )
+        for name, t in zip(("step", "offset", "lower", "upper"), rounding.tensors, strict=True):
+            if t is not None:
+                setattr(self.s, name, self.keep(t.detach().to(torch.float32)))
+        self.s.lowest, self.s.highest = rounding.qmin, rounding.qmax
+
+    def rounding_gradients(self, rounding: Rounding) -> tuple[torch.Tensor | None, ...]:
+        """Where the launches leave the gradients of scale, offset, lower and upper."""
+        self.s.grid_shares = self.keep(self.new(self.pairs, self.chunks, self.blocks, len(rounding.tensors)))
+        grads = tuple(None if t is None else self.new(*t.shape) for t in rounding.tensors)
+        for name, grad in zip(("dstep", "doffset", "dlower", "dupper"), grads, strict=True):
+            if grad is not None:
+                setattr(self.s, name, grad.data_ptr())
+        return grads
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=self.like.device)
@@ -206,7 +243,35 @@ def forward(
         ValueError: a state size N above 64, more than 32 named directions.
         RuntimeError: a launch failed, or sizes that the kernels refuse.
     """
-    call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions)
+    return _forward(_Call(x, delta, A, B, C, D, delta_bias, softplus, directions), x, merge, save_states)
+
+
+@on_its_device
+def rounded_forward(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    rounding: Rounding,
+    softplus: bool,
+    directions: list[int] | torch.Tensor,
+    merge: bool,
+    save_states: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`forward` with states that the read-out rounds (``rounded.py``).
+
+    Raises:
+        ValueError: as :func:`forward`; codes beyond 2^20.
+        RuntimeError: as :func:`forward`.
+    """
+    call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions, rounding=rounding)
+    return _forward(call, x, merge, save_states)
+
+
+def _forward(call: _Call, x: torch.Tensor, merge: bool, save_states: bool) -> tuple[torch.Tensor, torch.Tensor]:
     states = call.new(call.pairs, call.chunks, call.state, call.channels)
     call.s.states = states.data_ptr()
     call.s.sums = call.keep(call.new(call.pairs, call.chunks, call.channels))
@@ -234,6 +299,33 @@ def backward(
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of the scan; arguments and results as in ``reference.backward``."""
     call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions, dy)
+    return _backward(call, x, delta, A, B, C, D, delta_bias, states)
+
+
+@on_its_device
+def rounded_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    states: torch.Tensor,
+    rounding: Rounding,
+    softplus: bool,
+    directions: list[int] | torch.Tensor,
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of :func:`rounded_forward`: those of :func:`backward`, then of the rounding's scale, offset and bounds."""
+    call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions, dy, rounding)
+    of_rounding = call.rounding_gradients(rounding)
+    grads = _backward(call, x, delta, A, B, C, D, delta_bias, states)
+    pairs = zip(of_rounding, rounding.tensors, strict=True)
+    return *grads, *(grad if grad is None else grad.to(t.dtype) for grad, t in pairs)
+
+
+def _backward(call: _Call, x, delta, A, B, C, D, delta_bias, states) -> tuple[torch.Tensor | None, ...]:
     s, shared = call.s, x.dim() == 4
     s.states = call.keep(states.contiguous())
     s.sums = call.keep(call.new(call.pairs, call.chunks, call.channels))
