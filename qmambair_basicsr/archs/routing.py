@@ -21,6 +21,7 @@ EVAL_ROUTINGS = ("gumbel", "argmax")
 
 _shared_seed: ContextVar[int | None] = ContextVar("shared_routing_seed", default=None)
 _tape: ContextVar[NoiseTape | None] = ContextVar("routing_noise_tape", default=None)
+_evaluation_tapes: ContextVar[EvaluationTapes | None] = ContextVar("evaluation_noise_tapes", default=None)
 
 
 @contextmanager
@@ -101,6 +102,30 @@ def taped_noise(tape: NoiseTape) -> Iterator[None]:
         _tape.reset(token)
 
 
+class EvaluationTapes:
+    """The noise of evaluations in tensors, for recordings: it is the same in every pass over images of one size."""
+
+    def __init__(self) -> None:
+        self._by_seed: dict[int, NoiseTape] = {}
+
+    def of(self, seed: int) -> NoiseTape:
+        """The numbers of a seed; drawn when they are asked for first, which must not be inside a recording."""
+        if seed not in self._by_seed:
+            self._by_seed[seed] = NoiseTape()
+            self._by_seed[seed].start(seed)
+        return self._by_seed[seed]
+
+
+@contextmanager
+def evaluation_noise_on(tapes: EvaluationTapes) -> Iterator[None]:
+    """Inside, noise of evaluations that is not shared comes from tapes: the same numbers as without."""
+    token = _evaluation_tapes.set(tapes)
+    try:
+        yield
+    finally:
+        _evaluation_tapes.reset(token)
+
+
 class RoutingNoise:
     """Gumbel noise of one forward pass; layers draw from it in order.
 
@@ -122,6 +147,9 @@ class RoutingNoise:
         self.per_image = training or shared is not None
         self.generator = None
         self.tape, self.position = (None if shared is None else _tape.get()), 0
+        tapes = _evaluation_tapes.get()
+        if tapes is not None and shared is None and not training and not self.silent:
+            self.tape = tapes.of(eval_seed)
         if not self.silent and self.tape is None and (shared is not None or not training):
             self.generator = torch.Generator(device=device)
             self.generator.manual_seed(eval_seed if shared is None else shared)

@@ -24,6 +24,7 @@ from ..layers.info import size_multiple
 from ..layers.requantize import requantize
 from . import data_order, non_finite, optimizers, scheduled_loss
 from .random_stream import seeded
+from .recorded_passes import recorded
 from .resume_plan import IMPLEMENTATIONS
 from .step_options import recompute_blocks
 from .training_step import SteppedTraining
@@ -193,7 +194,7 @@ class MambaIRModel(SteppedTraining):
         training = net.training
         net.eval()
         with torch.no_grad():
-            self.output = run_tiled(net, self.lq, self.tile_plan, size_multiple(net))
+            self.output = run_tiled(recorded(net), self.lq, self.tile_plan, size_multiple(net))
         net.train(training)
 
     def validation(self, dataloader, current_iter, tb_logger, save_img: bool = False) -> None:

@@ -157,15 +157,23 @@ class OptimizedMethod(TrainedMethod):
     def schedule(self, iteration: int) -> None:
         """Set learning rates, and what is trained, for an iteration."""
 
-    def step(self, iteration: int, images: Tensor) -> dict[str, float]:
-        self.schedule(iteration)
+    def update(self, iteration: int, images: Tensor) -> dict[str, Tensor]:
+        """What an iteration computes once rates are set; asks the device nothing, so that it can be recorded.
+
+        Returns:
+            Name -> loss, detached.
+        """
         losses = self.losses(iteration, images)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         sum(losses.values()).backward()
         for optimizer in self.optimizers:
             optimizer.step()
-        return {name: loss.item() for name, loss in losses.items()}
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def step(self, iteration: int, images: Tensor) -> dict[str, float]:
+        self.schedule(iteration)
+        return {name: loss.item() for name, loss in self.update(iteration, images).items()}
 
     def learning_rates(self) -> list[float]:
         return [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]

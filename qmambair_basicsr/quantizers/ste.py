@@ -62,6 +62,11 @@ class _Positive(torch.autograd.Function):
         return step_gradient(grad, x, ctx.floor, 1), None
 
 
+def asking_is_free(x: Tensor) -> bool:
+    """Whether Python may look at values: that would hold up a GPU, and no recording may do so."""
+    return x.device.type == "cpu"
+
+
 class _OnBounds(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y: Tensor, x: Tensor, lower: Tensor, upper: Tensor, dim: int | None) -> Tensor:
@@ -77,7 +82,7 @@ class _OnBounds(torch.autograd.Function):
             shape[ctx.dim] = -1
         below, above = x == lower.view(shape), x == upper.view(shape)
         on = below | above
-        if on.device.type == "cpu" and not bool(on.any()):  # asking would hold up a GPU, and no recording may ask
+        if asking_is_free(on) and not bool(on.any()):
             return grad, None, None, None, None
         direct = torch.where(on, grad, 0.0)
 
