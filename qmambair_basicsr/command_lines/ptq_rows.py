@@ -12,6 +12,17 @@ from . import for_command
 SETS = ("Set5", "Set14", "B100")
 
 
+def duration(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
     parser = for_command("tools.ptq_rows")
@@ -25,8 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(parser, "--sets", default=list(SETS), nargs="+", choices=SETS)
     parser.add_argument(
-        "--minutes", type=positive, default=60, metavar="N", help="for a row's quantization (default: 60)"
+        "--minutes", type=duration, default=60.0, metavar="N", help="for a row's quantization (default: 60)"
     )
+    parser.add_argument(
+        "--until", type=duration, metavar="SECONDS", help="end by itself, finished or not; what is done stays"
+    )
+    parser.add_argument("--only", choices=("quantize", "test"), help="one half of the work; default: both")
     add(parser, "--iterations", "default: the recipe's, or what the minutes allow")
     parser.add_argument(
         "--batch", type=positive, default=8, metavar="N", help="images of an iteration, end to end (default: 8)"

@@ -31,10 +31,12 @@ from .result_log import latest_log, read_results
 __all__ = [
     "Store",
     "execute",
+    "finish_tests",
     "forget",
     "missing_sets",
     "stale_results",
     "stale_training",
+    "train_if_due",
     "training_due",
     "unfinished",
     "weights_file",
@@ -102,9 +104,20 @@ def missing_sets(record: Mapping, test: Mapping, any_code: bool = False) -> dict
 
     def differs(name: str, protocol: Mapping) -> bool:
         before = record["results"].get(name, {}).get("protocol", {})
-        return any(before.get(key) != value for key, value in protocol.items() if key not in passed_over)
+        return any(
+            _placeless(before.get(key)) != _placeless(value)
+            for key, value in protocol.items()
+            if key not in passed_over
+        )
 
     return {k: section for k, section in test["datasets"].items() if differs(section["name"], _protocol(section, test))}
+
+
+def _placeless(part: object) -> object:
+    """Part of a protocol without folders: the digest of their images says what is in them, on whatever machine."""
+    if not isinstance(part, dict):
+        return part
+    return {key: value for key, value in part.items() if not key.startswith(("dataroot", "meta_info"))}
 
 
 def stale_training(run: Run, store: Store) -> str | None:
@@ -185,37 +198,56 @@ def execute(run: Run, test: Mapping, store: Store, train: Callable[[Run, Store],
     """
     if not unfinished(run, test, store):
         return store.read(run.name)
+    train_if_due(run, test, store, train)
+    return finish_tests(run, test, store)
+
+
+def train_if_due(
+    run: Run, test: Mapping, store: Store, train: Callable[[Run, Store], Mapping] = train_by_pipeline
+) -> dict:
+    """The first half of :func:`execute`; what is stale is forgotten. Returns the record."""
     if stale_training(run, store) is not None:
         forget(run, store, training=True)
     elif stale_results(run, test, store) is not None:
         forget(run, store, training=False)
-    record, weights = store.read(run.name), weights_file(run, store)
-    sections = missing_sets(record, test, store.any_code)
-    if "train_seconds" not in record or not weights.is_file():
+    record = store.read(run.name)
+    if "train_seconds" not in record or not weights_file(run, store).is_file():
         store.start(run, made_from.of_training(run.opt))
         start = time.monotonic()
         record |= train(run, store)
         record |= {"train_seconds": round(time.monotonic() - start, 1), "results": {}, "options": _plain(run.opt)}
         record |= {"torch": torch.__version__, "device": _device(run.opt)}
         store.write(run, record)
-        sections = dict(test["datasets"])
+    return record
+
+
+def finish_tests(run: Run, test: Mapping, store: Store) -> dict:
+    """The second half of :func:`execute`. When it is interrupted, figures of sets that are finished stay. Returns the record."""
+    record, weights = store.read(run.name), weights_file(run, store)
+    sections = missing_sets(record, test, store.any_code)
     record["weights"] = made_from.weights_of(weights)
-    start = time.monotonic()
+    start, begun = time.monotonic(), time.time()
     opt = {**test, "name": f"test_{run.name}", "model_type": run.opt["model_type"]}
     opt |= {"network_g": run.opt["network_g"], "datasets": sections}
     opt["path"] = {"pretrain_network_g": str(weights), "strict_load_g": True}
     if run.opt["train"].get("ema_decay"):
         opt["path"]["param_key_g"] = "params_ema"  # as tests within training
-    _pipeline(test_pipeline, opt, store)
-    figures, _ = read_results(latest_log(store.root / "results", opt["name"]))
+    wanted = set(test["val"]["metrics"])
+    try:
+        _pipeline(test_pipeline, opt, store)
+    finally:
+        log = latest_log(store.root / "results", opt["name"])
+        new = log is not None and log.stat().st_mtime >= begun - 1  # a clock of files may be a little behind
+        figures = read_results(log)[0] if new else {}
+        for section in sections.values():
+            found = figures.get(section["name"], {})
+            if wanted <= found.keys():
+                record["results"][section["name"]] = {"metrics": found, "protocol": _protocol(section, test)}
+        record["test_seconds"] = round(record.get("test_seconds", 0) + time.monotonic() - start, 1)
+        store.write(run, record)
     for section in sections.values():
-        wanted = set(test["val"]["metrics"])
-        found = figures.get(section["name"], {})
-        if not wanted <= found.keys():
-            raise RuntimeError(f"the test gave no {', '.join(sorted(wanted - found.keys()))} for {section['name']}")
-        record["results"][section["name"]] = {"metrics": found, "protocol": _protocol(section, test)}
-    record["test_seconds"] = round(record.get("test_seconds", 0) + time.monotonic() - start, 1)
-    store.write(run, record)
+        if lacking := sorted(wanted - figures.get(section["name"], {}).keys()):
+            raise RuntimeError(f"the test gave no {', '.join(lacking)} for {section['name']}")
     return record
 
 

@@ -3,47 +3,56 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
-from basicsr.archs import build_network
-from torch import Tensor
 
-from .. import checkpoints
 from ..data.image_memory import images_in_memory
 from ..inference.backends import device_of
-from ..inference.networks import load_full_precision
-from ..models.calibration_data import calibration_batches
-from ..ptq import build_method
-from ..ptq.blockwise import BlockReconstruction
-from ..ptq.method import PTQ_METHODS, require_ordinary
-from ..ptq.training import TrainedMethod
+from ..models.recorded_passes import recorded_passes
+from ..ptq.method import PTQ_METHODS
 from ..recipes.option_contents import stem
 from ..recipes.option_table import TASKS
 from ..recipes.ptq_contents import ptq_options, ptq_test_options
-from .ablation_run import Store, execute, forget, stale_results, unfinished, weights_file
+from .ablation_run import (
+    Store,
+    finish_tests,
+    forget,
+    missing_sets,
+    stale_results,
+    train_if_due,
+    training_due,
+    unfinished,
+    weights_file,
+)
 from .ablation_studies import Run
 from .generality import working_in
+from .ptq_rows_quantize import quantize_row
 from .ptq_rows_report import Reported, write_report
+from .time_limit import OutOfTime, TimeLimit
 
 __all__ = ["run"]
 
 FAMILY = "MambaIRv2Light"
 EIGHT = 8  # images of a calibration batch, as in the option files
-MOST_ROUTING = 0.1  # of the iterations: SPR2Q's last ones train the routing alone
 IMAGE_MEMORY = 1 << 30  # bytes
+LOOK_AGAIN = 2.0  # seconds after which tests look for rows that other processes have quantized
 
 logger = logging.getLogger("ptq_rows")
 
 
-def rows(args: argparse.Namespace) -> Iterator[tuple[int, int, str]]:
-    """Scale, bits and method of every row, in the order in which they are made; one bit is SPR2Q's alone."""
+Key = tuple[int, int, str]
+Works = Mapping[Key, tuple[Run, dict]]
+
+
+def rows(args: argparse.Namespace) -> Iterator[Key]:
+    """Scale, bits and method of every row, in the order of the table; one bit is SPR2Q's alone."""
     for scale, bits, method in itertools.product(args.scales, args.bits, args.methods):
         if bits > 1 or method == "SPR2Q":
             yield scale, bits, method
@@ -80,120 +89,6 @@ def _found(section: Mapping, root: Path) -> dict:
     return {**section, **found}
 
 
-def clock(device: torch.device) -> float:
-    """Seconds that budgets count in: of processor time, which other programs do not take; on a GPU, of time."""
-    if device.type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.monotonic()
-
-
-def iterations_that_fit(method: TrainedMethod, images: Tensor, seconds: float, most: int) -> int:
-    """How many iterations a method can make in a time.
-
-    Two are timed on a copy, in the middle, where a method that goes block by block begins with a block of average cost.
-
-    Args:
-        method: calibrated, with a plan.
-        images: of one iteration.
-        seconds: see :func:`clock`.
-        most: not more than these.
-    """
-    trial = copy.deepcopy(method)
-    times = []
-    for _ in range(2):
-        begun = clock(images.device)
-        trial.step(trial.total // 2, images)
-        times.append(clock(images.device) - begun)
-    units = len(method.units) if isinstance(method, BlockReconstruction) else 1
-    at_first = max(0.0, times[0] - times[1]) * units
-    return max(least_iterations(method), min(most, int((seconds - at_first) / max(times[1], 1e-9))))
-
-
-def least_iterations(method: TrainedMethod) -> int:
-    """One for each block; end to end, one for each of two stages."""
-    return len(method.units) if isinstance(method, BlockReconstruction) else 2
-
-
-def quantize_row(run: Run, store: Store) -> dict:
-    """Quantize a row's network and write its weights.
-
-    Args:
-        run: of :func:`options_of`.
-        store: see :class:`Store`.
-
-    Returns:
-        What its record holds of that: iterations, images, seconds (:func:`clock`), options of the method.
-
-    Raises:
-        ValueError: a loss is not finite.
-    """
-    opt, device = run.opt, torch.device("cuda" if run.opt["num_gpu"] else "cpu")
-    begun = clock(device)
-    net = build_network(copy.deepcopy(opt["network_g"])).eval()
-    load_full_precision(net, opt["path"]["pretrain_network_g"]).to(device)
-    shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
-    method = build_method(opt["ptq"]["method"])
-    data, seed, calibration = _training_data(opt), opt["manual_seed"], opt["ptq"]["calibration"]
-    drawn = calibration_batches(data, calibration["batches"], calibration["batch_size"], seed)
-    batches = [batch.to(device) for batch in drawn]
-    iterations, losses = 0, {}
-    if method.trains:
-        iterations, losses = _train(method, net, batches, opt, begun)
-    else:
-        method.apply(net, batches)
-    require_ordinary(net, type(method).__name__, shapes)
-    end_to_end = method.trains and not isinstance(method, BlockReconstruction)
-    checkpoints.write_file({"params": net.cpu().state_dict()}, weights_file(run, store))
-    return {
-        "method": {"type": type(method).__name__, **method.settings},
-        "iterations": iterations,
-        "losses": losses,
-        "images": {
-            "calibration": sum(map(len, batches)),
-            "training": iterations * data["batch_size_per_gpu"] if end_to_end else 0,
-        },
-        "seconds": round(clock(device) - begun, 3),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _training_data(opt: Mapping) -> dict:
-    """The section as BasicSR hands it to a data set."""
-    return {**opt["datasets"]["train"], "phase": "train", "scale": opt["scale"]}
-
-
-def _train(
-    method: TrainedMethod, net: torch.nn.Module, batches: list[Tensor], opt: Mapping, begun: float
-) -> tuple[int, dict[str, float]]:
-    """From beginning to end; returns the number of iterations, and each loss averaged over the last twentieth."""
-    data, seed, device = _training_data(opt), opt["manual_seed"], batches[0].device
-    most, batch = int(opt["train"]["total_iter"]), data["batch_size_per_gpu"]
-    method.open(net)
-    method.calibrate(batches)
-    _plan(method, max(most, least_iterations(method)))
-    (trial,) = calibration_batches(data, 1, batch, seed + 1)
-    left = 60 * opt["train"]["minutes"] - (clock(device) - begun)
-    total = iterations_that_fit(method, trial.to(device), left, most)
-    _plan(method, total)
-    logger.info("%s: %d iterations", opt["name"], total)
-    kept: list[dict[str, float]] = []
-    for i, images in enumerate(calibration_batches(data, total, batch, seed + 1)):
-        losses = method.step(i, images.to(device))
-        bad = [name for name, loss in losses.items() if not abs(loss) < float("inf")]
-        if bad:
-            raise ValueError(f"{bad[0]} is {losses[bad[0]]} at iteration {i + 1}")
-        kept = [*kept, losses][-max(1, total // 20) :]
-    method.finish(net)
-    return total, {name: sum(entry[name] for entry in kept) / len(kept) for name in kept[-1]}
-
-
-def _plan(method: TrainedMethod, total: int) -> None:
-    if "routing" in method.settings:
-        method.settings["routing"] = min(int(method.settings["routing"]), max(1, int(MOST_ROUTING * total)))
-    method.plan(total)
-
-
 def run(args: argparse.Namespace) -> int:
     """The rows that ``tools.ptq_rows`` was asked for; what is finished is not repeated.
 
@@ -206,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: images, weights or the device are not there; one checkpoint for several scales.
     """
-    device = device_of(args.device)
+    limit, device = TimeLimit(args.until), device_of(args.device)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device {args.device}: rows are made on cpu or cuda")
     if device.index is not None:
@@ -217,36 +112,120 @@ def run(args: argparse.Namespace) -> int:
     if not args.read_only:
         _check_files(works.values())
     store = Store(args.out.resolve(), args.any_code)
-    failed = 0
-    with working_in(store.root), images_in_memory(IMAGE_MEMORY):
-        for made, test in works.values() if not args.read_only else ():
-            if args.rerun:
-                forget(made, store, training=True)
-            if not unfinished(made, test, store):
-                continue
-            if reason := stale_results(made, test, store):
-                logger.info("%s: done again: %s", made.name, reason)
-            failed += not _make(made, test, store)
-            write_report(_reported(works, store), store.root, args.sets)
-        sys.stdout.write(write_report(_reported(works, store), store.root, args.sets))
-    return failed
-
-
-def _make(made: Run, test: dict, store: Store) -> bool:
-    """One row; returns whether it went well."""
-    with store.claimed(made) as mine:
-        if not mine:
-            logger.info("%s: another process is at work on it", made.name)
-            return True
+    maker = Maker(works, store, limit, args.only)
+    with working_in(store.root), images_in_memory(IMAGE_MEMORY), recorded_passes():
         try:
-            record = execute(made, test, store, quantize_row)
-        except Exception as err:
-            store.fail(made, err)
-            logger.info("%s: FAILED: %s", made.name, err)
+            with limit.enforced():
+                if args.rerun and not args.read_only:
+                    for made, _ in works.values():
+                        forget(made, store, training=True)
+                if not args.read_only:
+                    maker.make_all(args.sets)
+        except OutOfTime:
+            logger.info("the time is over")
+        sys.stdout.write(write_report(_reported(works, store), store.root, args.sets))
+    return len(maker.failed)
+
+
+class Maker:
+    """Makes rows, several such processes side by side: each takes those that no other one is at work on.
+
+    Args:
+        works: rows with their options.
+        store: of all processes.
+        limit: of this one.
+        only: ``quantize``, ``test``, or None for both.
+
+    Attributes:
+        failed: names of rows that failed here.
+    """
+
+    def __init__(self, works: Works, store: Store, limit: TimeLimit, only: str | None = None) -> None:
+        self.works, self.store, self.limit, self.only = works, store, limit, only
+        self.failed: set[str] = set()
+        self.begun = time.time()
+
+    def make_all(self, sets: list[str]) -> None:
+        """Every row that is due: the first number of bits at all scales, then the next one.
+
+        Tests within a limit go on as long as rows are missing that another process may be quantizing, and always take
+        the first one that is there.
+        """
+        if self.only != "test":
+            for made, test in self._in_turn():
+                if self._make(made, test):
+                    write_report(_reported(self.works, self.store), self.store.root, sets)
+            return
+        while True:
+            if any(self._make(made, test) for made, test in self._in_turn()):
+                write_report(_reported(self.works, self.store), self.store.root, sets)
+            elif self.limit.left() == float("inf") or not any(
+                unfinished(made, test, self.store) for made, test in self._in_turn() if made.name not in self.failed
+            ):
+                return
+            else:
+                time.sleep(LOOK_AGAIN)
+
+    def _in_turn(self) -> list[tuple[Run, dict]]:
+        bits = list(dict.fromkeys(key[1] for key in self.works))
+        return [work for _, work in sorted(self.works.items(), key=lambda entry: bits.index(entry[0][1]))]
+
+    def _make(self, made: Run, test: dict) -> bool:
+        """One row, as far as it is due; returns whether anything was made."""
+        if made.name in self.failed or not self._due(made, test) or self._failed_elsewhere(made):
             return False
-    shown = ", ".join(f"{name} {value['metrics']['psnr']:.2f} dB" for name, value in record["results"].items())
-    logger.info("%s: %s (%.0f s to quantize)", made.name, shown, record["seconds"])
-    return True
+        with self.store.claimed(made) as mine:
+            if not mine:
+                logger.info("%s: another process is at work on it", made.name)
+                return False
+            if not self._due(made, test):  # another process has been faster
+                return False
+            if reason := stale_results(made, test, self.store):
+                logger.info("%s: done again: %s", made.name, reason)
+            try:
+                if self.only != "test":
+                    if not self._fits(made):
+                        return False
+                    train_if_due(made, test, self.store, partial(quantize_row, limit=self.limit))
+                record = self.store.read(made.name)
+                if self.only != "quantize":
+                    record = finish_tests(made, test, self.store)
+            except Exception as err:
+                self.store.fail(made, err)
+                self.failed.add(made.name)
+                logger.info("%s: FAILED: %s", made.name, err)
+                return True
+        shown = ", ".join(f"{name} {value['metrics']['psnr']:.2f} dB" for name, value in record["results"].items())
+        logger.info("%s: %s (%.0f s to quantize)", made.name, shown or "quantized", record["seconds"])
+        return True
+
+    def _due(self, made: Run, test: dict) -> bool:
+        trained = not training_due(made, self.store) and weights_file(made, self.store).is_file()
+        if self.only == "quantize":
+            return not trained
+        if self.only == "test":
+            return trained and bool(missing_sets(self.store.read(made.name), test, self.store.any_code))
+        return unfinished(made, test, self.store)
+
+    def _failed_elsewhere(self, made: Run) -> bool:
+        """Whether another process has failed at it meanwhile."""
+        file = self.store.failed / f"{made.name}.txt"
+        return file.is_file() and file.stat().st_mtime > self.begun
+
+    def _fits(self, made: Run) -> bool:
+        """Whether the quantization of a row can be finished in the time that is left, by what its method took elsewhere."""
+        left = self.limit.left()
+        if left == float("inf") or not training_due(made, self.store):
+            return True
+        (method,) = {key[2] for key, (run, _) in self.works.items() if run.name == made.name}
+        of_method = [run.name for key, (run, _) in self.works.items() if key[2] == method]
+        known = [record for name in of_method if "seconds" in (record := self.store.read(name))]
+        # of what trains, what comes before, and about as much again
+        needed = [2 * r["seconds_before"] if "seconds_before" in r else r["seconds"] for r in known]
+        if needed and left < min(needed):
+            logger.info("%s: not begun: %.0f s are left, it takes %.0f s", made.name, left, min(needed))
+            return False
+        return True
 
 
 def _check_files(works: Iterable[tuple[Run, dict]]) -> None:
@@ -259,7 +238,7 @@ def _check_files(works: Iterable[tuple[Run, dict]]) -> None:
                 raise ValueError(f"{path} is not there; see --help for what is needed")
 
 
-def _reported(works: Mapping[tuple[int, int, str], tuple[Run, dict]], store: Store) -> list[Reported]:
+def _reported(works: Works, store: Store) -> list[Reported]:
     """Every row, with its record where it has one that is of what is asked for."""
     failures, found = store.failures(), []
     for (scale, bits, method), (made, test) in works.items():

@@ -16,7 +16,7 @@ from qmambair_basicsr.command_lines.ptq_rows import build_parser
 from qmambair_basicsr.layers.info import full_precision_twin
 from qmambair_basicsr.recipes.option_table import TASKS
 from qmambair_basicsr.recipes.ptq_contents import METHODS, ptq_options, ptq_test_options
-from qmambair_basicsr.studies import ptq_rows
+from qmambair_basicsr.studies import ptq_rows, ptq_rows_quantize
 from qmambair_basicsr.studies.benchmark_table import read_published
 from qmambair_basicsr.studies.ptq_rows_report import Reported, markdown, write_report
 from qmambair_basicsr.tools import ptq_rows as tool
@@ -84,7 +84,7 @@ class Clock:
         Clock.time += self.each + (self.at_first if len(self.steps) == 1 else 0)
 
 
-class Blocks(Clock, ptq_rows.BlockReconstruction):
+class Blocks(Clock, ptq_rows_quantize.BlockReconstruction):
     units = ("a", "b", "c")
 
 
@@ -100,10 +100,10 @@ class Blocks(Clock, ptq_rows.BlockReconstruction):
     ],
 )
 def test_iterations_that_fit(kind, at_first, seconds, most, expected, monkeypatch):
-    monkeypatch.setattr(ptq_rows.time, "process_time", lambda: Clock.time)
+    monkeypatch.setattr(ptq_rows_quantize.time, "process_time", lambda: Clock.time)
     method = kind()
     method.at_first = at_first
-    assert ptq_rows.iterations_that_fit(method, torch.zeros(1), seconds, most) == expected
+    assert ptq_rows_quantize.iterations_that_fit(method, torch.zeros(1), seconds, most) == expected
     assert method.steps == []  # a copy took them
 
 
@@ -185,14 +185,14 @@ def test_same_seed_same_weights(tiny):
 
 
 def test_a_row_that_fails_is_named_and_the_next_one_is_made(tiny, capsys, monkeypatch):
-    build = ptq_rows.build_method
+    build = ptq_rows_quantize.build_method
 
     def broken(config):
         if config["type"] == "Percentile":
             raise ValueError("no such luck")
         return build(config)
 
-    monkeypatch.setattr(ptq_rows, "build_method", broken)
+    monkeypatch.setattr(ptq_rows_quantize, "build_method", broken)
     assert call("--methods", "Percentile", "MinMax") == 1
     printed = capsys.readouterr().out
     assert "* x4, Percentile, 4/4: ValueError: no such luck" in printed and "| x4 | MinMax |" in printed

@@ -1,0 +1,217 @@
+"""The quantization of one row of ``tools.ptq_rows``: by its method, on a budget of time."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+
+import torch
+from basicsr.archs import build_network
+from torch import Tensor, nn
+
+from .. import checkpoints
+from ..inference.networks import load_full_precision
+from ..models.calibration_data import calibration_batches
+from ..models.cuda_graph import RECORDERS
+from ..models.ptq_step_graph import RecordedSteps
+from ..ptq import build_method
+from ..ptq.blockwise import BlockReconstruction
+from ..ptq.method import require_ordinary
+from ..ptq.training import OptimizedMethod, TrainedMethod
+from .ablation_run import Store, weights_file
+from .ablation_studies import Run
+from .time_limit import TimeLimit
+
+__all__ = ["clock", "iterations_that_fit", "quantize_row"]
+
+ROUTING = 500 / 12_500  # of the iterations: SPR2Q's last ones, which train the routing alone, as in its paper
+CHECK_EVERY = 10  # recorded iterations between two looks at losses and clock
+FINISHING = 10.0  # seconds of a limit that are left for what comes behind the iterations
+
+logger = logging.getLogger("ptq_rows")
+
+
+def clock(device: torch.device) -> float:
+    """Seconds that budgets count in: of processor time, which other programs do not take; on a GPU, of time."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+def iterations_that_fit(method: TrainedMethod, images: Tensor, seconds: float, most: int) -> int:
+    """How many iterations a method can make in a time.
+
+    Two are timed on a copy, in the middle, where a method that goes block by block begins with a block of average cost.
+
+    Args:
+        method: calibrated, with a plan.
+        images: of one iteration.
+        seconds: see :func:`clock`.
+        most: not more than these.
+    """
+    trial = copy.deepcopy(method)
+    times = []
+    for _ in range(2):
+        begun = clock(images.device)
+        trial.step(trial.total // 2, images)
+        times.append(clock(images.device) - begun)
+    units = len(method.units) if isinstance(method, BlockReconstruction) else 1
+    at_first = max(0.0, times[0] - times[1]) * units
+    return max(least_iterations(method), min(most, int((seconds - at_first) / max(times[1], 1e-9))))
+
+
+def least_iterations(method: TrainedMethod) -> int:
+    """One for each block; end to end, one for each of two stages."""
+    return len(method.units) if isinstance(method, BlockReconstruction) else 2
+
+
+def quantize_row(run: Run, store: Store, limit: TimeLimit) -> dict:
+    """Quantize a row's network and write its weights.
+
+    Args:
+        run: of ``ptq_rows.options_of``.
+        store: see :class:`Store`.
+        limit: of the command; iterations end in time.
+
+    Returns:
+        What its record holds of that: iterations, images, seconds (:func:`clock`), those before the first iteration, options of
+        the method, why iterations were not recorded where they could have been.
+
+    Raises:
+        ValueError: a loss is not finite.
+    """
+    opt, device = run.opt, torch.device("cuda" if run.opt["num_gpu"] else "cpu")
+    begun = clock(device)
+    net = build_network(copy.deepcopy(opt["network_g"])).eval()
+    load_full_precision(net, opt["path"]["pretrain_network_g"]).to(device)
+    shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
+    method = build_method(opt["ptq"]["method"])
+    data, seed, calibration = training_data(opt), opt["manual_seed"], opt["ptq"]["calibration"]
+    drawn = calibration_batches(data, calibration["batches"], calibration["batch_size"], seed)
+    batches = [batch.to(device) for batch in drawn]
+    trained = {"iterations": 0, "losses": {}}
+    if method.trains:
+        trained = _train(method, net, batches, opt, begun, limit)
+    else:
+        method.apply(net, batches)
+    require_ordinary(net, type(method).__name__, shapes)
+    end_to_end = method.trains and not isinstance(method, BlockReconstruction)
+    checkpoints.write_file({"params": net.cpu().state_dict()}, weights_file(run, store))
+    return {
+        "method": {"type": type(method).__name__, **method.settings},
+        **trained,
+        "images": {
+            "calibration": sum(map(len, batches)),
+            "training": trained["iterations"] * data["batch_size_per_gpu"] if end_to_end else 0,
+        },
+        "seconds": round(clock(device) - begun, 3),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def training_data(opt: Mapping) -> dict:
+    """The section as BasicSR hands it to a data set."""
+    return {**opt["datasets"]["train"], "phase": "train", "scale": opt["scale"]}
+
+
+def _train(
+    method: TrainedMethod, net: nn.Module, batches: list[Tensor], opt: Mapping, begun: float, limit: TimeLimit
+) -> dict:
+    """From beginning to end; returns what the record holds of it."""
+    device, most = batches[0].device, int(opt["train"]["total_iter"])
+    method.open(net)
+    method.calibrate(batches)
+    most = max(most, least_iterations(method))
+    plan(method, most)
+    before = clock(device) - begun
+    left = min(60 * opt["train"]["minutes"] - before, limit.left() - FINISHING)
+    if isinstance(method, OptimizedMethod) and device.type in RECORDERS:
+        found = _paced(method, opt, device, most, left)
+    else:
+        found = _counted(method, opt, device, most, left)
+    method.finish(net)
+    return {**found, "seconds_before": round(before, 3)}
+
+
+def _counted(method: TrainedMethod, opt: Mapping, device: torch.device, most: int, left: float) -> dict:
+    """Iterations whose number is settled at the beginning, by what the first ones take."""
+    data, seed, batch = training_data(opt), opt["manual_seed"] + 1, opt["datasets"]["train"]["batch_size_per_gpu"]
+    (trial,) = calibration_batches(data, 1, batch, seed)
+    total = iterations_that_fit(method, trial.to(device), left, most)
+    plan(method, total)
+    logger.info("%s: %d iterations", opt["name"], total)
+    kept: list[dict[str, float]] = []
+    for i, images in enumerate(calibration_batches(data, total, batch, seed)):
+        losses = method.step(i, images.to(device))
+        _check(losses, i)
+        kept = [*kept, losses][-max(1, total // 20) :]
+    return {"iterations": total, "losses": _means(kept)}
+
+
+def _paced(method: OptimizedMethod, opt: Mapping, device: torch.device, most: int, left: float) -> dict:
+    """Recorded iterations, as many as the time allows with what the last ones took.
+
+    Other work on a GPU comes and goes: the plan, and the schedule of the rate with it, follows until the last stage begins.
+    """
+    data, seed, batch = training_data(opt), opt["manual_seed"] + 1, opt["datasets"]["train"]["batch_size_per_gpu"]
+    steps, end, i = RecordedSteps(method, device), clock(device) + left, 0
+    times: deque[float] = deque([clock(device)], maxlen=4)
+    kept: list[dict[str, float]] = []
+    for i, images in enumerate(calibration_batches(data, most, batch, seed), start=1):
+        if device.type == "cuda":
+            images = images.pin_memory()  # else the copy waits for the iteration before
+        losses = steps.step(i - 1, images.to(device, non_blocking=True))
+        if i % CHECK_EVERY == 0 or i == method.total:
+            found = {name: loss.item() for name, loss in losses.items()}
+            _check(found, i - 1)
+            kept.append(found)
+            times.append(clock(device))
+            follow(method, i, most, end, times)
+        if i >= method.total:
+            break
+    logger.info("%s: %d iterations%s", opt["name"], i, f", eagerly: {steps.reason}" if steps.reason else "")
+    return {"iterations": i, "losses": _means(kept[-max(1, len(kept) // 20) :]), "eager": steps.reason}
+
+
+def follow(method: OptimizedMethod, done: int, most: int, end: float, times: deque[float]) -> None:
+    """Plan as many iterations as there is time for.
+
+    Args:
+        method: with a plan.
+        done: iterations behind.
+        most: iterations to plan at the most.
+        end: of the time.
+        times: when the last ones were looked at, each ``CHECK_EVERY`` iterations after the one before.
+    """
+    if done >= stage_end(method):
+        return
+    each = (times[-1] - times[0]) / (CHECK_EVERY * (len(times) - 1))
+    total = min(most, done + max(0, int((end - times[-1]) / max(each, 1e-9))))
+    routing = max(1, int(ROUTING * total)) if "routing" in method.settings else 0
+    plan(method, max(total, done + 1 + routing))
+
+
+def stage_end(method: OptimizedMethod) -> int:
+    """The iteration behind which a plan stays: where SPR2Q's routing begins, else the last one."""
+    return getattr(method, "grouped", method.total)
+
+
+def plan(method: TrainedMethod, total: int) -> None:
+    """Plan iterations, with the paper's share of them for SPR2Q's routing."""
+    if "routing" in method.settings:
+        method.settings["routing"] = max(1, int(ROUTING * total))
+    method.plan(total)
+
+
+def _check(losses: Mapping[str, float], iteration: int) -> None:
+    bad = [name for name, loss in losses.items() if not abs(loss) < float("inf")]
+    if bad:
+        raise ValueError(f"{bad[0]} is {losses[bad[0]]} at iteration {iteration + 1}")
+
+
+def _means(kept: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(entry[name] for entry in kept) / len(kept) for name in kept[-1]}
