@@ -8,11 +8,18 @@ options are those of ``recipes/ptq_contents.py``; a row differs from its option 
 
 A method that trains takes its recipe's iterations, or as many as fit into ``--minutes`` of processor time (on a GPU, of
 time), calibration included: a few steps are timed on a copy, then the number is settled and the learning rate's schedule with it. At least as
-many as the method needs are made, whatever the time. Patches of the training are drawn by one seed, the same for all.
+many as the method needs are made, whatever the time. Patches of the training are drawn by one seed, the same for all. With
+``--device cuda``, iterations of methods that train end to end are recorded as CUDA graphs, and their number follows what the last ones
+took until SPR2Q's routing begins; passes of the tests are recorded, too. Where that is not possible a line says why, and they run eagerly.
 
 ``OUT/ptq_rows.md`` and ``.csv`` hold what is finished beside published figures, and name what is missing; the first is
 printed. What is finished is not repeated unless what it was made from has changed (``--rerun``: all of it; ``--any-code``:
-other versions of the code do not count), and after a kill the row at hand begins again.
+other versions of the code do not count), and after a kill the row at hand begins again, unless it is quantized.
+
+Several such commands share one ``--out``, each on a device of its own choice: a row belongs to the process that has begun it. ``--only
+quantize`` leaves the tests to another one, which ``--only test --until SECONDS`` has wait for more. After ``--until`` seconds a command
+ends by itself: rows that cannot be finished any more are not begun, weights of a row whose test is cut off stay, and so do
+figures of its finished sets.
 """
 
 from __future__ import annotations

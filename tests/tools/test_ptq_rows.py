@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
+import signal
+import time
+from collections import deque
+from typing import ClassVar
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
+from recorded_operations import RecordedOperations
 
 from qmambair_basicsr import checkpoints
 from qmambair_basicsr.command_lines.ptq_rows import build_parser
 from qmambair_basicsr.layers.info import full_precision_twin
+from qmambair_basicsr.models import cuda_graph
+from qmambair_basicsr.models.mambair_model import MambaIRModel
+from qmambair_basicsr.ops.backend import ENV
+from qmambair_basicsr.quantizers import ste
 from qmambair_basicsr.recipes.option_table import TASKS
 from qmambair_basicsr.recipes.ptq_contents import METHODS, ptq_options, ptq_test_options
 from qmambair_basicsr.studies import ptq_rows, ptq_rows_quantize
 from qmambair_basicsr.studies.benchmark_table import read_published
 from qmambair_basicsr.studies.ptq_rows_report import Reported, markdown, write_report
+from qmambair_basicsr.studies.time_limit import OutOfTime, TimeLimit
 from qmambair_basicsr.tools import ptq_rows as tool
 
 TINY = {
@@ -143,6 +154,10 @@ def tiny(tmp_path, monkeypatch):
     return tmp_path
 
 
+def never(*_, **__):
+    raise AssertionError("made again")
+
+
 def call(*more):
     words = ["--bits", "4", "--sets", "Set5", "--iterations", "4", "--batch", "2", "--patches", "2", "--out", "out"]
     return tool.main([*words, *more])
@@ -158,9 +173,6 @@ def test_rows_are_made_once_and_told(tiny, capsys, monkeypatch):
     assert all(float(row["psnr"]) > 5 and float(row["seconds"]) > 0 for row in by_method.values())
     assert "(31.60)" in printed and f"{float(by_method['SPR2Q']['psnr']):.2f} (31.60) | 4 | 2 + 8 |" in printed
     weights = {f.parts[-3]: f.read_bytes() for f in tiny.glob("out/experiments/*/models/net_g_latest.pth")}
-
-    def never(*_, **__):
-        raise AssertionError("made again")
 
     monkeypatch.setattr(ptq_rows, "quantize_row", never)
     assert call("--methods", "MinMax", "SPR2Q") == 0 and capsys.readouterr().out == printed
@@ -196,6 +208,151 @@ def test_a_row_that_fails_is_named_and_the_next_one_is_made(tiny, capsys, monkey
     assert call("--methods", "Percentile", "MinMax") == 1
     printed = capsys.readouterr().out
     assert "* x4, Percentile, 4/4: ValueError: no such luck" in printed and "| x4 | MinMax |" in printed
+
+
+# -- several processes, and little time ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    """Recorders that stand in for CUDA graphs; every one that is made."""
+    made = []
+
+    class Remembered(RecordedOperations):
+        def __init__(self, device):
+            super().__init__(device)
+            made.append(self)
+
+    monkeypatch.setitem(cuda_graph.RECORDERS, "cpu", Remembered)
+    monkeypatch.setenv(ENV, "reference")  # the stand-in sees PyTorch's operators
+    monkeypatch.setattr(ste, "asking_is_free", lambda x: False)
+    return made
+
+
+def record_of(folder, method):
+    return json.loads((folder / f"out/finished/QMambaIRv2Light_lightSRx4_w4a4_{method}.json").read_text())
+
+
+def test_end_to_end_methods_are_recorded_where_a_device_can(tiny, recorders):
+    assert call("--methods", "SPR2Q", "MinMax", "--iterations", "50", "--batch", "1", "--only", "quantize") == 0
+    assert [r.recordings for r in recorders] == [2] and recorders[0].replays >= 40
+    record = record_of(tiny, "SPR2Q")
+    assert record["iterations"] == 50 and record["eager"] == "" and record["method"]["routing"] == 2
+    assert record["results"] == {} and 0 < record["seconds_before"] < record["seconds"]
+    assert record["images"]["training"] == 50 and all(loss > 0 for loss in record["losses"].values())
+
+
+class Plan:
+    """A method that trains by itself, whose last ten iterations are of another stage."""
+
+    settings: ClassVar = {}
+    grouped = 90
+    total = 100
+
+    def plan(self, total):
+        self.total, self.grouped = total, total - 10
+
+
+@pytest.mark.parametrize(
+    ("done", "end", "times", "total"),
+    [
+        (20, 80.0, [0.0, 10.0, 20.0], 80),  # a second each
+        (20, 500.0, [0.0, 10.0, 20.0], 100),  # no more than there were to be
+        (20, 50.0, [0.0, 10.0, 10.5], 95),  # as the last ones went
+        (90, 91.0, [0.0, 10.0, 90.0], 100),  # the last stage has begun
+        (20, 0.0, [0.0, 10.0, 20.0], 21),  # the time is over
+    ],
+)
+def test_the_plan_follows_the_time(done, end, times, total):
+    method = Plan()
+    ptq_rows_quantize.follow(method, done, 100, end, deque(times))
+    assert method.total == total
+
+
+def test_one_process_quantizes_and_another_one_tests(tiny, capsys, monkeypatch):
+    assert call("--methods", "MinMax", "--only", "test") == 0 and "lack figures" in capsys.readouterr().out
+    assert call("--methods", "MinMax", "--only", "quantize") == 0
+    assert "* x4, MinMax, 4/4: Set5" in capsys.readouterr().out and not list(tiny.glob("out/results/*"))
+    monkeypatch.setattr(ptq_rows, "quantize_row", never)
+    assert call("--methods", "MinMax", "Percentile", "--only", "test") == 0
+    printed = capsys.readouterr().out
+    assert "| x4 | MinMax |" in printed and "* x4, Percentile, 4/4: Set5" in printed
+    assert call("--methods", "MinMax", "--only", "quantize") == 0
+
+
+def test_tests_wait_for_rows_of_others(tiny, capsys, monkeypatch):
+    naps = []
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 2:
+            monkeypatch.chdir(tiny)
+            assert call("--methods", "MinMax", "--only", "quantize") == 0
+
+    monkeypatch.setattr(ptq_rows.time, "sleep", nap)
+    assert call("--methods", "MinMax", "--only", "test", "--until", "600") == 0
+    assert "| x4 | MinMax |" in capsys.readouterr().out and naps == [ptq_rows.LOOK_AGAIN] * 2
+
+
+def test_a_row_that_another_process_has_is_left_to_it(tiny, capsys):
+    made, _ = ptq_rows.options_of(4, 4, "MinMax", arguments("--out", "out"))
+    with ptq_rows.Store(tiny / "out").claimed(made):
+        assert call("--methods", "MinMax", "Percentile") == 0
+    printed = capsys.readouterr().out
+    assert "* x4, MinMax, 4/4: Set5" in printed and "| x4 | Percentile |" in printed
+
+
+def test_when_the_time_is_over_what_is_done_stays(tiny, capsys, monkeypatch):
+    """Weights of a row whose test is cut off, and figures of its finished sets."""
+    (tiny / "datasets/Set14").symlink_to(tiny / "datasets/Set5")
+    real = MambaIRModel.nondist_validation
+
+    def second_is_cut_off(self, dataloader, *args):
+        if dataloader.dataset.opt["name"] == "Set14":
+            raise OutOfTime
+        return real(self, dataloader, *args)
+
+    monkeypatch.setattr(MambaIRModel, "nondist_validation", second_is_cut_off)
+    sets = ("--sets", "Set5", "Set14")
+    assert call("--methods", "MinMax", "Percentile", *sets, "--until", "500") == 0
+    printed = capsys.readouterr().out
+    assert "* x4, MinMax, 4/4: Set14\n" in printed and "* x4, Percentile, 4/4: Set5, Set14\n" in printed
+    assert record_of(tiny, "MinMax")["results"].keys() == {"Set5"}
+    monkeypatch.setattr(MambaIRModel, "nondist_validation", real)
+    monkeypatch.setattr(ptq_rows, "quantize_row", never)
+    first = record_of(tiny, "MinMax")["results"]["Set5"]
+    assert call("--methods", "MinMax", *sets) == 0 and "lack figures" not in capsys.readouterr().out
+    record = record_of(tiny, "MinMax")["results"]
+    assert record.keys() == {"Set5", "Set14"} and record["Set5"] == first
+
+
+def test_rows_that_do_not_fit_any_more_are_not_begun(tiny, capsys, caplog):
+    caplog.set_level("INFO")
+    assert call("--methods", "MinMax", "--bits", "4") == 0
+    finished = tiny / "out/finished/QMambaIRv2Light_lightSRx4_w4a4_MinMax.json"
+    finished.write_text(json.dumps({**json.loads(finished.read_text()), "seconds": 1000}))
+    assert call("--methods", "MinMax", "Percentile", "--bits", "2", "4", "--until", "500") == 0
+    assert "w2a2_MinMax: not begun: 500 s are left, it takes 1000 s" in caplog.text.replace("499 s", "500 s")
+    printed = capsys.readouterr().out
+    assert "* x4, MinMax, 2/2: Set5" in printed and "| x4 | Percentile | 2/2 |" in printed
+
+
+def test_a_limit_ends_what_is_running():
+    limit = TimeLimit(0.05)
+    with pytest.raises(OutOfTime), limit.enforced():
+        while True:
+            time.sleep(0.01)
+    assert limit.left() < 0 and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    with TimeLimit(None).enforced():
+        assert TimeLimit(None).left() == float("inf")
+
+
+def test_figures_hold_wherever_the_images_lie(tiny, capsys, monkeypatch):
+    assert call("--methods", "MinMax") == 0
+    printed = capsys.readouterr().out
+    (tiny / "datasets").rename(tiny / "elsewhere")
+    monkeypatch.setattr(ptq_rows, "quantize_row", never)
+    assert call("--methods", "MinMax", "--root", "elsewhere") == 0 and capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize(
