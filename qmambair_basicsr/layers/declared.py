@@ -105,12 +105,11 @@ def _hadamard(place: Place, options: Mapping[str, int], widths: Mapping[tuple[st
 
 
 def _low_rank(place: Place, options: Mapping[str, int], widths: Mapping[tuple[str, str], int]) -> Transform | None:
-    layout = place.layout
-    rows = layout.weight_shape[1 if len(layout.weight_shape) == 3 else 0]
-    columns = math.prod(layout.weight_shape) // rows // (layout.weight_shape[0] if len(layout.weight_shape) == 3 else 1)
-    if widths.get((layout.name, "weight"), 32) == 32 or options["rank"] >= min(rows, columns):
+    layout, rank = place.layout, options["rank"]
+    if widths.get((layout.name, "weight"), 32) == 32:
         return None
-    return LowRank(layout.weight_shape, options["rank"], torch.Generator(device="cpu").manual_seed(0))
+    made = LowRank(layout.weight_shape, rank, torch.Generator(device="cpu").manual_seed(0))
+    return made if rank < min(made.B.shape[-2], made.A.shape[-1]) else None
 
 
 _BUILDERS = {"Hadamard": _hadamard, "LowRank": _low_rank}
