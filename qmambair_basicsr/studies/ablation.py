@@ -17,8 +17,8 @@ from ..recipes.option_data import DATA
 from ..recipes.option_files import read_options
 from ..schema.forced import apply
 from .ablation_report import collect, write_plot, write_tables
-from .ablation_run import Store, execute, forget, stale_results, stale_training, unfinished
 from .ablation_studies import Run, plan
+from .study_runs import Store, execute, forget, stale_results, stale_training, unfinished
 
 __all__ = ["run", "test_options", "training_options"]
 

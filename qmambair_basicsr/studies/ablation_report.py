@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import write_bytes, write_text
-from .ablation_run import Store
 from .ablation_studies import Run, studies
+from .study_runs import Store
 
 __all__ = ["Row", "collect", "markdown", "order", "write_plot", "write_tables"]
 

@@ -19,11 +19,11 @@ from ..inference.backends import device_of
 from ..recipes.generality_table import EVERYWHERE, METHODS, NETWORKS
 from ..recipes.option_contents import stem, test_options, train_options
 from ..recipes.option_table import TASKS
-from .ablation_run import Store, execute, forget, stale_results, stale_training, training_due, unfinished
 from .ablation_studies import Run
 from .generality_report import FINISHED, FULL, MISSING, Case, Row, write_report
 from .reduced_tasks import TRAINING_SET, prepare, small_data
 from .side_by_side import NOT_STARTED, Job, Outcome, seconds_left, side_by_side
+from .study_runs import Store, execute, forget, stale_results, stale_training, training_due, unfinished
 
 __all__ = ["run"]
 

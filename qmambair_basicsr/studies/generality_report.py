@@ -43,7 +43,7 @@ class Row:
 
     Attributes:
         case: which.
-        record: its record (see ``ablation_run.Store``); empty unless it is finished.
+        record: its record (see ``study_runs.Store``); empty unless it is finished.
         state: ``finished``, ``missing``, or why it failed.
     """
 

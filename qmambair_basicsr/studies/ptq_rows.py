@@ -20,7 +20,11 @@ from ..ptq.method import PTQ_METHODS
 from ..recipes.option_contents import stem
 from ..recipes.option_table import TASKS
 from ..recipes.ptq_contents import ptq_options, ptq_test_options
-from .ablation_run import (
+from .ablation_studies import Run
+from .generality import working_in
+from .ptq_rows_quantize import quantize_row
+from .ptq_rows_report import Reported, write_report
+from .study_runs import (
     Store,
     finish_tests,
     forget,
@@ -31,10 +35,6 @@ from .ablation_run import (
     unfinished,
     weights_file,
 )
-from .ablation_studies import Run
-from .generality import working_in
-from .ptq_rows_quantize import quantize_row
-from .ptq_rows_report import Reported, write_report
 from .time_limit import OutOfTime, TimeLimit
 
 __all__ = ["run"]

@@ -21,8 +21,8 @@ from ..ptq import build_method
 from ..ptq.blockwise import BlockReconstruction
 from ..ptq.method import require_ordinary
 from ..ptq.training import OptimizedMethod, TrainedMethod
-from .ablation_run import Store, weights_file
 from .ablation_studies import Run
+from .study_runs import Store, weights_file
 from .time_limit import TimeLimit
 
 __all__ = ["clock", "iterations_that_fit", "quantize_row"]

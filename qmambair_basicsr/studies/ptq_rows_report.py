@@ -22,7 +22,7 @@ class Reported:
     Attributes:
         scale, bits, method: which.
         test: options of its test, which say what its published figures are called.
-        record: see ``ablation_run.execute``; ``results`` is empty where it is not finished.
+        record: see ``study_runs.execute``; ``results`` is empty where it is not finished.
         failure: message of a row that failed, or why its figures do not count.
     """
 

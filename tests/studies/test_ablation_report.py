@@ -8,8 +8,8 @@ import io
 import pytest
 
 from qmambair_basicsr.studies.ablation_report import collect, markdown, order, summary_csv
-from qmambair_basicsr.studies.ablation_run import Store
 from qmambair_basicsr.studies.ablation_studies import Run
+from qmambair_basicsr.studies.study_runs import Store
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ from devices import python_path
 from qmambair_basicsr.models.mambair_model import MambaIRModel
 from qmambair_basicsr.quantizers import LSQ, QUANTIZER_REGISTRY, QuantSpec
 from qmambair_basicsr.recipes.option_contents import OPTIONS
-from qmambair_basicsr.studies import ablation_run
-from qmambair_basicsr.studies.ablation_run import Store
+from qmambair_basicsr.studies import study_runs
 from qmambair_basicsr.studies.ablation_studies import studies
 from qmambair_basicsr.studies.result_log import latest_log, read_results
+from qmambair_basicsr.studies.study_runs import Store
 from qmambair_basicsr.tools import ablation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,7 +203,7 @@ def pretended(monkeypatch):
     calls = []
 
     def pipeline(function, opt, store, *flags):
-        kind = "train" if function is ablation_run.train_pipeline else "test"
+        kind = "train" if function is study_runs.train_pipeline else "test"
         calls.append(kind)
         if kind == "train":
             file = store.root / "experiments" / opt["name"] / "models" / "net_g_latest.pth"
@@ -217,7 +217,7 @@ def pretended(monkeypatch):
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(figures)
 
-    monkeypatch.setattr(ablation_run, "_pipeline", pipeline)
+    monkeypatch.setattr(study_runs, "_pipeline", pipeline)
     return calls
 
 
@@ -277,7 +277,7 @@ def test_any_code_keeps_figures_of_other_code(work, pretended, monkeypatch):
     argv = ("--studies", "placement", "--variants", "act_policy: paper", "--sets", "Set5")
     assert run(*argv) == 0
     pretended.clear()
-    monkeypatch.setattr(ablation_run.made_from, "code", lambda: "other code")
+    monkeypatch.setattr(study_runs.made_from, "code", lambda: "other code")
     assert run(*argv, "--any-code") == 0 and pretended == []
     assert run(*argv) == 0 and pretended == ["test", "test"]
 

@@ -17,9 +17,9 @@ from qmambair_basicsr import schema
 from qmambair_basicsr.layers.info import full_precision_twin
 from qmambair_basicsr.recipes.generality_table import ALL_SETS, EVERYWHERE, METHODS, NETWORKS
 from qmambair_basicsr.studies import generality
-from qmambair_basicsr.studies.ablation_run import Store
 from qmambair_basicsr.studies.generality import case_name, cases, test_of, training
 from qmambair_basicsr.studies.generality_report import FINISHED, Case, Row, csv_table, markdown, verdict
+from qmambair_basicsr.studies.study_runs import Store
 from qmambair_basicsr.tools import generality as tool
 
 test_of.__test__ = False
