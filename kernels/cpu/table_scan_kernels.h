@@ -14,7 +14,7 @@ namespace {
 // Where the tokens of a tile lie in each map.
 struct Places {
   int count;
-  int64_t x[kTokens], delta[kTokens], B[kTokens], C[kTokens], y[kTokens];
+  int64_t x[kTokens], delta[kTokens], B[kTokens], C[kTokens], y[kTokens];  // elements; of y bytes
 
   void find(const TableScanArgs& a, const Walk& walk, int64_t begin) {
     const int64_t end = begin + kTokens < walk.length ? begin + kTokens : walk.length;
@@ -30,7 +30,7 @@ struct Places {
       else
         walk.offsets(stride, begin, end, places[i]);
     }
-    for (int t = 0; t < count; t++) y[t] = pixel[t] * map_row(a);
+    for (int t = 0; t < count; t++) y[t] = pixel[t] * map_row(a) * (int64_t)sizeof(float);
   }
 };
 
@@ -154,7 +154,7 @@ struct TableScan {
       for (int t = 0; t < at.count; t++) {
         for (int64_t c = 0; c < channels; c += W) {
           const int lanes = channels - c < W ? (int)(channels - c) : W;
-          float* const out = y + at.y[t] + c;
+          float* const out = (float*)((char*)(y + c) + at.y[t]);
           vf base = load(skip + c) * x.values<kind()>(at.x[t] + first + c, lanes);
           if (add) base += floats_at(out, lanes);
           if (lanes == W)
@@ -209,25 +209,56 @@ struct TableScan {
     });
   }
 
-  // Has a share of what the next tile reads on its way, part `part` of `parts`: where it lies the hardware cannot guess, and
-  // there is little arithmetic to hide behind. Inlined: GCC drops calls that only prefetch.
-  QM_INLINE void fetch(const Places& at, int64_t part, int64_t parts) {
-    const int64_t begin = part * at.count / parts, end = (part + 1) * at.count / parts;
-    const auto ask = [&](const void* data, const int64_t* places, int64_t size, int64_t count) QM_LAMBDA {
-      const int64_t bytes = count * size, lines = (bytes - 1) / 64;  // the same for every token: a branch that is guessed
-      for (int64_t t = begin; t < end; t++) {
-        const char* const p = (const char*)data + places[t] * size;
-        for (int64_t line = 0; line <= lines; line++) __builtin_prefetch(p + 64 * line);
-        __builtin_prefetch(p + bytes - 1);
-      }
+  // Lines of the cache that the bytes of each token lie in at most.
+  static int64_t lines_of(const void* data, int64_t row, int64_t column, int64_t bytes) {
+    const int64_t steps = (int64_t)(uintptr_t)data | row | column | 64, even = steps & -steps;
+    return (bytes + 2 * 64 - 1 - even) / 64;
+  }
+
+  // What each token of a tile is read from: line after line of y, delta, x, B and C.
+  struct Lines {
+    const char* from[5];
+    int64_t bytes[5], count[5], total;
+
+    void add(int map, const void* data, int64_t row, int64_t column, int64_t size) {
+      from[map] = (const char*)data, bytes[map] = size, count[map] = lines_of(data, row, column, size);
+      total += count[map];
+    }
+
+    // Line `index` (those beyond `total` are the first again), and which map it is of.
+    const char* line(int64_t index, int* map) const {
+      index %= total;
+      for (*map = 0; index >= count[*map]; ++*map) index -= count[*map];
+      const int64_t place = 64 * index;
+      return from[*map] + (place < bytes[*map] ? place : bytes[*map] - 1);
+    }
+  };
+
+  Lines all_lines() const {
+    Lines lines = {};
+    lines.add(0, y, walk.width * map_row(a) * 4, map_row(a) * 4, channels * 4);
+    const auto add = [&](int map, const Entrance& from, int64_t start, int64_t size) {
+      const Operand& o = from.from;
+      if (o.kind == kCodes)
+        lines.add(map, (const char*)o.data + from.place + start, o.stride[1], o.stride[2], size);
     };
-    const auto ask_for = [&](const Entrance& from, const int64_t* places, int64_t start, int64_t count) QM_LAMBDA {
-      const int64_t size = from.from.kind == kCodes ? 1 : 4;
-      ask((const char*)from.from.data + (from.place + start) * size, places, size, count);
-    };
-    ask_for(delta, at.delta, first, channels), ask_for(x, at.x, first, channels);
-    ask_for(B, at.B, 0, state), ask_for(C, at.C, 0, state);
-    ask(y, at.y, sizeof(float), channels);
+    add(1, delta, first, channels), add(2, x, first, channels), add(3, B, 0, state), add(4, C, 0, state);
+    return lines;
+  }
+
+  // Has block `block` ask for its share of the next tile, and asks for what no block has room for.
+  void ask_ahead(const Lines& lines, const Places& next, int64_t block, BlockTile* tile) const {
+    const int64_t* const places[5] = {next.y, next.delta, next.x, next.B, next.C};
+    int map;
+    for (int i = 0; i < kAhead; i++) {
+      tile->ahead[i] = lines.line(block * kAhead + i, &map);
+      tile->ahead_places[i] = places[map];
+    }
+    if (block + 1 < blocks) return;
+    for (int64_t i = blocks * kAhead; i < lines.total; i++) {
+      const char* const p = lines.line(i, &map);
+      for (int t = 0; t < next.count; t++) __builtin_prefetch(p + places[map][t]);
+    }
   }
 
   void run() {
@@ -235,7 +266,8 @@ struct TableScan {
     fill_skip();
     uint32_t places[kTokens][W];
     float input[kTokens][W];
-    Places here_and_next[2];
+    Places here_and_next[2] = {};  // all places are some: those beyond the last token are asked for as well
+    const Lines lines = all_lines();
     here_and_next[0].find(a, walk, 0);
     for (int64_t begin = 0; begin < walk.length; begin += kTokens) {
       const Places& at = here_and_next[begin / kTokens % 2];
@@ -248,9 +280,9 @@ struct TableScan {
       if (joint) join(at);
       for (int64_t block = 0; block < blocks; block++) {
         const int64_t c = block * W;
-        if (more) fetch(next, block, blocks);
         const int lanes = channels - c < W ? (int)(channels - c) : W;
-        const BlockTile tile = {at.count, y + c, at.y, tile_B, tile_C};
+        BlockTile tile = {at.count, y + c, at.y, tile_B, tile_C, {}, {}};
+        ask_ahead(lines, more ? next : at, block, &tile);
         const float* const rows = joint && lanes < W ? last_rows : decays + c * levels * row;
         float* const own = states + c * row;
         if (joint) {

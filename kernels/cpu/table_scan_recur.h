@@ -8,7 +8,7 @@ namespace {
 
 #define QM_LAMBDA __attribute__((always_inline))
 
-constexpr int kTokens = W == 16 ? 128 : 64;  // of a tile: a block's rows of decays come from L2 once for each
+constexpr int kTokens = W == 16 ? 192 : 64;  // of a tile: a block's rows of decays come from L2 once for each
 constexpr int kJoint = 256;  // inputs of a channel by code of delta (high half) and of x (low half)
 
 template <int kLanes>
@@ -111,12 +111,22 @@ QM_INLINE typename Lanes<kLanes>::type sums_of(const Pair& pair) {
   }
 }
 
+constexpr int kAhead = 3;  // lines of each token of the next tile that a block asks for
+
 // What a tile of one block of W channels reads and writes.
 struct BlockTile {
   int count;
   float* out;             // of the first channel; added to
-  const int64_t* places;  // of the tokens, elements of `out`
+  const int64_t* places;  // of the tokens, bytes of `out`
   const float *B, *C;     // rows of the tokens
+  // What the next tile reads: where it lies the hardware cannot guess, and asking for it costs nothing between the
+  // multiply-adds, if it is done bit by bit. Bytes from `ahead` to each token's.
+  const char* ahead[kAhead];
+  const int64_t* ahead_places[kAhead];
+
+  QM_INLINE void ask(int64_t t) const {
+    for (int i = 0; i < kAhead; i++) __builtin_prefetch(ahead[i] + ahead_places[i][t]);
+  }
 };
 
 // How a channel of a token finds its row of decays and its input dt x. Joint: a byte holds both codes, and the products of
@@ -155,10 +165,11 @@ struct ApartFeed {
 
 // A row is kVectors vectors of kLanes states. The states of kGroup channels stay in registers.
 template <int kLanes, int kVectors, int kGroup, typename Feed>
-void recur(const BlockTile& tile, const Feed& given, float* states, int lanes) {
+void recur(const BlockTile& given_tile, const Feed& given, float* states, int lanes) {
   typedef typename Lanes<kLanes>::type vector;
   constexpr int kRow = kLanes * kVectors;
   constexpr auto vectors = std::make_integer_sequence<int, kVectors>();
+  const BlockTile tile = given_tile;  // its own: what is written could be what `given_tile` holds, for all the compiler knows
   const int count = tile.count;
   for (int group = 0; group < lanes; group += kGroup) {
     const int stored = lanes - group < kGroup ? lanes - group : kGroup;
@@ -168,6 +179,7 @@ void recur(const BlockTile& tile, const Feed& given, float* states, int lanes) {
     constexpr auto all = std::make_integer_sequence<int, kGroup * kVectors>();  // one by one: h is no memory then
     for_each([&](auto n) QM_LAMBDA { h[n / kVectors][n % kVectors] = row_at<kLanes>(own + n * kLanes); }, all);
     for (int t = 0; t < count; t++) {
+      if (!group) tile.ask(t);
       for_each(
           [&](auto v) QM_LAMBDA {
             b[v] = row_at<kLanes>(tile.B + t * kRow + v * kLanes);
@@ -199,7 +211,7 @@ void recur(const BlockTile& tile, const Feed& given, float* states, int lanes) {
           return neighbour_sums<kLanes>(product(i), product(j));
       };
       const vector sums = sums_of<kLanes, kGroup>(pair);
-      float* const out = tile.out + tile.places[t] + group;
+      float* const out = (float*)((char*)(tile.out + group) + tile.places[t]);
       if (stored == kGroup) {
         typename Lanes<kGroup>::type before;
         std::memcpy(&before, out, sizeof before);
@@ -217,6 +229,7 @@ void recur(const BlockTile& tile, const Feed& given, float* states, int lanes) {
 template <typename Feed>
 void recur_long(const BlockTile& tile, const Feed& feed, float* states, int vectors, int lanes) {
   for (int t = 0; t < tile.count; t++) {
+    tile.ask(t);
     const float* const Bt = tile.B + t * vectors * W;
     const float* const Ct = tile.C + t * vectors * W;
     const auto product = [&](int i) {
@@ -235,7 +248,7 @@ void recur_long(const BlockTile& tile, const Feed& feed, float* states, int vect
       return sum;
     };
     const vf sums = sums_of<W, W>([&](auto i) { return neighbour_sums<W>(product(i), product(i + 1)); });
-    add_first<W>(tile.out + tile.places[t], sums, lanes);
+    add_first<W>((float*)((char*)tile.out + tile.places[t]), sums, lanes);
   }
 }
 
