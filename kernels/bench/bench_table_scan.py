@@ -1,7 +1,8 @@
 """Times the scan on codes against the scan in full precision: ``python kernels/bench/bench_table_scan.py [--bits 4]``.
 
-Both scan the same values. ``frozen`` has its tables, ``per image`` builds them in the time, as a grid that follows the image
-(DLS) asks for. Each has to agree with the float64 scan first; a contender that does not gets no figures and the command
+All scan the same values. ``frozen`` has its tables, ``per image`` builds them in the time, as a grid that follows the image
+(DLS) asks for; both as the integer runtime calls them, arguments worked out before (``table_scan.prepared_scan``). ``as a
+function`` is ``frozen`` through ``table_scan``, which looks at its arguments in every call. Each has to agree with the float64 scan first; a contender that does not gets no figures and the command
 fails. Contenders take turns within a round; the smallest time of the rounds counts, processor time by default.
 """
 
@@ -22,7 +23,14 @@ import torch  # noqa: E402
 from parity import relative_error  # noqa: E402
 
 from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS, ss2d_scan  # noqa: E402
-from qmambair_basicsr.ops.table_scan import OnGrid, build_tables, dequantize, table_scan  # noqa: E402
+from qmambair_basicsr.ops.table_scan import (  # noqa: E402
+    OnGrid,
+    build_tables,
+    dequantize,
+    prepared_scan,
+    prepared_tables,
+    table_scan,
+)
 
 TOLERANCE = 1e-5
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -50,16 +58,24 @@ def contenders(channels: int, state: int, size: int, bits: int) -> tuple[dict, t
     def full() -> torch.Tensor:
         return ss2d_scan(*values[:2], rates, *values[2:], skip, bias)
 
+    scan = prepared_scan(x, delta, tables, b, c, skip, out=out[None])
+    build = prepared_tables(delta.grid, rates, bias, True, tables)
+
     def frozen() -> torch.Tensor:
-        return table_scan(x, delta, tables, b, c, skip, out=out)
+        scan()
+        return out
 
     def per_image() -> torch.Tensor:
-        build_tables(delta.grid, bits, rates, bias, out=tables)
+        build()
         return frozen()
+
+    def function() -> torch.Tensor:
+        return table_scan(x, delta, tables, b, c, skip, out=out)
 
     exact = [dequantize(t, torch.float64) for t in (x, delta, b, c)]
     want = ss2d_scan(*exact[:2], rates.double(), *exact[2:], skip.double(), bias.double())
-    return {"full precision": full, "frozen": frozen, "per image": per_image}, want
+    calls = {"full precision": full, "frozen": frozen, "per image": per_image, "as a function": function}
+    return calls, want
 
 
 def run_shape(channels: int, state: int, args: argparse.Namespace) -> bool:
@@ -79,9 +95,7 @@ def run_shape(channels: int, state: int, args: argparse.Namespace) -> bool:
             times[name].append(clock() - start)
     best = {name: min(t) for name, t in times.items()}
     full = best["full precision"]
-    listed = ", ".join(
-        f"{name} {best[name] * 1e3:.2f} ms ({full / best[name]:.2f} times)" for name in ("frozen", "per image")
-    )
+    listed = ", ".join(f"{name} {best[name] * 1e3:.2f} ms ({full / best[name]:.2f} times)" for name in list(best)[1:])
     sys.stdout.write(f"{shape}: full precision {full * 1e3:.2f} ms, {listed}\n")
     return True
 

@@ -24,7 +24,8 @@ struct Operand {
 struct TableScanArgs {
   int64_t batch, height, width, directions, channels, state;
   int64_t row;       // floats of a row of decays: table_row(state)
-  int64_t merge;     // directions run one after the other and add into one map; else one map per direction
+  int64_t merge;     // directions add into one map, or `parts` of them; else one map per direction
+  int64_t parts;     // maps that merged directions are dealt out to: part_begin; 1 where they are not merged
   int64_t threads;
   int64_t trusted;       // as in ScanArgs
   const int64_t* order;  // as in ScanArgs
@@ -35,7 +36,7 @@ struct TableScanArgs {
   const float* steps;   // (G, K, D, levels): dt
   int64_t decays_stride, steps_stride;  // of G in elements; 0 where one table serves every image
   const float* D;       // (K, D) or null
-  float* y;             // (B, H, W, D) when merged, else (B, H, W, K, D)
+  float* y;             // (parts, B, H, W, D) when merged, else (B, H, W, K, D)
 };
 
 // The tables of a scan.
@@ -56,7 +57,10 @@ inline int64_t table_row(int64_t state) { return state <= 4 ? 4 : state <= 8 ? 8
 // Rows of a table: those of 4 bits at least, so that a table of 4 bits and fewer has one shape.
 inline int64_t table_levels(int64_t bits) { return bits < 4 ? 16 : (int64_t)1 << bits; }
 
-enum TableScanStatus : int64_t { kTableScanDone = 0, kTableScanNoMemory = 1, kTableScanBadOrder = 2, kTableScanBadSize = 3 };
+// Directions of a part are [part_begin(p), part_begin(p + 1)), one after the other.
+inline int64_t part_begin(const TableScanArgs& a, int64_t part) { return part * a.directions / a.parts; }
+
+enum TableScanStatus : int64_t { kTableScanDone = 0, kTableScanBadSize = 1, kTableScanNoMemory = 2, kTableScanBadOrder = 3 };
 
 // Channels are dealt out to threads in so many: fewer than a vector has, so that 72 channels are 36 for each of two threads.
 constexpr int64_t kScanUnit = 4;

@@ -13,6 +13,7 @@ bool sized(const Operand& o) {
 bool sized(const TableScanArgs& a) {
   if (a.batch < 1 || a.height < 1 || a.width < 1 || a.directions < 1 || a.channels < 1) return false;
   if (a.state < 1 || a.row != table_row(a.state) || a.row > 256 || a.delta.kind == kValues) return false;
+  if (a.parts < 1 || a.parts > a.directions || (!a.merge && a.parts > 1)) return false;
   return sized(a.x) && sized(a.delta) && sized(a.B) && sized(a.C) && a.decays && a.steps && a.y;
 }
 
@@ -23,14 +24,14 @@ QM_API int64_t qm_table_scan(const TableScanArgs* args) {
   if (!sized(a) || (!a.path && !a.order)) return kTableScanBadSize;
   if (const ScanStatus status = order_status(a)) return status == kScanNoMemory ? kTableScanNoMemory : kTableScanBadOrder;
   const TableScanKernels& table = kernels().table_scan;
-  const int64_t units = (a.channels + kScanUnit - 1) / kScanUnit, K = a.directions, outer = a.merge ? 1 : K;
+  const int64_t units = (a.channels + kScanUnit - 1) / kScanUnit, K = a.directions, outer = a.merge ? a.parts : K;
   const int64_t groups = forward_groups(a.batch * outer, units, a.threads);
   int64_t failed = 0;
   parallel(a.batch * outer * groups, a.threads, [&](int64_t i) {
     const int64_t group = i % groups, k = i / groups % outer, image = i / groups / outer;
     const int64_t first = group * units / groups * kScanUnit, end = (group + 1) * units / groups * kScanUnit;
     const int64_t last = end < a.channels ? end : a.channels;
-    for (int64_t d = a.merge ? 0 : k; d < (a.merge ? K : k + 1); d++)
+    for (int64_t d = a.merge ? part_begin(a, k) : k; d < (a.merge ? part_begin(a, k + 1) : k + 1); d++)
       if (!table.scan(a, image, d, first, last)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
   });
   return failed ? kTableScanNoMemory : kTableScanDone;

@@ -38,6 +38,7 @@ struct Places {
 struct TableScan {
   const TableScanArgs& a;
   const int64_t k, first, channels;
+  int64_t first_direction, end_direction;  // those that add to the same map
   const Walk walk;
   const Entrance x, delta, B, C;
   const int levels, row, state;
@@ -68,7 +69,10 @@ struct TableScan {
         joint(args.delta.bits <= 4 && args.x.kind != kValues && args.x.bits <= 4) {
     decays = a.decays + image * a.decays_stride + (k * a.channels + first) * levels * row;
     steps = a.steps + image * a.steps_stride + (k * a.channels + first) * levels;
-    y = a.y + image * walk.length * map_row(a) + map_offset(a, k) + first;
+    int64_t part = 0;
+    while (a.merge && part_begin(a, part + 1) <= k) part++;
+    first_direction = a.merge ? part_begin(a, part) : k, end_direction = a.merge ? part_begin(a, part + 1) : k + 1;
+    y = a.y + (part * a.batch + image) * walk.length * map_row(a) + map_offset(a, k) + first;
   }
 
   // Memory; zero beyond the channels and the states.
@@ -141,14 +145,14 @@ struct TableScan {
 
   // Sums of D: of this direction, or of all that add to the same map and read the same x.
   void fill_skip() {
-    const bool shared = a.merge && !a.x.stride[3];
-    for (int64_t d = shared ? 0 : k; a.D && d < (shared ? a.directions : k + 1); d++)
+    const bool shared = !a.x.stride[3];
+    for (int64_t d = shared ? first_direction : k; a.D && d < (shared ? end_direction : k + 1); d++)
       for (int64_t c = 0; c < channels; c++) skip[c] += a.D[d * a.channels + first + c];
   }
 
   // The part D x of what is put out; also makes the map something to add to.
   void start_map(const Places& at) {
-    const bool add = a.merge && k > 0, shared = a.merge && !a.x.stride[3];
+    const bool add = k > first_direction, shared = !a.x.stride[3];
     if (shared && add) return;  // the first direction has added it for all
     with_kind(a.x.kind, [&](auto kind) {
       for (int t = 0; t < at.count; t++) {

@@ -143,7 +143,7 @@ class NativeASSM:
         program.rows(gate, [projected, u], activation="sigmoid", other=entered, combine="multiply", out=gate)
         inputs = self.scan.emit_inputs(program, projected)
         scanned = program.floats("wide", d)
-        self.scan.emit_scan(program, u, inputs, scanned, order=lambda: order)
+        self.scan.emit_scan(program, u, inputs, scanned, order)
         last = program.target("last", self.leave.grid, d, lambda rows: rows[order[0].long()].unsqueeze(0))
         program.rows(scanned, [last], norm=self.norm, out=scanned)
         program.layer(self.leave, last.codes, out=y, residual=x)

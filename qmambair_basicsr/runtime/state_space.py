@@ -96,7 +96,12 @@ class NativeScan:
         program.rows(rows, [target])
 
     def emit_scan(
-        self, program: Program, u: Target, inputs: tuple[Target, Target, Target], out: Tensor, order=None
+        self,
+        program: Program,
+        u: Target,
+        inputs: tuple[Target, Target, Target],
+        out: Tensor,
+        order: Tensor | None = None,
     ) -> None:
         """The scan itself.
 
@@ -104,19 +109,16 @@ class NativeScan:
             program: where it goes.
             u: codes of the scanned map.
             inputs: delta, B and C.
-            out: (M, D).
-            order: returns the order of the scan when it runs; None for that of the directions' names.
+            out: (P, M, D), maps whose sum is the result.
+            order: (K, M) int32, what it holds when the scan runs; None for that of the directions' names.
         """
         height, width = program.size
         shape = (1, height, width)
         delta, b, c = inputs
         given = (u.on_grid(*shape, self.d), delta.on_grid(*shape, self.k, self.d))
         given += (b.on_grid(*shape, self.k, self.n), c.on_grid(*shape, self.k, self.n))
-        y = out.view(*shape, self.d)
-        if order is None:
-            program.call(lambda: self.scan(*given, out=y))
-        else:
-            program.call(lambda: self.scan(*given, out=y, order=order()))
+        for step in self.scan.prepared(*given, out=out.view(-1, *shape, self.d), order=order):
+            program.call(step)
 
 
 def _parameter(scan: ScanParameters, sites: nn.ModuleDict, name: str) -> Tensor:
@@ -151,7 +153,9 @@ class NativeSS2D:
         """Steps from the codes of the normalised map to x, to which the result is added."""
         size, d = program.size, self.d
         entered = program.target("entered", self.conv.grid, d, as_map(size))
-        gate, y = program.floats("gate", d), program.floats("y", d)
+        gate = program.floats("gate", d)
+        # two threads can share the directions; in the memory of the projections, which are codes by then
+        y = program.workspace.take("projected", (min(2, self.scan.k), program.tokens, d))
         program.layer(self.enter, given.codes, [entered])
         program.layer(self.gate, given.codes, out=gate)
         projected = program.target("x_proj", self.scan.x_proj.grid, d, as_image(size))
@@ -160,7 +164,8 @@ class NativeSS2D:
         inputs = self.scan.emit_inputs(program, projected)
         self.scan.emit_scan(program, u, inputs, y)
         last = program.target("last", self.leave.grid, d, as_image(size))
-        program.rows(y, [last], norm=self.norm, other=gate, combine="multiply_silu", out=y)
+        given = {"added": y[1]} if len(y) > 1 else {}
+        program.rows(y[0], [last], **given, norm=self.norm, other=gate, combine="multiply_silu", out=y[0])
         program.layer(self.leave, last.codes, out=x, residual=x)
 
 

@@ -226,6 +226,63 @@ def test_the_scan_of_a_layer(bits, frozen):
         assert error(scan(*maps, merge=False).sum(3), want) < TOLERANCE
 
 
+@pytest.mark.skipif(not libraries(), reason="the CPU kernels are not built")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_prepared_for_tensors_that_are_written_anew(frozen, bits, threads, monkeypatch):
+    """Each call scans what the tensors hold then, whatever the number of maps is that the directions are shared by."""
+    monkeypatch.delenv(ENV, raising=False)
+    shape = (1, 5, 6, 4, 11, 10, bits)
+    maps, constants = make(*shape)
+    (rates, skip, bias), order = constants, named_order(DIRECTIONS, 5, 6).int().contiguous()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        scan, calls = CodeScan(rates, bias, skip, bits, frozen=frozen), []
+        for parts, by_order in ((1, False), (2, False), (3, True), (4, False)):
+            out = torch.full((parts, 1, 5, 6, 11), torch.nan)
+            calls.append((scan.prepared(*maps, order=order if by_order else None, out=out), out))
+        for seed in (1, 2):
+            (other, _) = make(*shape, seed=seed)
+            for held, values in zip(maps, other, strict=True):
+                held.data.copy_(values.data)
+            if not frozen:
+                maps[1].grid.mul_(torch.tensor([1.1, 1, 1, 1]))
+            want = scanned(maps, constants, torch.float64)
+            for steps, out in calls:
+                for step in steps:
+                    step()
+                assert error(out.sum(0), want) < TOLERANCE
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not libraries(), reason="the CPU kernels are not built")
+def test_prepared_refuses_what_does_not_fit(monkeypatch):
+    monkeypatch.delenv(ENV, raising=False)
+    maps, (rates, skip, bias) = make(1, 2, 8, 4, 5, 6)
+    scan, order = CodeScan(rates, bias, skip, 4, frozen=True), named_order(DIRECTIONS, 2, 8).int().contiguous()
+    for parts, wrong in ((5, None), (0, None), (1, order.long()), (1, order[:3]), (1, order.t().contiguous().t())):
+        with pytest.raises(ValueError, match=r"out must be|order must be|must have shape"):
+            scan.prepared(*maps, order=wrong, out=torch.empty(parts, 1, 2, 8, 5))
+    steps = scan.prepared(*maps, order=order, out=torch.empty(1, 1, 2, 8, 5))
+    order[0, 0] = order[0, 1]  # written to after it was looked at
+    with pytest.raises(ValueError, match="refuse"):
+        for step in steps:
+            step()
+
+
+@pytest.mark.skipif(not libraries(), reason="the CPU kernels are not built")
+def test_prepared_where_tables_do_not_pay(monkeypatch):
+    monkeypatch.delenv(ENV, raising=False)
+    maps, constants = make(1, 2, 3, 4, 5, 6, 8)
+    (rates, skip, bias), out = constants, torch.full((2, 1, 2, 3, 5), torch.nan)
+    (scan,) = CodeScan(rates, bias, skip, 8).prepared(*maps, out=out)
+    scan()
+    assert error(out.sum(0), scanned(maps, constants, torch.float64)) < TOLERANCE
+
+
 def test_what_does_not_fit_is_named():
     (x, delta, b, c), (rates, skip, bias) = make(1, 2, 3, 4, 5, 6)
     tables = build_tables(delta.grid, 4, rates, bias)

@@ -126,11 +126,12 @@ void table_scan(int64_t batch, int64_t height, int64_t width, int64_t K, int64_t
   for (int64_t i = 0; i < K * length; i++) path[i] = (int32_t)(length - 1 - i % length);
   Buffer A = random_buffer(K * D * N, 1e4f), skip = random_buffer(K * D), bias = random_buffer(K * D);
   for (float& v : A) v = -std::fabs(v);
-  Buffer decays(groups * K * D * levels * row), steps(groups * K * D * levels), y(pixels * D * (merge ? 1 : K));
+  Buffer decays(groups * K * D * levels * row), steps(groups * K * D * levels), y(pixels * D * (merge ? (odd || K == 1 ? 1 : 2) : K));
   ScanTablesArgs t = {groups, K, D, N, row, bits, 1, 1, grid.data(), A.data(), bias.data(), decays.data(), steps.data()};
   if (qm_scan_tables(&t) != kTableScanDone) std::abort();
   TableScanArgs a = {};
   a.batch = batch, a.height = height, a.width = width, a.directions = K, a.channels = D, a.state = N, a.row = row;
+  a.parts = merge && !odd && K > 1 ? 2 : 1;
   a.merge = merge, a.threads = way == kNamed ? 2 : 1, a.order = order;  // two: channels are dealt out in fours
   if (way != kNamed) a.path = path.data(), a.order = nullptr;
   std::vector<Buffer> values;
@@ -157,10 +158,11 @@ void table_scan(int64_t batch, int64_t height, int64_t width, int64_t K, int64_t
     if (qm_table_scan(&a) != kTableScanBadSize) std::abort();
     *place = kept;
   };
-  for (int64_t* size : {&a.batch, &a.height, &a.width, &a.directions, &a.channels, &a.state, &a.row})
+  for (int64_t* size : {&a.batch, &a.height, &a.width, &a.directions, &a.channels, &a.state, &a.row, &a.parts})
     for (const int64_t value : {(int64_t)0, (int64_t)-1, INT64_MIN}) refused(size, value);
   for (Operand* o : {&a.x, &a.delta, &a.B, &a.C}) refused(&o->kind, 3), refused(&o->kind, -1);
   for (const int64_t wrong : {(int64_t)0, (int64_t)9, INT64_MIN}) refused(&a.delta.bits, wrong);
+  refused(&a.parts, merge ? K + 1 : 2);
   refused(&a.state, 257), refused(&a.row, row + 1), refused(&a.delta.kind, kValues);
   path[0] = (int32_t)length;
   if (way != kNamed && qm_table_scan(&a) != kTableScanBadOrder) std::abort();

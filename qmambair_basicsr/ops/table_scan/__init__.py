@@ -7,7 +7,7 @@ for one that follows the image, take the exponentials out of the scan. Inference
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,18 @@ from torch import Tensor
 from ..backend import choose
 from ..ss2d_scan.orders import DIRECTIONS, check_form, codes, verified
 
-__all__ = ["BACKENDS", "OnGrid", "Tables", "build_tables", "dequantize", "empty_tables", "table_row", "table_scan"]
+__all__ = [
+    "BACKENDS",
+    "OnGrid",
+    "Tables",
+    "build_tables",
+    "dequantize",
+    "empty_tables",
+    "prepared_scan",
+    "prepared_tables",
+    "table_row",
+    "table_scan",
+]
 
 BACKENDS = ("native", "triton", "reference")
 _MOST_STATES = 256
@@ -98,14 +109,29 @@ def build_tables(
     if A.dim() != 3 or 0 in A.shape or A.shape[-1] > _MOST_STATES:
         raise ValueError(f"table_scan: A must be (K, D, N) with N up to {_MOST_STATES}, got shape {tuple(A.shape)}")
     grids = grid.reshape(-1, 4)
-    _fits("delta_bias", delta_bias, A.shape[:2])
     if out is None:
         out = empty_tables(grids.shape[0], *A.shape, bits, grids)
-    shape = (grids.shape[0], *A.shape[:2], table_levels(bits), table_row(A.shape[-1]))
-    _fits("out.decays", out.decays, shape)
-    _fits("out.steps", out.steps, shape[:-1])
+    _check_tables(grids, A, delta_bias, out)
     choose("table_scan", BACKENDS, grids).build(grids, A, delta_bias, softplus, out._replace(bits=bits))
     return out
+
+
+def prepared_tables(
+    grid: Tensor, A: Tensor, delta_bias: Tensor | None, softplus: bool, out: Tables
+) -> Callable[[], None]:
+    """:func:`build_tables` for a grid that is written anew before each call; on the native kernels."""
+    from . import native
+
+    grids = grid.reshape(-1, 4)
+    _check_tables(grids, A, delta_bias, out)
+    return native.prepared_build(grids, A, delta_bias, softplus, out)
+
+
+def _check_tables(grids: Tensor, A: Tensor, delta_bias: Tensor | None, out: Tables) -> None:
+    _fits("delta_bias", delta_bias, A.shape[:2])
+    shape = (grids.shape[0], *A.shape[:2], table_levels(out.bits), table_row(A.shape[-1]))
+    _fits("out.decays", out.decays, shape)
+    _fits("out.steps", out.steps, shape[:-1])
 
 
 def table_scan(
@@ -154,6 +180,43 @@ def table_scan(
         )
     choose("table_scan", BACKENDS, tables.steps).scan(x, delta, tables, B, C, D, paths, merge, out)
     return out
+
+
+def prepared_scan(
+    x: OnGrid,
+    delta: OnGrid,
+    tables: Tables,
+    B: OnGrid,
+    C: OnGrid,
+    D: Tensor | None = None,
+    directions: Sequence[str] | None = None,
+    *,
+    order: Tensor | None = None,
+    out: Tensor,
+) -> Callable[[], None]:
+    """:func:`table_scan` for tensors that are written anew before each call; on the native kernels.
+
+    Args:
+        x, delta, tables, B, C, D, directions: as in :func:`table_scan`.
+        order: contiguous int32; each call looks at what it holds then.
+        out: (P, B, H, W, D), contiguous float32: sums over P shares of the directions, which threads work at side by side.
+
+    Raises:
+        ValueError: as :func:`table_scan`; the returned function where the order is no permutation.
+    """
+    from . import native
+
+    named = [] if order is not None else codes(DIRECTIONS if directions is None else directions)
+    shape = _check(x, delta, tables, B, C, D, order, named)
+    if order is not None and (order.dtype != torch.int32 or not order.is_contiguous()):
+        raise ValueError(f"table_scan: a prepared order must be contiguous int32, got {order.dtype}")
+    wanted = (*shape[:3], shape[4])
+    if out.shape[1:] != wanted or not 1 <= len(out) <= shape[3] or not out.is_contiguous():
+        raise ValueError(
+            f"table_scan: out must be contiguous, 1 to {shape[3]} maps of shape {wanted}, got {tuple(out.shape)}"
+        )
+    paths = named if order is None else order
+    return native.prepared_scan(x, delta, tables, B, C, D, paths, True, out, parts=len(out))
 
 
 def dequantize(x: OnGrid, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,17 @@ from torch import Tensor
 from ..backend import choose
 from ..ss2d_scan import ss2d_scan
 from ..ss2d_scan.orders import DIRECTIONS
-from . import BACKENDS, OnGrid, Tables, build_tables, dequantize, empty_tables, table_scan
+from . import (
+    BACKENDS,
+    OnGrid,
+    Tables,
+    build_tables,
+    dequantize,
+    empty_tables,
+    prepared_scan,
+    prepared_tables,
+    table_scan,
+)
 
 _TOKENS_PER_ROW = 2
 """Tokens of an image for each row of a table that is made for it, at which the table pays. Measured at 6 and 8 bits, D 72 N 10
@@ -74,12 +84,41 @@ class CodeScan:
         y = ss2d_scan(*given, self.softplus, named, order=order, merge=merge)
         return y if out is None else out.copy_(y)
 
-    def _tables_of(self, grid: Tensor) -> Tables:
+    def prepared(
+        self, x: OnGrid, delta: OnGrid, B: OnGrid, C: OnGrid, *, order: Tensor | None = None, out: Tensor
+    ) -> list[Callable[[], object]]:
+        """Functions that scan together, one after the other, for tensors that are written anew before each call.
+
+        Args:
+            x, delta, B, C: see :func:`table_scan`.
+            order: contiguous int32, see :func:`prepared_scan`.
+            out: (P, B, H, W, D), maps whose sum is the result.
+        """
+        tokens = x.data.shape[1] * x.data.shape[2]
+        if not pays(self.bits, tokens, self.frozen, self.A):
+
+            def scan() -> None:
+                self(x, delta, B, C, order=order, out=out[0])
+                out[1:].zero_()
+
+            return [scan]
+        named = self.directions if order is None else None
+        tables = self._tables_of(delta.grid) if self.frozen else self._memory(delta.grid)
+        step = prepared_scan(x, delta, tables, B, C, self.D, named, order=order, out=out)
+        if self.frozen:
+            return [step]
+        return [prepared_tables(delta.grid, self.A, self.delta_bias, self.softplus, tables), step]
+
+    def _memory(self, grid: Tensor) -> Tables:
         groups = grid.numel() // 4
-        if self._tables is not None and self.frozen:
-            return self._tables
         if self._tables is None or len(self._tables.steps) != groups:
             self._tables = empty_tables(groups, *self.A.shape, self.bits, self.A.new_empty(0, dtype=torch.float32))
+        return self._tables
+
+    def _tables_of(self, grid: Tensor) -> Tables:
+        if self._tables is not None and self.frozen:
+            return self._tables
+        self._memory(grid)
         return build_tables(grid, self.bits, self.A, self.delta_bias, self.softplus, self._tables)
 
 

@@ -7,13 +7,13 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ..native_library import address, dense, is_available, library, threads
+from ..native_library import address, dense, is_available, threads
+from ..prepared import Prepared
 from . import OnGrid, Tables
 
-__all__ = ["DEVICES", "build", "is_available", "scan"]
+__all__ = ["DEVICES", "build", "is_available", "prepared_build", "prepared_scan", "scan"]
 
 DEVICES = ("cpu",)
-_DONE, _NO_MEMORY = 0, 1  # ``enum TableScanStatus`` in kernels/cpu/table_scan.h
 _VALUES, _CODES, _ON_ENTERING = 0, 1, 2  # ``enum OperandKind``
 
 
@@ -35,7 +35,7 @@ class _TableScanArgs(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "height", "width", "directions", "channels", "state")),
-        *((name, ctypes.c_int64) for name in ("row", "merge", "threads", "trusted")),
+        *((name, ctypes.c_int64) for name in ("row", "merge", "parts", "threads", "trusted")),
         *((name, ctypes.c_void_p) for name in ("order", "path")),
         *((name, _Operand) for name in ("x", "delta", "B", "C")),
         *((name, ctypes.c_void_p) for name in ("decays", "steps")),
@@ -54,18 +54,6 @@ class _ScanTablesArgs(ctypes.Structure):
     ]
 
 
-def _call(name: str, args: ctypes.Structure) -> None:
-    symbol = getattr(library(), name)
-    symbol.restype = ctypes.c_int64
-    status = symbol(ctypes.byref(args))
-    if status == _NO_MEMORY:
-        raise MemoryError("table_scan: no memory for the states of the CPU kernels")
-    if status != _DONE:
-        raise ValueError(
-            f"{name}: the CPU kernels refuse these sizes, or an order that is no permutation of the pixels"
-        )
-
-
 def _optional(t: Tensor | None) -> Tensor | None:
     return None if t is None else dense(t)
 
@@ -76,8 +64,8 @@ def _contiguous(tables: Tables) -> None:
             raise ValueError(f"table_scan: tables must be contiguous float32, got {t.dtype} with strides {t.stride()}")
 
 
-def build(grid: Tensor, A: Tensor, delta_bias: Tensor | None, softplus: bool, out: Tables) -> None:
-    """See ``reference.build``."""
+def prepared_build(grid: Tensor, A: Tensor, delta_bias: Tensor | None, softplus: bool, out: Tables) -> Prepared:
+    """``build`` with its arguments worked out once, for a grid that is written anew before each call."""
     _contiguous(out)
     grid, A, bias = dense(grid), dense(A), _optional(delta_bias)
     args = _ScanTablesArgs(
@@ -85,7 +73,12 @@ def build(grid: Tensor, A: Tensor, delta_bias: Tensor | None, softplus: bool, ou
         *(softplus, threads()),
         *(address(t) for t in (grid, A, bias, out.decays, out.steps)),
     )
-    _call("qm_scan_tables", args)
+    return Prepared("qm_scan_tables", args, (grid, A, bias, out))
+
+
+def build(grid: Tensor, A: Tensor, delta_bias: Tensor | None, softplus: bool, out: Tables) -> None:
+    """See ``reference.build``."""
+    prepared_build(grid, A, delta_bias, softplus, out)()
 
 
 class _Operands:
@@ -106,6 +99,45 @@ class _Operands:
         return _Operand(address(data), kind, address(grid), per_image, operand.bits, strides)
 
 
+def prepared_scan(
+    x: OnGrid,
+    delta: OnGrid,
+    tables: Tables,
+    B: OnGrid,
+    C: OnGrid,
+    D: Tensor | None,
+    directions: list[int] | Tensor,
+    merge: bool,
+    out: Tensor,
+    *,
+    parts: int = 1,
+    trusted: bool = False,
+) -> Prepared:
+    """``scan`` with its arguments worked out once, for tensors that are written anew before each call.
+
+    Args:
+        parts: maps in ``out`` that merged directions are dealt out to.
+        trusted: an order is known to be a permutation; otherwise each call looks at it.
+    """
+    _contiguous(tables)
+    operands, skip = _Operands(), _optional(D)
+    explicit = isinstance(directions, Tensor)
+    order = directions if explicit else (ctypes.c_int64 * len(directions))(*directions)
+    decays, steps, _ = tables
+    batch, height, width, count, channels = delta.data.shape
+    args = _TableScanArgs(
+        *(batch, height, width, count, channels, B.data.shape[-1], decays.shape[-1]),
+        *(merge, parts, threads(), trusted),
+        None if explicit else ctypes.addressof(order),
+        address(order) if explicit else None,
+        *(operands.add(operand) for operand in (x, delta, B, C)),
+        *(address(decays), address(steps)),
+        *((t.stride(0) if len(t) > 1 else 0) for t in (decays, steps)),
+        *(address(skip), address(out)),
+    )
+    return Prepared("qm_table_scan", args, (operands, skip, order, tables, out))
+
+
 def scan(
     x: OnGrid,
     delta: OnGrid,
@@ -118,20 +150,4 @@ def scan(
     out: Tensor,
 ) -> None:
     """See ``reference.scan``."""
-    _contiguous(tables)
-    operands, skip = _Operands(), _optional(D)
-    explicit = isinstance(directions, Tensor)
-    order = directions if explicit else (ctypes.c_int64 * len(directions))(*directions)
-    decays, steps, _ = tables
-    batch, height, width, count, channels = delta.data.shape
-    args = _TableScanArgs(
-        *(batch, height, width, count, channels, B.data.shape[-1], decays.shape[-1]),
-        *(merge, threads(), explicit),  # ``orders.verified`` has looked at an explicit order, and nobody writes to it
-        None if explicit else ctypes.addressof(order),
-        address(order) if explicit else None,
-        *(operands.add(operand) for operand in (x, delta, B, C)),
-        *(address(decays), address(steps)),
-        *((t.stride(0) if len(t) > 1 else 0) for t in (decays, steps)),
-        *(address(skip), address(out)),
-    )
-    _call("qm_table_scan", args)
+    prepared_scan(x, delta, tables, B, C, D, directions, merge, out, trusted=True)()  # ``orders.verified`` has looked
