@@ -50,6 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--patches", type=positive, default=32, metavar="N", help="for calibration, in eights (default: 32)"
     )
+    parser.add_argument(
+        "--photographs", type=Path, metavar="FILE", help="names of the training photographs; default: 395 of BSDS500"
+    )
     add(parser, "--device", default="cpu")
     add(parser, "--any-code")
     add(parser, "--read-only")

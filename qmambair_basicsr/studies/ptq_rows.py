@@ -8,6 +8,8 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +68,8 @@ def options_of(scale: int, bits: int, method: str, args: argparse.Namespace) -> 
     made["num_gpu"] = test["num_gpu"] = 0 if args.device == "cpu" else 1
     made["datasets"] = {"train": _found(made["datasets"]["train"], args.root)}
     made["datasets"]["train"] |= {"batch_size_per_gpu": args.batch, "num_worker_per_gpu": 0}
+    if args.photographs is not None:
+        made["datasets"]["train"]["meta_info_file"] = str(args.photographs.resolve())
     if PTQ_METHODS[made["ptq"]["method"]["type"]].trains:
         made["train"] = {"total_iter": args.iterations or made["train"]["total_iter"], "minutes": args.minutes}
     made["ptq"]["calibration"] = {"batches": -(-args.patches // EIGHT), "batch_size": min(EIGHT, args.patches)}
@@ -110,10 +114,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--checkpoint is of one scale, and --scales names {len(args.scales)}")
     works = {key: options_of(*key, args) for key in rows(args)}
     if not args.read_only:
-        _check_files(works.values())
+        _check_files(works.values(), training=args.only != "test")
     store = Store(args.out.resolve(), args.any_code)
     maker = Maker(works, store, limit, args.only)
-    with working_in(store.root), images_in_memory(IMAGE_MEMORY), recorded_passes():
+    with working_in(store.root), images_in_memory(IMAGE_MEMORY), recorded_passes(), exact_convolutions():
         try:
             with limit.enforced():
                 if args.rerun and not args.read_only:
@@ -123,8 +127,24 @@ def run(args: argparse.Namespace) -> int:
                     maker.make_all(args.sets)
         except OutOfTime:
             logger.info("the time is over")
-        sys.stdout.write(write_report(_reported(works, store), store.root, args.sets))
+        sys.stdout.write(write_report(maker.reported(), store.root, args.sets))
     return len(maker.failed)
+
+
+def as_quantized(made: Run, store: Store) -> Run:
+    """A row with the budget that it was quantized on, which is nothing to a test; as it is before that."""
+    train = store.read(made.name).get("options", {}).get("train", made.opt["train"])
+    return replace(made, opt={**made.opt, "train": train})
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Inside, convolutions on a GPU are computed in float32, as on a CPU, instead of TensorFloat-32."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class Maker:
@@ -154,13 +174,15 @@ class Maker:
         if self.only != "test":
             for made, test in self._in_turn():
                 if self._make(made, test):
-                    write_report(_reported(self.works, self.store), self.store.root, sets)
+                    write_report(self.reported(), self.store.root, sets)
             return
         while True:
             if any(self._make(made, test) for made, test in self._in_turn()):
-                write_report(_reported(self.works, self.store), self.store.root, sets)
+                write_report(self.reported(), self.store.root, sets)
             elif self.limit.left() == float("inf") or not any(
-                unfinished(made, test, self.store) for made, test in self._in_turn() if made.name not in self.failed
+                unfinished(as_quantized(made, self.store), test, self.store)
+                for made, test in self._in_turn()
+                if made.name not in self.failed
             ):
                 return
             else:
@@ -172,6 +194,7 @@ class Maker:
 
     def _make(self, made: Run, test: dict) -> bool:
         """One row, as far as it is due; returns whether anything was made."""
+        made = as_quantized(made, self.store) if self.only == "test" else made
         if made.name in self.failed or not self._due(made, test) or self._failed_elsewhere(made):
             return False
         with self.store.claimed(made) as mine:
@@ -207,6 +230,17 @@ class Maker:
             return trained and bool(missing_sets(self.store.read(made.name), test, self.store.any_code))
         return unfinished(made, test, self.store)
 
+    def reported(self) -> list[Reported]:
+        """Every row, with its record where it has one that is of what is asked for."""
+        failures, found = self.store.failures(), []
+        for (scale, bits, method), (made, test) in self.works.items():
+            made = as_quantized(made, self.store) if self.only == "test" else made
+            reason, record = stale_results(made, test, self.store), self.store.read(made.name)
+            if reason:
+                record = {}
+            found.append(Reported(scale, bits, method, test, record, failures.get(made.name, reason or "")))
+        return found
+
     def _failed_elsewhere(self, made: Run) -> bool:
         """Whether another process has failed at it meanwhile."""
         file = self.store.failed / f"{made.name}.txt"
@@ -228,22 +262,11 @@ class Maker:
         return True
 
 
-def _check_files(works: Iterable[tuple[Run, dict]]) -> None:
+def _check_files(works: Iterable[tuple[Run, dict]], training: bool) -> None:
     for made, test in works:
-        wanted = [made.opt["path"]["pretrain_network_g"]]
-        for section in (made.opt["datasets"]["train"], *test["datasets"].values()):
+        wanted = [made.opt["path"]["pretrain_network_g"]] if training else []
+        for section in (*([made.opt["datasets"]["train"]] if training else []), *test["datasets"].values()):
             wanted += [section["dataroot_gt"], section["dataroot_lq"]]
         for path in wanted:
             if not Path(path).exists():
                 raise ValueError(f"{path} is not there; see --help for what is needed")
-
-
-def _reported(works: Works, store: Store) -> list[Reported]:
-    """Every row, with its record where it has one that is of what is asked for."""
-    failures, found = store.failures(), []
-    for (scale, bits, method), (made, test) in works.items():
-        reason, record = stale_results(made, test, store), store.read(made.name)
-        if reason:
-            record = {}
-        found.append(Reported(scale, bits, method, test, record, failures.get(made.name, reason or "")))
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import shutil
 import signal
 import time
 from collections import deque
@@ -278,6 +279,25 @@ def test_one_process_quantizes_and_another_one_tests(tiny, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "| x4 | MinMax |" in printed and "* x4, Percentile, 4/4: Set5" in printed
     assert call("--methods", "MinMax", "--only", "quantize") == 0
+
+
+def test_tests_need_neither_photographs_nor_the_budget(tiny, capsys, monkeypatch):
+    assert call("--methods", "SPR2Q", "--only", "quantize", "--minutes", "0.5") == 0
+    for folder in ("datasets/BSDS400T91", "experiments"):
+        (tiny / folder).rename(tiny / "gone")
+        shutil.rmtree(tiny / "gone")
+    monkeypatch.setattr(ptq_rows, "quantize_row", never)
+    assert call("--methods", "SPR2Q", "--only", "test", "--iterations", "9") == 0
+    assert "| x4 | SPR2Q |" in capsys.readouterr().out
+
+
+def test_photographs_can_be_named(tiny):
+    (tiny / "one.txt").write_text("1.png\n")
+    run, _ = ptq_rows.options_of(4, 4, "MinMax", arguments("--photographs", "one.txt"))
+    assert run.opt["datasets"]["train"]["meta_info_file"] == str(tiny / "one.txt")
+    assert call("--methods", "MinMax", "--photographs", "one.txt") == 0
+    (tiny / "one.txt").write_text("2.png\n")  # nothing of that name
+    assert call("--methods", "Percentile", "--photographs", "one.txt") == 1
 
 
 def test_tests_wait_for_rows_of_others(tiny, capsys, monkeypatch):
