@@ -42,8 +42,9 @@ class PTQ:
 
 
 # the release's loss divides by the number of elements: most gradients fall below Adam's epsilon, which thousands of iterations
-# make up for and hundreds do not; weighted like this both terms of the paper's loss are about equal at two bits
-_BALANCED = {"schedule": "cosine", "loss": "formula", "feature_weight": 0.002}
+# make up for and hundreds do not; weighted like this both terms of the paper's loss are about equal at two bits. Relative steps
+# of bounds are ours (ptq/README.md has what they give); ``absolute`` is the releases'
+_BALANCED = {"schedule": "cosine", "loss": "formula", "feature_weight": 0.002, "bound_steps": "relative"}
 _QUICK = {"lr": 0.02, "act_lr": 1e-3}  # 20 iterations of a block cannot move roundings at the releases' rates
 
 

@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_quantized(made: Run, store: Store) -> Run:
-    """A row with the budget that it was quantized on, which is nothing to a test; as it is before that."""
+    """A row with the budget that it was quantized on, where that is nothing to the matter; as it is before that."""
     train = store.read(made.name).get("options", {}).get("train", made.opt["train"])
     return replace(made, opt={**made.opt, "train": train})
 
@@ -194,7 +194,8 @@ class Maker:
 
     def _make(self, made: Run, test: dict) -> bool:
         """One row, as far as it is due; returns whether anything was made."""
-        made = as_quantized(made, self.store) if self.only == "test" else made
+        if self.only == "test":
+            made = as_quantized(made, self.store)
         if made.name in self.failed or not self._due(made, test) or self._failed_elsewhere(made):
             return False
         with self.store.claimed(made) as mine:
@@ -223,6 +224,8 @@ class Maker:
         return True
 
     def _due(self, made: Run, test: dict) -> bool:
+        if self.only:  # another process may have had another budget
+            made = as_quantized(made, self.store)
         trained = not training_due(made, self.store) and weights_file(made, self.store).is_file()
         if self.only == "quantize":
             return not trained
@@ -234,7 +237,7 @@ class Maker:
         """Every row, with its record where it has one that is of what is asked for."""
         failures, found = self.store.failures(), []
         for (scale, bits, method), (made, test) in self.works.items():
-            made = as_quantized(made, self.store) if self.only == "test" else made
+            made = as_quantized(made, self.store) if self.only else made
             reason, record = stale_results(made, test, self.store), self.store.read(made.name)
             if reason:
                 record = {}

@@ -159,7 +159,7 @@ def _paced(method: OptimizedMethod, opt: Mapping, device: torch.device, most: in
     """
     data, seed, batch = training_data(opt), opt["manual_seed"] + 1, opt["datasets"]["train"]["batch_size_per_gpu"]
     steps, end, i = RecordedSteps(method, device), clock(device) + left, 0
-    times: deque[float] = deque([clock(device)], maxlen=4)
+    times: deque[float] = deque(maxlen=4)  # from the first look on: what comes before is recorded
     kept: list[dict[str, float]] = []
     for i, images in enumerate(calibration_batches(data, most, batch, seed), start=1):
         if device.type == "cuda":
@@ -170,7 +170,8 @@ def _paced(method: OptimizedMethod, opt: Mapping, device: torch.device, most: in
             _check(found, i - 1)
             kept.append(found)
             times.append(clock(device))
-            follow(method, i, most, end, times)
+            if len(times) > 1:
+                follow(method, i, most, end, times)
         if i >= method.total:
             break
     logger.info("%s: %d iterations%s", opt["name"], i, f", eagerly: {steps.reason}" if steps.reason else "")

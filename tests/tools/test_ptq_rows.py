@@ -283,6 +283,9 @@ def test_one_process_quantizes_and_another_one_tests(tiny, capsys, monkeypatch):
 
 def test_tests_need_neither_photographs_nor_the_budget(tiny, capsys, monkeypatch):
     assert call("--methods", "SPR2Q", "--only", "quantize", "--minutes", "0.5") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(ptq_rows, "quantize_row", never)
+        assert call("--methods", "SPR2Q", "--only", "quantize", "--iterations", "9") == 0
     for folder in ("datasets/BSDS400T91", "experiments"):
         (tiny / folder).rename(tiny / "gone")
         shutil.rmtree(tiny / "gone")
