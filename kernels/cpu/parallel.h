@@ -8,7 +8,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "crew.h"
 #include "kernels.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 #define QM_API extern "C" __attribute__((visibility("default")))
 
@@ -34,6 +39,8 @@ inline int64_t forward_groups(int64_t sequences, int64_t blocks, int64_t threads
 template <typename Task>
 void parallel(int64_t tasks, int64_t threads, const Task& task) {
 #if defined(_OPENMP)
+  if (threads > 1 && tasks > 1 && own_crew())
+    return own_crew()->share(tasks, [](const void* t, int64_t i) { (*(const Task*)t)(i); }, &task);
   if (threads > 1 && tasks > 1 && !forked()) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads((int)(threads < tasks ? threads : tasks))
     for (int64_t i = 0; i < tasks; i++) task(i);

@@ -7,7 +7,7 @@ out=${1:-$(mktemp -d)}
 cxx=${CXX:-g++}
 flags=(-std=c++17 -O0 -g1 -ffp-contract=fast -fsanitize=address,undefined
        -fno-sanitize-recover=all -Wno-psabi '-DQM_SOURCES="sanitize"')
-units=(api quant_api table_scan_api glue_api kernels_portable integer_api integer_portable sanitize_driver
+units=(api program_api quant_api table_scan_api glue_api kernels_portable integer_api integer_portable sanitize_driver
        sanitize_glue_driver sanitize_integer_driver)
 if [[ $(uname -m) == x86_64 ]]; then
   flags+=(-DQM_X86)

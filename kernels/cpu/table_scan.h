@@ -60,7 +60,12 @@ inline int64_t table_levels(int64_t bits) { return bits < 4 ? 16 : (int64_t)1 <<
 // Directions of a part are [part_begin(p), part_begin(p + 1)), one after the other.
 inline int64_t part_begin(const TableScanArgs& a, int64_t part) { return part * a.directions / a.parts; }
 
-enum TableScanStatus : int64_t { kTableScanDone = 0, kTableScanBadSize = 1, kTableScanNoMemory = 2, kTableScanBadOrder = 3 };
+enum TableScanStatus : int64_t {
+  kTableScanDone = 0,
+  kTableScanBadSize = 1,
+  kTableScanNoMemory = 2,
+  kTableScanBadOrder = 3
+};
 
 // Channels are dealt out to threads in so many: fewer than a vector has, so that 72 channels are 36 for each of two threads.
 constexpr int64_t kScanUnit = 4;

@@ -14,7 +14,7 @@ import torch
 
 from .build import LIBRARY, sources_digest
 
-ABI = 11
+ABI = 12
 _NO_MEMORY = 2  # of enum IntegerStatus in kernels/cpu/integer.h
 _BUILD = "python -m qmambair_basicsr.ops.build"
 
@@ -79,11 +79,12 @@ def function(name: str, signature: str, status: bool = True):
     symbol.argtypes = [kinds[letter] for letter in signature]
     symbol.restype = ctypes.c_int64
     if status:
-        symbol.errcheck = _refuse
+        symbol.errcheck = refuse
     return symbol
 
 
-def _refuse(status: int, symbol, _) -> None:
+def refuse(status: int, symbol, _: object = None) -> None:
+    """Raise what a status other than 0 means: MemoryError or ValueError."""
     if status == _NO_MEMORY:
         raise MemoryError(f"{symbol.__name__}: no memory for the scratch of the CPU kernels")
     if status:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from .native_library import function
+from .native_library import function, refuse, threads
 
 
 class Prepared:
@@ -32,6 +34,58 @@ class Prepared:
             MemoryError: it got no memory.
         """
         self.symbol(self.address)
+
+
+class _Step(ctypes.Structure):
+    """Mirror of ``struct ProgramStep`` in kernels/cpu/program.h."""
+
+    _fields_ = [("run", ctypes.c_void_p), ("args", ctypes.c_void_p)]
+
+
+class _Program(ctypes.Structure):
+    """Mirror of ``struct ProgramArgs``."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("count", "threads")),
+        ("steps", ctypes.c_void_p),
+        ("failed", ctypes.c_int64),
+    ]
+
+
+class PreparedProgram:
+    """Prepared calls as one call, without Python between them; threads stay together all the while.
+
+    Args:
+        calls: in the order in which they run.
+    """
+
+    __slots__ = ("address", "arguments", "calls", "steps", "symbol")
+
+    def __init__(self, calls: Iterable[Prepared]):
+        self.calls = tuple(calls)
+        given = [(ctypes.cast(call.symbol, ctypes.c_void_p), call.address) for call in self.calls]
+        self.steps = (_Step * len(given))(*given)
+        self.arguments = _Program(len(given), threads(), ctypes.addressof(self.steps))
+        self.address, self.symbol = ctypes.addressof(self.arguments), function("qm_run", "p", status=False)
+
+    def __call__(self) -> None:
+        """Run them.
+
+        Raises:
+            ValueError, MemoryError: as the first call does that cannot do its work; those behind it do not run.
+        """
+        status = self.symbol(self.address)
+        if status:
+            refuse(status, self.calls[self.arguments.failed].symbol)
+
+
+def joined(steps: Iterable[Callable[[], object]]) -> list[Callable[[], object]]:
+    """The same steps, neighbouring prepared calls as one."""
+    result: list[Callable[[], object]] = []
+    for prepared, group in itertools.groupby(steps, key=lambda step: isinstance(step, Prepared)):
+        together = tuple(group)
+        result += (PreparedProgram(together),) if prepared else together
+    return result
 
 
 def rows_of(t: Tensor | None, columns: int, rows: int | None = None) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..ops import glue
 from ..ops.glue.native import Codes8, DeltaWeights
 from ..ops.integer.kernels import CodeRows, Rows
+from ..ops.prepared import joined
 from ..ops.table_scan import OnGrid
 from .grids import NativeGrid
 from .layers import NativeLayer
@@ -83,11 +84,14 @@ class Program:
     def __init__(self, workspace: Workspace, size: tuple[int, int], observer: Observer | None = None):
         self.workspace, self.size, self.observer = workspace, size, observer
         self.steps: list[Callable[[], object]] = []
+        self._joined: list[Callable[[], object]] | None = None
         self.tokens = size[0] * size[1]
 
     def run(self) -> None:
-        """All steps, one after the other."""
-        for step in self.steps:
+        """All steps, one after the other; there are no others from the first run on."""
+        if self._joined is None:
+            self._joined = joined(self.steps)
+        for step in self._joined:
             step()
 
     def floats(self, name: str, columns: int, tokens: int | None = None) -> Tensor:

@@ -8,9 +8,11 @@
 #include <vector>
 
 #include "../glue.h"
+#include "../program.h"
 
 extern "C" {
 const char* qm_isa();
+int64_t qm_run(ProgramArgs*);
 int64_t qm_glue_rows(const GlueArgs*);
 int64_t qm_glue_attend(const AttendArgs*);
 int64_t qm_glue_delta(const DeltaArgs*);
@@ -207,9 +209,27 @@ void uniform_numbers() {
   }
 }
 
+// Steps run up to the one that refuses its arguments.
+void programs() {
+  const Floats x = random_floats(12);
+  Floats out(12), late(12);
+  GlueArgs good = {}, bad = {}, last = {};
+  good.rows = 3, good.columns = 4, good.threads = 2, good.x = x.data(), good.x_stride = 4, good.out = out.data(), good.out_stride = 4;
+  bad = last = good;
+  bad.rows = 0, last.out = late.data();
+  const auto rows = [](const void* args) { return qm_glue_rows((const GlueArgs*)args); };
+  const ProgramStep steps[] = {{rows, &good}, {rows, &good}, {rows, &bad}, {rows, &last}};
+  ProgramArgs whole = {4, 2, steps, 7}, part = {2, 2, steps, 7}, none = {0, 1, nullptr, 7};
+  if (qm_run(&whole) != kGlueRefused || whole.failed != 2 || out != x || late[0] != 0) std::abort();
+  if (qm_run(&part) || qm_run(&none)) std::abort();
+  for (ProgramArgs wrong : {ProgramArgs{-1, 1, steps, 7}, ProgramArgs{1, 0, steps, 7}, ProgramArgs{1, 1, nullptr, 7}})
+    if (qm_run(&wrong) != 1) std::abort();
+}
+
 }  // namespace
 
 int main() {
+  programs();
   for (const bool odd : {false, true}) {
     for (const int64_t columns : {1, 7, 16, 33, 60, 97}) {
       for (const int64_t count : {1, 5, 40}) {
