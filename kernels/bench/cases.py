@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from qmambair_basicsr.archs.scan_states import scan_with_states
 from qmambair_basicsr.ops.dls import dls
 from qmambair_basicsr.ops.lsq import lsq
 from qmambair_basicsr.ops.rfa import rfa
-from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS, named_order, ss2d_scan
+from qmambair_basicsr.ops.ss2d_scan import DIRECTIONS, Rounding, named_order, ss2d_scan, ss2d_scan_rounded
 from qmambair_basicsr.ops.ss2d_scan.naive import naive_scan
 
 
@@ -64,6 +65,9 @@ def _bytes(*tensors: torch.Tensor) -> int:
 
 # ---- scan ----------------------------------------------------------------------------------------------
 
+STATES = {"qmin": -8, "qmax": 7}
+"""Codes of quantized states, 4 bits."""
+
 
 def _scan_inputs(batch, height, width, directions, channels, state, gradient, order=None):
     def make(full: bool, device: str) -> list[torch.Tensor]:
@@ -97,6 +101,52 @@ def _scan(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
 def _scan_gradients(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     y = ss2d_scan(*inputs[:7], **_way(inputs))
     return [y, *torch.autograd.grad(y, inputs[:7], torch.ones_like(y))]
+
+
+def _rounded_inputs(batch, height, width, directions, channels, state, gradient):
+    """Inputs of a scan, and step and offset of the grid of its states."""
+    make = _scan_inputs(batch, height, width, directions, channels, state, gradient)
+
+    def with_grid(full: bool, device: str) -> list[torch.Tensor]:
+        grid = (torch.tensor([value], device=device).requires_grad_(gradient) for value in (0.06, 0.01))
+        return [*make(full, device), *grid]
+
+    return with_grid
+
+
+def _fused(inputs: list[torch.Tensor]) -> torch.Tensor:
+    rounding = Rounding(*inputs[7:], **STATES)
+    return ss2d_scan_rounded(*inputs[:7], rounding=rounding, directions=DIRECTIONS[: inputs[2].shape[0]])
+
+
+def _opened(inputs: list[torch.Tensor]) -> torch.Tensor:
+    """The states of all pixels in one tensor, quantized by themselves."""
+    directions = DIRECTIONS[: inputs[2].shape[0]]
+    return scan_with_states(*inputs[:7], lambda h: lsq(h, *inputs[7:], **STATES), directions=directions)
+
+
+def _result(scan: Callable) -> Callable:
+    def run(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [scan(inputs)]
+
+    return run
+
+
+def _with_gradients(scan: Callable) -> Callable:
+    def run(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        y = scan(inputs)
+        grads = torch.autograd.grad(y, inputs, torch.ones_like(y))
+        return [y, *grads[:7]]  # those of the grid, sums of both signs over all states, have a test of their own
+
+    return run
+
+
+def _rounded_case(name: str, shape: tuple[int, ...], gradient: bool) -> Case:
+    wrap = _with_gradients if gradient else _result
+    make = _rounded_inputs(*shape, gradient)
+    # a state that float32 rounds to the next code moves by a whole step; next to the end of the grid it has a gradient or none
+    return Case(name, "ss2d_scan", make, wrap(_fused), lambda device: {"in the open": wrap(_opened)}, loose=5e3)
 
 
 def _listed(height: int, width: int, count: int) -> torch.Tensor:
@@ -260,6 +310,9 @@ CASES = {
         _scan_case("scan+grad 2x32x32 K4 D72 N10", (2, 32, 32, 4, 72, 10), True),
         _scan_case("scan+grad 1x256x256 K4 D24 N16", (1, 256, 256, 4, 24, 16), True),
         _scan_case("scan+grad 1x1x4096 K1 D48 N8", (1, 1, 4096, 1, 48, 8), True),
+        _rounded_case("rounded scan 1x64x64 K4 D120 N16", (1, 64, 64, 4, 120, 16), False),
+        _rounded_case("rounded scan+grad 1x64x64 K4 D120 N16", (1, 64, 64, 4, 120, 16), True),
+        _rounded_case("rounded scan+grad 1x1x4096 K1 D96 N8", (1, 1, 4096, 1, 96, 8), True),
         _scan_case("scan listed 1x64x64 K4 D120 N16", (1, 64, 64, 4, 120, 16), False, _none, _listed),
         _scan_case("scan shuffled 1x64x64 K4 D120 N16", (1, 64, 64, 4, 120, 16), False, _none, _shuffled),
         _scan_case("scan+grad shuffled 1x64x64 K4 D120 N16", (1, 64, 64, 4, 120, 16), True, _none, _shuffled),

@@ -12,12 +12,6 @@ constexpr float kLargest = 0x1p80f;  // ops/limits.py: larger values count as th
 
 QM_INLINE vf limited(vf v) { return at_most(at_least(v, splat(-kLargest)), splat(kLargest)); }
 
-// Nearest integer, ties to even, for |v| < 2^22.
-QM_INLINE vf nearest(vf v) {
-  const vf magic = splat(12582912.f);
-  return (v + magic) - magic;
-}
-
 // Calls f(offset, lanes, full) for each vector of [0, n); `full` is a compile-time constant after inlining.
 template <typename F>
 QM_INLINE void for_vectors(int64_t n, const F& f) {

@@ -36,6 +36,10 @@ struct ScanArgs {
   float* dA;          // (B, K, N, D)
   float* dD;          // (B, K, D)
   float* dbias;       // (B, K, D)
+  // states as the read-out sees them: step (> 0), offset, smallest and largest code, lower and upper bound (NaN for none) of
+  // their grid; null where they are not quantized
+  const float* grid;
+  double* dgrid;  // (groups, B, K, 4): gradients of step, offset, lower and upper bound
 };
 
 // What the C functions of the scan return.

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 
+#include "scan_rounding.h"
 #include "scan_walk.h"
 
 namespace QM_ISA {
@@ -48,9 +49,9 @@ struct Scratch {
 };
 
 // Backward of `count` tokens (chunk `c`) of the channels from `first` on, whose carried vectors are at index `block`.
-template <int kState, bool kFull>
+template <int kState, bool kRounded, bool kFull>
 void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t k, int64_t c, int count, int64_t first,
-                    int64_t block) {
+                    int64_t block, double* dgrid) {
   const int N = kState ? kState : (int)a.state;
   const int lanes = kFull ? W : (int)(a.channels - first);
   const int64_t pixels = a.height * a.width;
@@ -113,6 +114,8 @@ void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t 
     dA[n] = vf{};  // sums over tokens start afresh in every chunk: less rounding over long sequences
   }
   vf dD = {}, dbias = {};
+  const StateGrid grid(kRounded ? a.grid : kNoGrid);
+  StateGridSums sums = {};
   const bool add = a.merge && k > 0;
   for (int i = count - 1; i >= 0; i--) {
     const float* Bt = B + s.at_B[i];
@@ -128,8 +131,10 @@ void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t 
     vf to_input = {}, to_dt = {};
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
-      const vf g = gy * Ct[n] + r[n];
-      sum_C[n] += gy * after[n];
+      vf g = gy * Ct[n], seen = after[n];
+      if (kRounded) g = sums.add(grid, g, after[n], &seen);
+      g += r[n];
+      sum_C[n] += gy * seen;
       sum_B[n] += g * input;
       to_input += g * Bt[n];
       r[n] = g * decay[n] + (kSplit ? g * scale[n] : g);
@@ -153,9 +158,15 @@ void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t 
   }
   s.dD[block] += dD;
   s.dbias[block] += dbias;
+  if (kRounded) {
+    dgrid[0] += sum(sums.step);
+    dgrid[1] += sum(sums.offset);
+    dgrid[2] += sum(sums.lower);
+    dgrid[3] += sum(sums.upper);
+  }
 }
 
-template <int kState>
+template <int kState, bool kRounded>
 bool backward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t group) {
   const int N = (int)a.state;
   const int64_t begin = group_begin(a, group), end = group_begin(a, group + 1);
@@ -163,6 +174,7 @@ bool backward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t group) 
   const Scratch s(a.chunk, N, (end - begin + W - 1) / W);
   if (!s.memory) return false;
   const Walk walk(a, k);
+  double dgrid[4] = {};
   const int64_t offset = ((group * a.batch + image) * pixels * a.directions + k) * N;
   for (int64_t c = (pixels + a.chunk - 1) / a.chunk - 1; c >= 0; c--) {
     const int64_t t0 = c * a.chunk, t1 = t0 + a.chunk < pixels ? t0 + a.chunk : pixels;
@@ -174,9 +186,9 @@ bool backward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t group) 
     walk.pixels(t0, t1, s.pixel);
     for (int64_t first = begin; first < end; first += W) {
       if (first + W <= a.channels)
-        backward_block<kState, true>(a, s, image, k, c, (int)(t1 - t0), first, (first - begin) / W);
+        backward_block<kState, kRounded, true>(a, s, image, k, c, (int)(t1 - t0), first, (first - begin) / W, dgrid);
       else
-        backward_block<kState, false>(a, s, image, k, c, (int)(t1 - t0), first, (first - begin) / W);
+        backward_block<kState, kRounded, false>(a, s, image, k, c, (int)(t1 - t0), first, (first - begin) / W, dgrid);
     }
     for (int64_t i = 0; i < t1 - t0; i++) {
       const int64_t to = offset + s.pixel[i] * a.directions * N;
@@ -194,16 +206,22 @@ bool backward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t group) 
     if (a.dD) store(a.dD + which * a.channels + first, s.dD[block], lanes);
     if (a.dbias) store(a.dbias + which * a.channels + first, s.dbias[block], lanes);
   }
+  if (kRounded) std::memcpy(a.dgrid + ((group * a.batch + image) * a.directions + k) * 4, dgrid, sizeof dgrid);
   return true;
 }
 
-bool backward(const ScanArgs& a, int64_t image, int64_t k, int64_t group) {
+template <bool kRounded>
+bool backward_any(const ScanArgs& a, int64_t image, int64_t k, int64_t group) {
   switch (a.state) {
-    case 8: return backward_sized<8>(a, image, k, group);
-    case 10: return backward_sized<10>(a, image, k, group);
-    case 16: return backward_sized<16>(a, image, k, group);
-    default: return backward_sized<0>(a, image, k, group);
+    case 8: return backward_sized<8, kRounded>(a, image, k, group);
+    case 10: return backward_sized<10, kRounded>(a, image, k, group);
+    case 16: return backward_sized<16, kRounded>(a, image, k, group);
+    default: return backward_sized<0, kRounded>(a, image, k, group);
   }
+}
+
+bool backward(const ScanArgs& a, int64_t image, int64_t k, int64_t group) {
+  return a.grid ? backward_any<true>(a, image, k, group) : backward_any<false>(a, image, k, group);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Forward of the selective scan.
 #pragma once
 
+#include "scan_rounding.h"
 #include "scan_walk.h"
 
 namespace QM_ISA {
@@ -20,8 +21,8 @@ struct Tile {
   float* after;
 };
 
-// kState > 0 fixes N at compile time (states stay in registers); 0 reads it from the arguments.
-template <int kState, bool kFull>
+// kState > 0 fixes N at compile time (states stay in registers); 0 reads it from the arguments. kRounded: there is a grid.
+template <int kState, bool kRounded, bool kFull>
 void forward_tile(const ScanArgs& a, const Tile& tile, int64_t image, int64_t k, int64_t first) {
   const int N = kState ? kState : (int)a.state;
   const int lanes = kFull ? W : (int)(a.channels - first);
@@ -49,6 +50,7 @@ void forward_tile(const ScanArgs& a, const Tile& tile, int64_t image, int64_t k,
     rate[n] = load_lanes<kFull>(a.A + (k * N + n) * a.channels + first, lanes) * kLog2e;
     h[n] = tile.first ? vf{} : load_lanes<kFull>(tile.before + n * a.channels + first, lanes);
   }
+  const StateGrid grid(kRounded ? a.grid : kNoGrid);
   for (int i = 0; i < tile.count; i++) {
     const float* Bt = B + tile.at_B[i];
     const float* Ct = C + tile.at_C[i];
@@ -57,7 +59,7 @@ void forward_tile(const ScanArgs& a, const Tile& tile, int64_t image, int64_t k,
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
       h[n] = decayed(h[n], step * rate[n]) + in * Bt[n];
-      (n & 1 ? odd : even) += h[n] * Ct[n];
+      (n & 1 ? odd : even) += (kRounded ? grid.rounded(h[n]) : h[n]) * Ct[n];
     }
     even += odd;
     if (add) even += before[i];  // last, as where directions are summed by the caller
@@ -66,7 +68,7 @@ void forward_tile(const ScanArgs& a, const Tile& tile, int64_t image, int64_t k,
   for (int n = 0; n < N; n++) store_lanes<kFull>(tile.after + n * a.channels + first, h[n], lanes);
 }
 
-template <int kState>
+template <int kState, bool kRounded>
 void forward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t first, int64_t last) {
   const Walk walk(a, k);
   const int64_t states = a.state * a.channels, chunks = a.save_states ? (walk.length + a.chunk - 1) / a.chunk : 1;
@@ -95,20 +97,25 @@ void forward_sized(const ScanArgs& a, int64_t image, int64_t k, int64_t first, i
     }
     for (int64_t block = first; block < last; block += W) {
       if (block + W <= a.channels)
-        forward_tile<kState, true>(a, tile, image, k, block);
+        forward_tile<kState, kRounded, true>(a, tile, image, k, block);
       else
-        forward_tile<kState, false>(a, tile, image, k, block);
+        forward_tile<kState, kRounded, false>(a, tile, image, k, block);
     }
   }
 }
 
-void forward(const ScanArgs& a, int64_t image, int64_t k, int64_t first, int64_t last) {
+template <bool kRounded>
+void forward_any(const ScanArgs& a, int64_t image, int64_t k, int64_t first, int64_t last) {
   switch (a.state) {
-    case 8: return forward_sized<8>(a, image, k, first, last);
-    case 10: return forward_sized<10>(a, image, k, first, last);
-    case 16: return forward_sized<16>(a, image, k, first, last);
-    default: return forward_sized<0>(a, image, k, first, last);
+    case 8: return forward_sized<8, kRounded>(a, image, k, first, last);
+    case 10: return forward_sized<10, kRounded>(a, image, k, first, last);
+    case 16: return forward_sized<16, kRounded>(a, image, k, first, last);
+    default: return forward_sized<0, kRounded>(a, image, k, first, last);
   }
+}
+
+void forward(const ScanArgs& a, int64_t image, int64_t k, int64_t first, int64_t last) {
+  return a.grid ? forward_any<true>(a, image, k, first, last) : forward_any<false>(a, image, k, first, last);
 }
 
 }  // namespace

@@ -82,6 +82,12 @@ QM_INLINE vf at_most(vf v, vf bound) {
 #endif
 }
 
+// Nearest integer, ties to even, for |v| < 2^22.
+QM_INLINE vf nearest(vf v) {
+  const vf magic = splat(12582912.f);
+  return (v + magic) - magic;
+}
+
 QM_INLINE vf absolute(vf v) { return (vf)((vi)v & splat_int(0x7fffffff)); }
 
 template <int kLanes>

@@ -6,12 +6,16 @@ Signatures and meaning are those of ``reference.py``.
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..native_library import add_in_order, address, dense_last, is_available, library, threads
 
-__all__ = ["CHUNK", "DEVICES", "backward", "forward", "is_available"]
+if TYPE_CHECKING:
+    from .rounded import Rounding
+
+__all__ = ["CHUNK", "DEVICES", "backward", "forward", "is_available", "rounded_backward", "rounded_forward"]
 
 DEVICES = ("cpu",)
 CHUNK = 64
@@ -34,7 +38,7 @@ class _ScanArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("order", "path", "x", "delta", "B", "C", "dy")),
         *((f"{name}_stride", _Strides) for name in ("x", "delta", "B", "C", "dy")),
         *((name, ctypes.c_void_p) for name in ("A", "D", "bias", "y", "dx", "states")),
-        *((name, ctypes.c_void_p) for name in ("ddelta", "dB", "dC", "dA", "dD", "dbias")),
+        *((name, ctypes.c_void_p) for name in ("ddelta", "dB", "dC", "dA", "dD", "dbias", "grid", "dgrid")),
     ]
 
 
@@ -47,10 +51,18 @@ def _dense(t: torch.Tensor | None) -> torch.Tensor | None:
     return None if t is None else t.to(torch.float32).contiguous()
 
 
+def _grid(rounding: Rounding) -> ctypes.Array:
+    """The grid of the states as the kernels take it."""
+    nan = float("nan")
+    scale, offset, lower, upper = (nan if t is None else t.item() for t in rounding.tensors)
+    offset = 0.0 if rounding.offset is None else offset
+    return (ctypes.c_float * 6)(scale, offset, rounding.qmin, rounding.qmax, lower, upper)
+
+
 class _Call:
     """The arguments of one call, and the tensors whose addresses they hold."""
 
-    def __init__(self, x, delta, A, B, C, D, delta_bias, softplus, directions, dy=None):
+    def __init__(self, x, delta, A, B, C, D, delta_bias, softplus, directions, dy=None, rounding=None):
         if A.shape[-1] > _MAX_STATE:
             raise ValueError(f"ss2d_scan: the CPU kernels take at most {_MAX_STATE} states, got N = {A.shape[-1]}")
         maps = {"x": x, "delta": delta, "B": B, "C": C, "dy": dy}
@@ -58,6 +70,7 @@ class _Call:
         self.A, self.D, self.bias = _dense(A.transpose(1, 2)), _dense(D), _dense(delta_bias)
         explicit = isinstance(directions, torch.Tensor)
         self.order = directions if explicit else (ctypes.c_int64 * len(directions))(*directions)
+        self.grid = None if rounding is None else _grid(rounding)
         self.shape = (*x.shape[:3], len(directions), x.shape[-1], A.shape[-1])
         names = ("batch", "height", "width", "directions", "channels", "state")
         self.args = _ScanArgs(
@@ -72,6 +85,7 @@ class _Call:
             A=address(self.A),
             D=address(self.D),
             bias=address(self.bias),
+            grid=None if rounding is None else ctypes.addressof(self.grid),
             **{name: address(t) for name, t in self.maps.items()},
             **{f"{name}_stride": _strides(t) for name, t in self.maps.items()},
         )
@@ -101,7 +115,12 @@ def _finished(t: torch.Tensor, merge: bool, dtype: torch.dtype) -> torch.Tensor:
 
 def forward(x, delta, A, B, C, D, delta_bias, softplus, directions, merge, save_states):
     """See ``reference.forward``."""
-    call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions)
+    return rounded_forward(x, delta, A, B, C, D, delta_bias, None, softplus, directions, merge, save_states)
+
+
+def rounded_forward(x, delta, A, B, C, D, delta_bias, rounding, softplus, directions, merge, save_states):
+    """See ``rounded.py``; without a rounding, :func:`forward`."""
+    call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions, rounding=rounding)
     batch, height, width, count, channels, state = call.shape
     chunks = -(-height * width // CHUNK) if save_states else 1
     y = call.output_map(x, merge, tasks=-(-channels // 16))
@@ -113,7 +132,12 @@ def forward(x, delta, A, B, C, D, delta_bias, softplus, directions, merge, save_
 
 def backward(dy, x, delta, A, B, C, D, delta_bias, states, softplus, directions):
     """See ``reference.backward``."""
-    call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions, dy)
+    return rounded_backward(dy, x, delta, A, B, C, D, delta_bias, states, None, softplus, directions)[:7]
+
+
+def rounded_backward(dy, x, delta, A, B, C, D, delta_bias, states, rounding, softplus, directions):
+    """See ``rounded.py``; without a rounding, :func:`backward` and four times None."""
+    call = _Call(x, delta, A, B, C, D, delta_bias, softplus, directions, dy, rounding)
     batch, height, width, count, channels, state = call.shape
     args, groups = call.args, call.args.groups
     shared = x.dim() == 4
@@ -126,6 +150,8 @@ def backward(dy, x, delta, A, B, C, D, delta_bias, states, softplus, directions)
     args.save_states, args.states, args.dx = 1, states.data_ptr(), dx.data_ptr()
     for name, t in (("ddelta", ddelta), ("dB", dB), ("dC", dC), ("dA", dA), ("dD", dD), ("dbias", dbias)):
         setattr(args, name, address(t))
+    to_grid = None if rounding is None else dx.new_empty(groups, batch, count, 4, dtype=torch.float64)
+    args.dgrid = address(to_grid)
     call.run("qm_scan_backward")
     return (
         _finished(dx, shared, x.dtype),
@@ -135,4 +161,15 @@ def backward(dy, x, delta, A, B, C, D, delta_bias, states, softplus, directions)
         add_in_order(dC).to(C.dtype),
         None if D is None else add_in_order(dD).to(D.dtype),
         None if delta_bias is None else add_in_order(dbias).to(delta_bias.dtype),
+        *_to_rounding(rounding, to_grid),
+    )
+
+
+def _to_rounding(rounding: Rounding | None, parts: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of the tensors of a rounding from those of each task, (groups, B, K, 4)."""
+    if rounding is None:
+        return (None,) * 4
+    sums = add_in_order(parts.flatten(0, 2))
+    return tuple(
+        None if t is None else grad.reshape(t.shape).to(t.dtype) for t, grad in zip(rounding.tensors, sums, strict=True)
     )
