@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -14,15 +15,20 @@
 class Crew {
  public:
   // How many there are, the one that hands out the tasks with them; said before anything else.
-  void join(int64_t threads) { others_ = threads - 1; }
+  void join(int64_t threads) { shares_ = std::vector<Share>(threads); }
 
-  // run(task, 0), ..., run(task, count - 1) on all threads, in any order; returns when all are done.
+  // run(task, 0), ..., run(task, count - 1) on all threads, in any order; returns when all are done. A thread has a share of
+  // neighbouring tasks, as those of one step after the other work on the same rows of a map, and then takes from others'.
   void share(int64_t count, void (*run)(const void* task, int64_t i), const void* task) {
-    count_ = count, run_ = run, task_ = task;
-    next_.store(0, std::memory_order_relaxed);
-    busy_.store(others_, std::memory_order_relaxed);
+    run_ = run, task_ = task;
+    const int64_t threads = (int64_t)shares_.size();
+    for (int64_t t = 0; t < threads; t++) {
+      shares_[t].next.store(t * count / threads, std::memory_order_relaxed);
+      shares_[t].end = (t + 1) * count / threads;
+    }
+    busy_.store(threads - 1, std::memory_order_relaxed);
     announce();
-    work();
+    work(0);
     wait([&] { return busy_.load() == 0; });
   }
 
@@ -32,19 +38,28 @@ class Crew {
     announce();
   }
 
-  // What the other threads do.
-  void follow() {
+  // What the other threads do; they are 1, 2, ...
+  void follow(int64_t thread) {
     for (int64_t seen = 0;; seen++) {
       wait([&] { return job_.load() != seen; });
       if (over_) return;
-      work();
+      work(thread);
       if (busy_.fetch_sub(1) == 1) wake();
     }
   }
 
  private:
-  void work() {
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) run_(task_, i);
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
+  void work(int64_t thread) {
+    const int64_t threads = (int64_t)shares_.size();
+    for (int64_t t = 0; t < threads; t++) {
+      Share& share = shares_[(thread + t) % threads];
+      for (int64_t i; (i = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) run_(task_, i);
+    }
   }
 
   void announce() {
@@ -77,13 +92,11 @@ class Crew {
   }
 
   static constexpr int kSpins = 1000;
-  int64_t others_ = 0;
-  int64_t count_ = 0;
+  std::vector<Share> shares_;
   void (*run_)(const void* task, int64_t i) = nullptr;
   const void* task_ = nullptr;
   bool over_ = false;
   alignas(64) std::atomic<int64_t> job_{0};
-  alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<int64_t> busy_{0};
   alignas(64) std::atomic<int64_t> asleep_{0};
   std::mutex mutex_;

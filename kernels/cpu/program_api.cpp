@@ -41,7 +41,7 @@ QM_API int64_t qm_run(ProgramArgs* args) {
         own_crew() = nullptr;
         crew.dismiss();
       } else {
-        crew.follow();
+        crew.follow(omp_get_thread_num());
       }
     }
     return status;
