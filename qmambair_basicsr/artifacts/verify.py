@@ -135,11 +135,12 @@ def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outp
         if not bool(torch.isfinite(y).all())
     ]
     psnr = [psnr_between(y, r) for y, r in zip(got, reference, strict=True)]
-    own, size = None, ROUNDING.get(artifact.precision)
+    own, own_truth, size = None, None, ROUNDING.get(artifact.precision)
     if size is not None:
         name = f"{reference_name}, rounded by {size:g}"
         moved = outputs.of(name, with_rounding(artifact.reference, size), artifact.size)
         own = _spread([psnr_between(y, r) for y, r in zip(moved, reference, strict=True)])
+        own_truth = scored(moved)
     part = probe(samples[0].image, artifact.size, multiple)
     checks = artifact.activations(part, outputs.track)
     proof = None if artifact.proof is None else dict(zip(("codes", "equal"), artifact.proof(part), strict=True))
@@ -177,6 +178,7 @@ def _artifact_row(artifact, net: nn.Module, samples: list[Sample], outputs: Outp
         "worst": samples[min(range(len(psnr)), key=lambda i: (not math.isnan(psnr[i]), psnr[i]))].name,
         "rounding_psnr": own,
         "truth_psnr": truth,
+        "rounding_truth_psnr": own_truth,
         "truth_psnr_fake_quantization": exact,
         "failures": failures,
     }

@@ -16,6 +16,7 @@ HEADER = (
     "mean",
     "PSNR to truth",
     "difference",
+    "of the noise of rounding",
     "verdict",
 )
 
@@ -37,15 +38,17 @@ def _pair(psnr: dict | None) -> list[str]:
 
 def _cells(row: dict) -> list[str]:
     if "dls" not in row:
-        return [row["name"], *["-"] * 10, _cell(row["truth_psnr"]), "-", "-"]
+        return [row["name"], *["-"] * 10, _cell(row["truth_psnr"]), "-", "-", "-"]
     codes, sizes, parameters = row["activations"], row["tiles"], row["parameters"]
     shares = [
         "-" if not codes[total] else f"{100 * codes[equal] / codes[total]:.4g} % of {codes[total]:,}"
         for equal, total in (("own_input_equal", "own_input_codes"), ("whole_network_equal", "codes"))
     ]
-    gap = "-"
-    if row["truth_psnr"] is not None and row["truth_psnr_fake_quantization"] is not None:
-        gap = f"{row['truth_psnr'] - row['truth_psnr_fake_quantization']:+.3f}"
+    exact = row["truth_psnr_fake_quantization"]
+    gaps = [
+        "-" if exact is None or row[name] is None else f"{row[name] - exact:+.3f}"
+        for name in ("truth_psnr", "rounding_truth_psnr")
+    ]
     return [
         row["name"],
         row["dls"],
@@ -56,7 +59,7 @@ def _cells(row: dict) -> list[str]:
         *_pair(row["psnr"]),
         *_pair(row["rounding_psnr"]),
         _cell(row["truth_psnr"]),
-        gap,
+        *gaps,
         row["verdict"],
     ]
 
@@ -70,7 +73,8 @@ def markdown(document: dict) -> str:
         f"# {document['network']}, {document['checkpoint']}",
         "",
         f"{images}{protocol}. PSNR in dB; at least {document['min_psnr']:g} dB to the network is asked for. 'difference': "
-        "to the PSNR of fake quantization with dynamic DLS on the same tiles.",
+        "to the PSNR of fake quantization with dynamic DLS on the same tiles; behind it that of the network itself with the "
+        "noise of rounding.",
         "",
         _line(HEADER),
         _line(["---"] * len(HEADER)),

@@ -58,8 +58,11 @@ def test_what_was_exported_is_verified(exported, tmp_path, capsys):
     assert rows["dynamic.onnx"]["activations"]["own_input_codes"] < rows["dynamic.onnx"]["activations"]["codes"]
     own = rows["frozen.onnx"]["rounding_psnr"]
     assert own["equal"] or own["min"] > 50, "a shallow network does not magnify rounding"
-    assert rows["exact.onnx"]["rounding_psnr"] is None
+    assert rows["exact.onnx"]["rounding_psnr"] is rows["exact.onnx"]["rounding_truth_psnr"] is None
+    moved, truth = (rows["frozen.onnx"][name] for name in ("rounding_truth_psnr", "truth_psnr_fake_quantization"))
+    assert moved == pytest.approx(truth, abs=0.1)
     table = (tmp_path / "report.md").read_text()
+    assert f"| {rows['frozen.onnx']['truth_psnr'] - truth:+.3f} | {moved - truth:+.3f} | verified |" in table
     assert "| verified |" in table and table == capsys.readouterr().out
 
 
