@@ -64,7 +64,7 @@ METHODS = {
     "MambaQuant": PTQ(weight=_ROWS),
     "PTQ4VM": PTQ(iterations=500, weight={**_ROWS, "symmetric": True}),
     "TwoDQuant": PTQ(_BALANCED, 600),
-    "SPR2Q": PTQ({**_BALANCED, "routing": 25}, 557),
+    "SPR2Q": PTQ({**_BALANCED, "routing": 41}, 1025),
     "BRECQ": PTQ(_QUICK, 400, _ROWS),
     "FIMAQ": PTQ({**_QUICK, "images": 1, "rank": 2}, 300, _ROWS),
     "APHQViT": PTQ({**_QUICK, "images": 1}, 300, _ROWS),
