@@ -40,7 +40,7 @@ int64_t attention_status(const AttentionArgs& a, bool backward) {
                      a.tokens > 0 && a.tokens <= kMaxAttentionTokens && a.tokens % 16 == 0 && a.entries > 0 &&
                      a.groups > 0 && a.image_stride >= 0 && a.token_stride >= 0;
   const bool given = a.qkv && a.table && a.index && a.order && a.out &&
-                     (!backward || (a.norms && a.dout && a.dqkv && a.dtable));
+                     (!backward || (a.norms && a.dout && a.dqkv && a.dtable && (!a.grid || a.dgrid)));
   if (!sized || !given) return kAttentionBadSize;
   bool inside = true;
   for (int64_t i = 0; i < a.tokens * a.tokens; i++) inside &= (uint64_t)a.index[i] < (uint64_t)a.entries;
@@ -63,7 +63,7 @@ const Kernels& kernels() {
 bool forked() { return getpid() != loaded_in; }
 
 // Changes with every change of an argument list or struct.
-QM_API int64_t qm_abi() { return 12; }
+QM_API int64_t qm_abi() { return 13; }
 
 // Digest of the sources this library was built from, as ops/build.py computes it.
 QM_API const char* qm_sources() { return QM_SOURCES; }

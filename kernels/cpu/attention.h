@@ -21,6 +21,8 @@ struct AttentionArgs {
   const float* dout;        // (B, L, heads, dim)
   float* dqkv;              // (B, L, 3, heads, dim)
   float* dtable;            // (groups, heads, entries)
+  const float* grid;        // of the probabilities, as ScanArgs::grid; null where they are not quantized
+  double* dgrid;            // (groups, heads, 4): gradients of step, offset, lower and upper bound
 };
 
 // What the C interface returns.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_kernels.h"
+#include "rounding.h"
 
 namespace QM_ISA {
 namespace {
@@ -69,7 +70,7 @@ QM_INLINE void put_out(vf* o, int d, const int64_t* order, float* map, int64_t s
 }
 
 // Queries i to i + kVectors W.
-template <int kDim, int kVectors, bool kLined>
+template <int kDim, int kVectors, bool kLined, bool kRounded>
 void attend(const AttentionArgs& a, const Window& w, const Gathered& from, const Biases& biases, float* logits, int64_t i,
             float* out) {
   constexpr int kChannels = kDim ? kDim : kMaxDim;
@@ -108,12 +109,31 @@ void attend(const AttentionArgs& a, const Window& w, const Gathered& from, const
 #pragma GCC unroll 2
   for (int b = 0; b < kVectors; b++)
     for (int c = 0; c < d; c++) o[b][c] = vf{};
+  const Rounding grid(kRounded ? a.grid : kNoGrid);
+  vf inverse[kVectors];
+  if (kRounded) {  // what is rounded are the shares of the sum, which has to be there first
+    for (int64_t j = 0; j < T; j++) {
+#pragma GCC unroll 2
+      for (int b = 0; b < kVectors; b++) {
+        float* const place = logits + (j * kVectors + b) * W;
+        const vf p = probability(load(place) - most[b]);
+        total[b] += p;
+        store(place, p);
+      }
+    }
+    for (int b = 0; b < kVectors; b++) inverse[b] = 1.f / total[b];
+  }
   for (int64_t j = 0; j < T; j++) {
     vf p[kVectors];
 #pragma GCC unroll 2
     for (int b = 0; b < kVectors; b++) {
-      p[b] = exp2_negative(load(logits + (j * kVectors + b) * W) - most[b]);
-      total[b] += p[b];
+      const vf kept = load(logits + (j * kVectors + b) * W);
+      if (kRounded) {
+        p[b] = grid.rounded(kept * inverse[b]);
+      } else {
+        p[b] = exp2_negative(kept - most[b]);
+        total[b] += p[b];
+      }
     }
 #pragma GCC unroll 16
     for (int c = 0; c < d; c++) {
@@ -124,17 +144,19 @@ void attend(const AttentionArgs& a, const Window& w, const Gathered& from, const
   }
 #pragma GCC unroll 2
   for (int b = 0; b < kVectors; b++) {
-    const vf inverse = 1.f / total[b];
-    for (int c = 0; c < d; c++) o[b][c] *= inverse;
+    if (!kRounded) {
+      inverse[b] = 1.f / total[b];
+      for (int c = 0; c < d; c++) o[b][c] *= inverse[b];
+    }
     put_out<kDim>(o[b], d, w.order + i + b * W, out, a.heads * a.dim);
     if (w.norms) {
       store(w.norms + i + b * W, most[b]);
-      store(w.norms + T + i + b * W, inverse);
+      store(w.norms + T + i + b * W, inverse[b]);
     }
   }
 }
 
-template <int kDim, bool kLined>
+template <int kDim, bool kLined, bool kRounded>
 bool attention_forward_sized(const AttentionArgs& a, int64_t group, int64_t head) {
   constexpr int kVectors = kDim ? kQueryVectors : 1;
   const int d = kDim ? kDim : (int)a.dim;
@@ -157,17 +179,23 @@ bool attention_forward_sized(const AttentionArgs& a, int64_t group, int64_t head
     gathered_rows<kDim>(w.qkv + 2 * width, a.token_stride, w.order, T, d, from.values);
     float* const out = a.out + w.row * width + head * d;
     int64_t i = 0;
-    for (; i + kVectors * W <= T; i += kVectors * W) attend<kDim, kVectors, kLined>(a, w, from, biases, logits, i, out);
-    for (; i < T; i += W) attend<kDim, 1, kLined>(a, w, from, biases, logits, i, out);
+    for (; i + kVectors * W <= T; i += kVectors * W) attend<kDim, kVectors, kLined, kRounded>(a, w, from, biases, logits, i, out);
+    for (; i < T; i += W) attend<kDim, 1, kLined, kRounded>(a, w, from, biases, logits, i, out);
   }
   return true;
 }
 
 // 12 channels per head: the official light networks.
+template <bool kLined, bool kRounded>
+bool attention_forward_any(const AttentionArgs& a, int64_t group, int64_t head) {
+  return a.dim == 12 ? attention_forward_sized<12, kLined, kRounded>(a, group, head)
+                     : attention_forward_sized<0, kLined, kRounded>(a, group, head);
+}
+
 bool attention_forward(const AttentionArgs& a, int64_t group, int64_t head, bool lined) {
-  if (a.dim == 12)
-    return lined ? attention_forward_sized<12, true>(a, group, head) : attention_forward_sized<12, false>(a, group, head);
-  return lined ? attention_forward_sized<0, true>(a, group, head) : attention_forward_sized<0, false>(a, group, head);
+  if (a.grid)
+    return lined ? attention_forward_any<true, true>(a, group, head) : attention_forward_any<false, true>(a, group, head);
+  return lined ? attention_forward_any<true, false>(a, group, head) : attention_forward_any<false, false>(a, group, head);
 }
 
 }  // namespace

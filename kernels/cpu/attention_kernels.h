@@ -6,7 +6,7 @@
 #include <cstdlib>
 
 #include "attention.h"
-#include "simd.h"
+#include "rounding.h"
 
 namespace QM_ISA {
 namespace {
@@ -115,17 +115,27 @@ QM_INLINE void add_products(const float* block, const float* rows, int d, int64_
   for (int c = 0; c < d; c++) store(sums + c * T, total[c]);
 }
 
-template <int kDim>
+// 2^t for t <= 0, and 0 where float32 has no number that small: such a value may lie exactly on a bound.
+QM_INLINE vf probability(vf t) {
+  const vf p = exp2_negative(t);
+  return t < -149.5f ? vf{} : p;
+}
+
+// kRounded: there is a grid, whose gradients are added to dgrid.
+template <int kDim, bool kRounded>
 bool attention_backward_sized(const AttentionArgs& a, int64_t group, int64_t head) {
   const int d = kDim ? kDim : (int)a.dim;
   const int64_t T = a.tokens, width = a.heads * a.dim;
-  Workspace work(2 * T * T + T * (9 * d + 2 * W + 1) + a.entries);
+  Workspace work(2 * T * T + T * (9 * d + (kRounded ? 3 : 2) * W + 1) + a.entries);
   if (!work.memory) return false;
   float *bias = work.take(T * T), *dbias = work.take(T * T);
   float *queries = work.take(T * d), *query_rows = work.take(T * d), *keys = work.take(T * d), *values = work.take(T * d);
   float *grads = work.take(T * d), *grad_rows = work.take(T * d), *dq = work.take(T * d);
   float *dk = work.take(T * d), *dv = work.take(T * d);
   float *probabilities = work.take(T * W), *flows = work.take(T * W), *shares = work.take(T);
+  float* const exact = work.take(kRounded ? T * W : 0);  // probabilities before they are rounded
+  const Rounding grid(kRounded ? a.grid : kNoGrid);
+  double dgrid[4] = {};
   gather_bias(a, head, work.take(a.entries), bias);
   std::memset(dbias, 0, T * T * sizeof(float));
   const vf apart = splat(a.masked * kToLog2);
@@ -133,14 +143,14 @@ bool attention_backward_sized(const AttentionArgs& a, int64_t group, int64_t hea
   for (int64_t index = window_begin(a, group); index < window_begin(a, group + 1); index++) {
     const Window w(a, index, head);
     const float* dout = a.dout + w.row * width + head * d;
-    const float* out = a.out + w.row * width + head * d;
+    const float* out = kRounded ? nullptr : a.out + w.row * width + head * d;
     gather_tokens<true>(w.qkv, a.token_stride, w.order, T, d, a.scale * kToLog2, queries);
     gather_tokens<false>(w.qkv, a.token_stride, w.order, T, d, 1, query_rows);
     gather_tokens<false>(w.qkv + width, a.token_stride, w.order, T, d, 1, keys);
     gather_tokens<false>(w.qkv + 2 * width, a.token_stride, w.order, T, d, 1, values);
     gather_tokens<true>(dout, width, w.order, T, d, 1, grads);
     gather_tokens<false>(dout, width, w.order, T, d, 1, grad_rows);
-    for (int64_t t = 0; t < T; t++) {  // sum over keys of probability times its gradient
+    for (int64_t t = 0; t < T && !kRounded; t++) {  // sum over keys of probability times its gradient
       float share = 0;
       for (int c = 0; c < d; c++) share += grad_rows[t * d + c] * out[w.order[t] * width + c];
       shares[t] = share;
@@ -151,17 +161,35 @@ bool attention_backward_sized(const AttentionArgs& a, int64_t group, int64_t hea
       vf q[kDim ? kDim : kMaxDim], g[kDim ? kDim : kMaxDim];
       for (int c = 0; c < d; c++) q[c] = load(queries + c * T + i), g[c] = load(grads + c * T + i);
       const vi region = load_int(w.regions ? w.regions + i : nullptr);
-      const vf most = load(w.norms + i), inverse = load(w.norms + T + i), share = load(shares + i);
+      const vf most = load(w.norms + i), inverse = load(w.norms + T + i);
+      vf share = kRounded ? vf{} : load(shares + i);
+      RoundingSums sums_of_grid = {};
       for (int64_t j = 0; j < T; j++) {
         const vf s = logit<kDim>(q, keys + j * d, d, load(bias + i * T + j * W), w.regions, region, j, apart);
-        vf dp = -share;
+        vf dp = kRounded ? vf{} : -share;
 #pragma GCC unroll 16
         for (int c = 0; c < d; c++) dp += g[c] * values[j * d + c];
+        if (kRounded) {
+          const vf p = probability(s - most) * inverse;
+          vf seen;
+          dp = sums_of_grid.add(grid, dp, p, &seen);
+          share += p * dp;
+          store(exact + j * W, p);
+          store(probabilities + j * W, seen);
+          store(flows + j * W, dp);
+          continue;
+        }
         const vf p = exp2_negative(s - most) * inverse, flow = p * dp;
         store(probabilities + j * W, p);
         store(flows + j * W, flow);
         store(dbias + i * T + j * W, load(dbias + i * T + j * W) + flow);
       }
+      for (int64_t j = 0; j < T && kRounded; j++) {  // their share is known now
+        const vf flow = load(exact + j * W) * (load(flows + j * W) - share);
+        store(flows + j * W, flow);
+        store(dbias + i * T + j * W, load(dbias + i * T + j * W) + flow);
+      }
+      if (kRounded) sums_of_grid.flush(dgrid);
       vf sums[kDim ? kDim : kMaxDim];
       for (int c = 0; c < d; c++) sums[c] = vf{};
       for (int64_t j = 0; j < T; j++) {
@@ -183,12 +211,19 @@ bool attention_backward_sized(const AttentionArgs& a, int64_t group, int64_t hea
   float* dtable = a.dtable + (group * a.heads + head) * a.entries;
   std::memset(dtable, 0, a.entries * sizeof(float));
   for_pairs(a, [&](int64_t place, int64_t entry) { dtable[entry] += dbias[place]; });
+  if (kRounded) std::memcpy(a.dgrid + (group * a.heads + head) * 4, dgrid, sizeof dgrid);
   return true;
 }
 
 // 12 channels per head: the official light networks.
+template <bool kRounded>
+bool attention_backward_any(const AttentionArgs& a, int64_t group, int64_t head) {
+  return a.dim == 12 ? attention_backward_sized<12, kRounded>(a, group, head)
+                     : attention_backward_sized<0, kRounded>(a, group, head);
+}
+
 bool attention_backward(const AttentionArgs& a, int64_t group, int64_t head) {
-  return a.dim == 12 ? attention_backward_sized<12>(a, group, head) : attention_backward_sized<0>(a, group, head);
+  return a.grid ? attention_backward_any<true>(a, group, head) : attention_backward_any<false>(a, group, head);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 
 #include <cstdlib>
 
-#include "scan_rounding.h"
+#include "rounding.h"
 #include "scan_walk.h"
 
 namespace QM_ISA {
@@ -114,8 +114,8 @@ void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t 
     dA[n] = vf{};  // sums over tokens start afresh in every chunk: less rounding over long sequences
   }
   vf dD = {}, dbias = {};
-  const StateGrid grid(kRounded ? a.grid : kNoGrid);
-  StateGridSums sums = {};
+  const Rounding grid(kRounded ? a.grid : kNoGrid);
+  RoundingSums sums = {};
   const bool add = a.merge && k > 0;
   for (int i = count - 1; i >= 0; i--) {
     const float* Bt = B + s.at_B[i];
@@ -158,12 +158,7 @@ void backward_block(const ScanArgs& a, const Scratch& s, int64_t image, int64_t 
   }
   s.dD[block] += dD;
   s.dbias[block] += dbias;
-  if (kRounded) {
-    dgrid[0] += sum(sums.step);
-    dgrid[1] += sum(sums.offset);
-    dgrid[2] += sum(sums.lower);
-    dgrid[3] += sum(sums.upper);
-  }
+  if (kRounded) sums.flush(dgrid);
 }
 
 template <int kState, bool kRounded>

@@ -1,7 +1,7 @@
 // Forward of the selective scan.
 #pragma once
 
-#include "scan_rounding.h"
+#include "rounding.h"
 #include "scan_walk.h"
 
 namespace QM_ISA {
@@ -50,7 +50,7 @@ void forward_tile(const ScanArgs& a, const Tile& tile, int64_t image, int64_t k,
     rate[n] = load_lanes<kFull>(a.A + (k * N + n) * a.channels + first, lanes) * kLog2e;
     h[n] = tile.first ? vf{} : load_lanes<kFull>(tile.before + n * a.channels + first, lanes);
   }
-  const StateGrid grid(kRounded ? a.grid : kNoGrid);
+  const Rounding grid(kRounded ? a.grid : kNoGrid);
   for (int i = 0; i < tile.count; i++) {
     const float* Bt = B + tile.at_B[i];
     const float* Ct = C + tile.at_C[i];

@@ -11,10 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..layers.matmul import MatMul
+from ..layers.matmul import MatMul, QuantMatMul
 from ..ops.permutation import permute_tokens
+from ..ops.rounding import Rounding
 from ..ops.semantic_order import semantic_order
 from ..ops.window_attention import window_attention, windowed
+from ..ops.window_attention.rounded import rounds, window_attention_rounded
+from ..quantizers.together import is_watched, quantize_together, rounding_of
 from .blocks import conv_channels_last
 from .routing import RoutingNoise, pick_policy, pick_prompt
 from .ss2d import ScanParameters
@@ -67,6 +70,17 @@ class WindowAttention(nn.Module):
         """Whether the operands of both products are used as they are."""
         return type(self.qk_matmul) is MatMul and type(self.av_matmul) is MatMul
 
+    def map_rounding(self, qkv: Tensor, tokens: int) -> Rounding | None:
+        """What the probabilities go through where a kernel does that: all four operands are only rounded, on constant grids of
+        one step each, so that it does not matter in which order the values lie; else None."""
+        products = self.qk_matmul, self.av_matmul
+        if not all(type(product) is QuantMatMul for product in products) or not rounds(qkv, tokens, self.num_heads):
+            return None
+        operands = [q for product in products for q in (product.left_quantizer, product.right_quantizer)]
+        roundings = [rounding_of(quantizer) for quantizer in operands]
+        seen = None in roundings or any(map(is_watched, products))
+        return None if seen else roundings[2]
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """Softmax attention of q, k, v (n, heads, T, head_dim) with bias (1, heads, T, T), products quantized."""
         logits = self.qk_matmul(q * self.scale, k.transpose(-2, -1)) + bias
@@ -84,8 +98,21 @@ class WindowAttention(nn.Module):
             (B, L, C) in raster order.
         """
         given = qkv, self.relative_position_bias_table, relative_index, plan.windows
+        rounding = self.map_rounding(qkv, relative_index.shape[0])
         if self.full_precision():
             out = window_attention(*given, plan.regions, scale=self.scale, kinds=plan.kinds)
+        elif rounding is not None:
+            q, k, v = qkv.chunk(3, dim=-1)
+            products = self.qk_matmul, self.av_matmul
+            operands = quantize_together(
+                [
+                    (products[0].left_quantizer, q * self.scale),
+                    (products[0].right_quantizer, k),
+                    (products[1].right_quantizer, v),
+                ]
+            )
+            given = torch.cat(operands, -1), *given[1:], plan.regions
+            out = window_attention_rounded(*given, scale=1.0, rounding=rounding)
         else:
             out = windowed(self.attend, *given, plan.kinds)
         return self.proj(out)

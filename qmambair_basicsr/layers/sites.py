@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.backend import export_target
-from ..ops.ss2d_scan import Rounding
+from ..ops.rounding import Rounding
 from ..quantizers.base import Quantizer
 from ..quantizers.site import Derived, Site
 from ..quantizers.together import quantize_together, rounding_of

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..ops import integer
 from ..ops.integer import Codes
 from ..ops.onnx_nodes import cast
-from ..ops.ss2d_scan import Rounding
+from ..ops.rounding import Rounding
 from ..quantizers import Quantizer
 from ..quantizers.forms import DynamicForm, StaticForm
 

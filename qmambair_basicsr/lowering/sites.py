@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..layers.sites import SiteModule
-from ..ops.ss2d_scan import Rounding
+from ..ops.rounding import Rounding
 from ..quantizers.together import is_watched
 from .grids import Dequantized, StaticGrid, Unquantized, grid_of
 

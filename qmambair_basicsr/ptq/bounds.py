@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.sites import PlacedSite, network_sites
 from ..ops.lsq import lsq
-from ..ops.ss2d_scan import Rounding
+from ..ops.rounding import Rounding
 from ..quantizers.minmax import MinMax
 from ..quantizers.ste import on_bounds
 

@@ -32,7 +32,7 @@ from ..ops.dls import DLSItem
 from ..ops.limits import CALIBRATION, full_precision, limited
 from ..ops.lsq import LSQItem
 from ..ops.rfa import RFAItem
-from ..ops.ss2d_scan import Rounding
+from ..ops.rounding import Rounding
 from .encoded import AffineCodes, Encoded
 from .forms import DynamicForm, StaticForm
 from .groups import Groups

@@ -27,7 +27,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..ops.ss2d_scan import Rounding
+from ..ops.rounding import Rounding
 from .affine import AffineQuantizer
 from .groups import GRANULARITY
 from .registry import register_quantizer

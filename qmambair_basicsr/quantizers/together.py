@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..ops.dls import DLSItem, dls_together
 from ..ops.lsq import LSQItem, lsq_together
 from ..ops.rfa import RFAItem, rfa_together
-from ..ops.ss2d_scan import Rounding
+from ..ops.rounding import Rounding
 from .base import Quantizer
 
 OPERATORS = {LSQItem: lsq_together, DLSItem: dls_together, RFAItem: rfa_together}

@@ -247,7 +247,7 @@ def test_opcheck(backend, use_backend):
         (Rounding(torch.ones(2), None, -2, 1), r"scale of the rounding must be one value, got shape \(2,\)"),
         (Rounding(torch.ones(1), None, 1, -2), "codes must run from"),
         (Rounding(torch.ones(1), None, -2, 1, torch.ones(1)), "both bounds or neither"),
-        (Rounding(torch.ones(1, device="meta"), None, -2, 1), "scale of the rounding is on meta, x on cpu"),
+        (Rounding(torch.ones(1, device="meta"), None, -2, 1), "scale of the rounding is on meta, not on cpu"),
     ],
     ids=["many", "crossed", "half", "elsewhere"],
 )

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 
 from ..backend import choose, export_target
+from ..rounding import Rounding
 from .checks import BACKENDS, check, named_codes, output_shape, paths_of, states_shape
 from .orders import DIRECTIONS, named_order
-from .rounded import Rounding, ss2d_scan_rounded
+from .rounded import ss2d_scan_rounded
 
 __all__ = ["BACKENDS", "DIRECTIONS", "Rounding", "named_order", "scan", "ss2d_scan", "ss2d_scan_rounded"]
 

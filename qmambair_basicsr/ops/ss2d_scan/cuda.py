@@ -27,7 +27,7 @@ from ..triton_support import on_its_device
 from .maps import partial, per_direction, strides, tokens
 
 if TYPE_CHECKING:
-    from .rounded import Rounding
+    from ..rounding import Rounding
 
 __all__ = ["DEVICES", "backward", "chunk_of", "forward", "is_available", "rounded_backward", "rounded_forward"]
 

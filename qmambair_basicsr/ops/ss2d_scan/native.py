@@ -6,14 +6,10 @@ Signatures and meaning are those of ``reference.py``.
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..native_library import add_in_order, address, dense_last, is_available, library, threads
-
-if TYPE_CHECKING:
-    from .rounded import Rounding
 
 __all__ = ["CHUNK", "DEVICES", "backward", "forward", "is_available", "rounded_backward", "rounded_forward"]
 
@@ -51,14 +47,6 @@ def _dense(t: torch.Tensor | None) -> torch.Tensor | None:
     return None if t is None else t.to(torch.float32).contiguous()
 
 
-def _grid(rounding: Rounding) -> ctypes.Array:
-    """The grid of the states as the kernels take it."""
-    nan = float("nan")
-    scale, offset, lower, upper = (nan if t is None else t.item() for t in rounding.tensors)
-    offset = 0.0 if rounding.offset is None else offset
-    return (ctypes.c_float * 6)(scale, offset, rounding.qmin, rounding.qmax, lower, upper)
-
-
 class _Call:
     """The arguments of one call, and the tensors whose addresses they hold."""
 
@@ -70,7 +58,7 @@ class _Call:
         self.A, self.D, self.bias = _dense(A.transpose(1, 2)), _dense(D), _dense(delta_bias)
         explicit = isinstance(directions, torch.Tensor)
         self.order = directions if explicit else (ctypes.c_int64 * len(directions))(*directions)
-        self.grid = None if rounding is None else _grid(rounding)
+        self.grid = None if rounding is None else rounding.numbers()
         self.shape = (*x.shape[:3], len(directions), x.shape[-1], A.shape[-1])
         names = ("batch", "height", "width", "directions", "channels", "state")
         self.args = _ScanArgs(
@@ -161,15 +149,5 @@ def rounded_backward(dy, x, delta, A, B, C, D, delta_bias, states, rounding, sof
         add_in_order(dC).to(C.dtype),
         None if D is None else add_in_order(dD).to(D.dtype),
         None if delta_bias is None else add_in_order(dbias).to(delta_bias.dtype),
-        *_to_rounding(rounding, to_grid),
-    )
-
-
-def _to_rounding(rounding: Rounding | None, parts: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of the tensors of a rounding from those of each task, (groups, B, K, 4)."""
-    if rounding is None:
-        return (None,) * 4
-    sums = add_in_order(parts.flatten(0, 2))
-    return tuple(
-        None if t is None else grad.reshape(t.shape).to(t.dtype) for t, grad in zip(rounding.tensors, sums, strict=True)
+        *((None,) * 4 if rounding is None else rounding.gradients(to_grid.flatten(0, 2))),
     )

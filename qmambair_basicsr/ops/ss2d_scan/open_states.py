@@ -15,7 +15,7 @@ from torch import Tensor
 from ..lsq import reference as lsq
 
 if TYPE_CHECKING:
-    from .rounded import Rounding
+    from ..rounding import Rounding
 
 
 def driven(

@@ -12,45 +12,13 @@ all pixels come from the backend's ordinary scan, in the open (``open_states.py`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from ..backend import choose
-from ..checks import code_bounds
+from ..rounding import Rounding
 from . import open_states
 from .checks import BACKENDS, check, named_codes, output_shape, paths_of, states_shape
-
-
-class Rounding(NamedTuple):
-    """The grid of the states: ``(clamp(round((h + offset) / scale), qmin, qmax) - offset / scale) * scale``.
-
-    Gradients are those of ``ops.lsq``, and where there are bounds those of ``quantizers.ste.on_bounds``: a state exactly
-    on a bound sends its gradient to itself and to the bound.
-
-    Attributes:
-        scale: (1,), > 0.
-        offset: (1,); None for 0.
-        qmin, qmax: smallest and largest code.
-        lower, upper: (1,); both or neither.
-    """
-
-    scale: torch.Tensor
-    offset: torch.Tensor | None
-    qmin: int
-    qmax: int
-    lower: torch.Tensor | None = None
-    upper: torch.Tensor | None = None
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor | None, ...]:
-        """scale, offset, lower and upper."""
-        return self.scale, self.offset, self.lower, self.upper
-
-    def to(self, dtype: torch.dtype) -> Rounding:
-        """With tensors of a type, attached to the graph."""
-        scale, offset, lower, upper = (t if t is None else t.to(dtype) for t in self.tensors)
-        return Rounding(scale, offset, self.qmin, self.qmax, lower, upper)
 
 
 def ss2d_scan_rounded(
@@ -99,14 +67,7 @@ def _work(x: torch.Tensor) -> torch.dtype:
 
 def _check(x, delta, A, B, C, D, delta_bias, rounding: Rounding, order, directions) -> None:
     check(x, delta, A, B, C, D, delta_bias, order, directions)
-    code_bounds("ss2d_scan", rounding.qmin, rounding.qmax)
-    if (rounding.lower is None) != (rounding.upper is None):
-        raise ValueError("ss2d_scan: a rounding has both bounds or neither")
-    for name, t in zip(("scale", "offset", "lower", "upper"), rounding.tensors, strict=True):
-        if t is not None and t.numel() != 1:
-            raise ValueError(f"ss2d_scan: {name} of the rounding must be one value, got shape {tuple(t.shape)}")
-        if t is not None and t.device != x.device:
-            raise ValueError(f"ss2d_scan: {name} of the rounding is on {t.device}, x on {x.device}")
+    rounding.check("ss2d_scan", x)
 
 
 def _states(x, A, save_states) -> tuple[int, ...]:

@@ -10,7 +10,16 @@ from torch import Tensor
 from ..native_library import add_in_order, address, is_available, library, threads
 from . import MASKED, check_values
 
-__all__ = ["DEVICES", "accepts", "backward", "forward", "forward_into", "is_available"]
+__all__ = [
+    "DEVICES",
+    "accepts",
+    "backward",
+    "forward",
+    "forward_into",
+    "is_available",
+    "rounded_backward",
+    "rounded_forward",
+]
 
 DEVICES = ("cpu",)
 _GROUP = 16  # windows that share one partial sum of the table's gradient
@@ -26,7 +35,7 @@ class _Args(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("entries", "groups", "image_stride", "token_stride", "threads")),
         *((name, ctypes.c_float) for name in ("scale", "masked")),
         *((name, ctypes.c_void_p) for name in ("qkv", "table", "index", "order", "regions")),
-        *((name, ctypes.c_void_p) for name in ("out", "norms", "dout", "dqkv", "dtable")),
+        *((name, ctypes.c_void_p) for name in ("out", "norms", "dout", "dqkv", "dtable", "grid", "dgrid")),
     ]
 
 
@@ -40,7 +49,7 @@ def accepts(qkv: Tensor, tokens: int, heads: int) -> bool:
 class _Call:
     """The arguments of one call, and the tensors whose addresses they hold."""
 
-    def __init__(self, qkv, table, index, order, regions, scale):
+    def __init__(self, qkv, table, index, order, regions, scale, rounding=None):
         batch, _, channels = qkv.shape
         windows, tokens = order.shape
         self.tensors = {
@@ -54,7 +63,9 @@ class _Call:
         if regions is not None:
             self.tensors["regions"] = regions.to(torch.int32).contiguous()
         heads = table.shape[1]
+        self.grid = None if rounding is None else rounding.numbers()
         self.args = _Args(
+            grid=None if rounding is None else ctypes.addressof(self.grid),
             batch=batch,
             windows=windows,
             tokens=tokens,
@@ -91,7 +102,12 @@ def forward_into(out, qkv, table, index, order, regions, scale):
 
 def forward(qkv, table, index, order, regions, scale):
     """Output (B, L, C), and largest logits and inverse sums (B, windows, heads, 2, T) for the backward pass."""
-    call = _Call(qkv, table, index, order, regions, scale)
+    return rounded_forward(qkv, table, index, order, regions, scale, None)
+
+
+def rounded_forward(qkv, table, index, order, regions, scale, rounding):
+    """:func:`forward` with the probabilities rounded, where there is a rounding."""
+    call = _Call(qkv, table, index, order, regions, scale, rounding)
     batch, length, channels = qkv.shape
     out = qkv.new_empty(batch, length, channels // 3)
     norms = qkv.new_empty(batch, order.shape[0], table.shape[1], 2, order.shape[1])
@@ -102,14 +118,24 @@ def forward(qkv, table, index, order, regions, scale):
 def backward(dout, qkv, table, index, order, regions, out, norms, scale):
     """Gradients of qkv and table."""
     call = _Call(qkv, table, index, order, regions, scale)
+    return _gradients(call, table.dtype, dout, norms, out=out.contiguous())
+
+
+def rounded_backward(dout, qkv, table, index, order, regions, norms, scale, rounding):
+    """Gradients of qkv and table, and of scale, offset, lower and upper of the rounding."""
+    call = _Call(qkv, table, index, order, regions, scale, rounding)
+    dgrid = qkv.new_empty(call.args.groups, table.shape[1], 4, dtype=torch.float64)
+    grads = _gradients(
+        call, table.dtype, dout, norms, out=dout.contiguous(), dgrid=dgrid
+    )  # the output itself is not read
+    return *grads, *rounding.gradients(dgrid.flatten(0, 1))
+
+
+def _gradients(call: _Call, kind: torch.dtype, dout: Tensor, norms: Tensor, **tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """Of qkv and table (as ``kind``), by the C function."""
+    qkv, table = call.tensors["qkv"], call.tensors["table"]
     dqkv = qkv.new_empty(qkv.shape)
     dtable = qkv.new_empty(call.args.groups, table.shape[1], table.shape[0])
-    call.run(
-        "qm_attention_backward",
-        dout=dout.contiguous(),
-        out=out.contiguous(),
-        norms=norms.contiguous(),
-        dqkv=dqkv,
-        dtable=dtable,
-    )
-    return dqkv, add_in_order(dtable).t().contiguous().to(table.dtype)
+    tensors |= {"dout": dout.contiguous(), "norms": norms.contiguous(), "dqkv": dqkv, "dtable": dtable}
+    call.run("qm_attention_backward", **tensors)
+    return dqkv, add_in_order(dtable).t().contiguous().to(kind)

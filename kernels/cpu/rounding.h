@@ -1,22 +1,21 @@
-// States of a scan as its read-out sees them where they are quantized: on a grid, with the rule and the gradients of
-// ops/lsq (and, for states exactly on a bound, of quantizers/ste.py on_bounds).
+// Values that never leave a kernel (states of a scan, probabilities of attention) on a grid, where they are quantized, with
+// the rule and the gradients of ops/lsq, and for values exactly on a bound those of quantizers/ste.py on_bounds.
 #pragma once
 
-#include "scan.h"
 #include "simd.h"
 
 namespace QM_ISA {
 namespace {
 
-constexpr float kNoGrid[6] = {1, 0, 0, 0, 0, 0};
+constexpr float kNoGrid[6] = {1, 0, 0, 0, 0, 0};  // as ScanArgs::grid
 
-struct StateGrid {
+struct Rounding {
   vf step, offset, zero, inverse;
   vf lowest, highest;  // codes
   vf first, last;      // their values with the offset
   vf lower, upper;     // bounds; NaN where there are none
 
-  explicit StateGrid(const float* g)
+  explicit Rounding(const float* g)
       : step(splat(g[0])),
         offset(splat(g[1])),
         zero(splat(g[1] / g[0])),
@@ -29,7 +28,7 @@ struct StateGrid {
         upper(splat(g[5])) {}
 
   // v / step as a division rounds it; v not far beyond first and last, NaN stays NaN. A product with the inverse alone would
-  // round some halves, such as the one a state of 0 may lie on, to the other side.
+  // round some halves, such as the one a value of 0 may lie on, to the other side.
   QM_INLINE vf divided(vf v) const {
 #if defined(__FMA__) || defined(__aarch64__)
     const vf q = v * inverse;
@@ -46,12 +45,12 @@ struct StateGrid {
   QM_INLINE vf rounded(vf h) const { return value(nearest(divided(at_most(at_least(h + offset, first), last)))); }
 };
 
-// Gradients of a grid: sums over states.
-struct StateGridSums {
+// Gradients of a grid: sums over the values.
+struct RoundingSums {
   vf step, offset, lower, upper;
 
-  // Takes the gradient of what the read-out sees of state h in; gives that and the gradient of h.
-  QM_INLINE vf add(const StateGrid& grid, vf grad, vf h, vf* seen) {
+  // Takes in the gradient of value h once rounded; gives that value and the gradient of h.
+  QM_INLINE vf add(const Rounding& grid, vf grad, vf h, vf* seen) {
     const vf place = grid.place(h), inner = grid.clamped(place), code = nearest(inner);
     const vi inside = inner == place, below = h == grid.lower, above = h == grid.upper, on = below | above;
     *seen = grid.value(code);
@@ -61,6 +60,13 @@ struct StateGridSums {
     lower += below ? grad : vf{};
     upper += above ? grad : vf{};
     return (inside | on) ? grad : vf{};
+  }
+
+  // Adds the sums over the lanes to those of step, offset, lower and upper.
+  QM_INLINE void flush(double* total) {
+    const vf sums[4] = {step, offset, lower, upper};
+    for (int i = 0; i < 4; i++) total[i] += sum(sums[i]);
+    *this = RoundingSums{};
   }
 };
 
