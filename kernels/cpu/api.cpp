@@ -63,7 +63,7 @@ const Kernels& kernels() {
 bool forked() { return getpid() != loaded_in; }
 
 // Changes with every change of an argument list or struct.
-QM_API int64_t qm_abi() { return 13; }
+QM_API int64_t qm_abi() { return 14; }
 
 // Digest of the sources this library was built from, as ops/build.py computes it.
 QM_API const char* qm_sources() { return QM_SOURCES; }

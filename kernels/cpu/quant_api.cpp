@@ -244,3 +244,15 @@ QM_API int64_t qm_rfa_backward(const RfaItem* items, int64_t count, int64_t thre
   }
   return kQuantDone;
 }
+
+// Whether one of n values equals a or b; NaN equals nothing.
+QM_API int64_t qm_any_equal(const float* x, int64_t n, double a, double b) {
+  const float first = (float)a, second = (float)b;
+  for (int64_t i = 0; i < n; i += 1024) {
+    const int64_t end = i + 1024 < n ? i + 1024 : n;
+    int32_t found = 0;
+    for (int64_t j = i; j < end; j++) found |= (x[j] == first) | (x[j] == second);
+    if (found) return 1;
+  }
+  return 0;
+}

@@ -17,7 +17,7 @@ from ..ops.rounding import Rounding
 from ..ops.semantic_order import semantic_order
 from ..ops.window_attention import window_attention, windowed
 from ..ops.window_attention.rounded import rounds, window_attention_rounded
-from ..quantizers.together import is_watched, quantize_together, rounding_of
+from ..quantizers.together import is_watched, passes, quantize_together, rounding_of
 from .blocks import conv_channels_last
 from .routing import RoutingNoise, pick_policy, pick_prompt
 from .ss2d import ScanParameters
@@ -68,7 +68,15 @@ class WindowAttention(nn.Module):
 
     def full_precision(self) -> bool:
         """Whether the operands of both products are used as they are."""
-        return type(self.qk_matmul) is MatMul and type(self.av_matmul) is MatMul
+        products = self.qk_matmul, self.av_matmul
+        if all(type(product) is MatMul for product in products):
+            return True
+        if not all(type(product) in (MatMul, QuantMatMul) for product in products):
+            return False
+        operands = (getattr(p, f"{side}_quantizer", None) for p in products for side in ("left", "right"))
+        return all(quantizer is None or passes(quantizer) for quantizer in operands) and not any(
+            map(is_watched, products)
+        )
 
     def map_rounding(self, qkv: Tensor, tokens: int) -> Rounding | None:
         """What the probabilities go through where a kernel does that: all four operands are only rounded, on constant grids of

@@ -14,7 +14,7 @@ import torch
 
 from .build import LIBRARY, sources_digest
 
-ABI = 13
+ABI = 14
 _NO_MEMORY = 2  # of enum IntegerStatus in kernels/cpu/integer.h
 _BUILD = "python -m qmambair_basicsr.ops.build"
 

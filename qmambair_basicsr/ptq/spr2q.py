@@ -135,6 +135,7 @@ class SPR2Q(TwoDQuant):
                 f"SPR2Q rectifies linears, and {type(self.net).__name__} has none; TwoDQuant is what is left of it"
             )
         attach(self.net, found)
+        self.rectifiers = list(found.values())
         super().attach()
 
     def trained(self) -> list[nn.Parameter]:
@@ -159,8 +160,8 @@ class SPR2Q(TwoDQuant):
     def schedule(self, iteration: int) -> None:
         super().schedule(iteration)
         routing = iteration >= self.grouped
-        routers = {id(t.logits) for t in self._rectifiers()}
-        for transform in self._rectifiers():
+        routers = {id(t.logits) for t in self.rectifiers}
+        for transform in self.rectifiers:
             transform.choosing = transform.gate is not None and not routing
         if iteration in (0, self.grouped) or not self._started:
             self._started = True
@@ -170,9 +171,6 @@ class SPR2Q(TwoDQuant):
                         parameter.requires_grad_(not routing or id(parameter) in routers)
 
     _started = False
-
-    def _rectifiers(self) -> list[Rectifiers]:
-        return [t for t in transforms_of(self.net).values() if isinstance(t, Rectifiers)]
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         OptimizedMethod.load_training_state(self, state)

@@ -184,7 +184,7 @@ class TwoDQuant(OptimizedMethod):
 
     def trained(self) -> list[nn.Parameter]:
         """What is trained."""
-        bounds = bound_parameters(self.net)
+        bounds = self.bounds = bound_parameters(self.net)  # looking for them takes as long as a block
         for bound in bounds:
             bound.requires_grad_(True)
         return bounds
@@ -202,7 +202,7 @@ class TwoDQuant(OptimizedMethod):
         return iteration / self.total
 
     def update(self, iteration: int, images: Tensor) -> dict[str, Tensor]:
-        bounds = [b for b in bound_parameters(self.net) if b.requires_grad]
+        bounds = [b for b in self.bounds if b.requires_grad]
         if self.settings["bound_steps"] == "absolute" or not bounds:
             return super().update(iteration, images)
         before = [b.detach().clone() for b in bounds]

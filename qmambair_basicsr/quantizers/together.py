@@ -13,6 +13,7 @@ from ..ops.lsq import LSQItem, lsq_together
 from ..ops.rfa import RFAItem, rfa_together
 from ..ops.rounding import Rounding
 from .base import Quantizer
+from .identity import Identity
 
 OPERATORS = {LSQItem: lsq_together, DLSItem: dls_together, RFAItem: rfa_together}
 
@@ -48,6 +49,11 @@ def item_of(quantizer: nn.Module, x: Tensor) -> LSQItem | DLSItem | RFAItem | No
 def rounding_of(quantizer: nn.Module) -> Rounding | None:
     """The rounding that is all of calling a quantizer with any tensor; None where that is more."""
     return quantizer.rounding() if _only_quantizes(quantizer, "rounding") else None
+
+
+def passes(quantizer: nn.Module) -> bool:
+    """Whether calling a quantizer with a tensor returns it and does nothing else: full precision, and nobody watches."""
+    return type(quantizer) is Identity and "forward" not in vars(quantizer) and not is_watched(quantizer)
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from qmambair_basicsr.archs.windows import relative_position_index, window_plan
 from qmambair_basicsr.layers.matmul import QuantMatMul
 from qmambair_basicsr.ops.backend import exporting
 from qmambair_basicsr.ops.window_attention.rounded import rounds
-from qmambair_basicsr.quantizers import DLS, LSQ, MinMax
+from qmambair_basicsr.quantizers import DLS, LSQ, Identity, MinMax
 
 BOUNDS = {"q": (-1.5, 1.2), "k": (-2.0, 2.5), "map": (0.0, 0.6), "v": (-2.0, 2.0)}
 
@@ -24,7 +24,8 @@ def attention(bits, kind=MinMax):
     def quantizer(name):
         if kind is not MinMax:
             made = kind(bits)
-            made.init_from(torch.randn(64))
+            if kind is not Identity:
+                made.init_from(torch.randn(64))
             return made
         made = MinMax(bits, learnable=True)
         made.set_bounds(*(torch.tensor([bound]) for bound in BOUNDS[name]))
@@ -55,6 +56,18 @@ def test_the_kernels_give_what_the_composed_way_gives(monkeypatch):
     for name, value in want.items():
         # at most a few probabilities of the 4096 are rounded to the other side
         assert (got[name] - value).abs().max() < 2e-3 * value.abs().max(), name
+
+
+def test_operands_of_32_bits_are_full_precision(monkeypatch):
+    """As in the full-precision copies that post-training methods compare with."""
+    module, given = attention(32, Identity)
+    assert module.full_precision()
+    with monkeypatch.context() as patch:
+        patch.setattr(mambairv2_blocks, "windowed", None)
+        got = module(*given)
+    module.qk_matmul.left_quantizer.register_forward_hook(lambda *_: None)
+    assert not module.full_precision()
+    torch.testing.assert_close(got, module(*given), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("who", ["hook", "product", "calibrating", "LSQ", "DLS", "exporting"])

@@ -22,6 +22,7 @@ int64_t qm_table_scan(const TableScanArgs*);
 int64_t qm_scan_tables(const ScanTablesArgs*);
 int64_t qm_attention_forward(const AttentionArgs*);
 int64_t qm_attention_backward(const AttentionArgs*);
+int64_t qm_any_equal(const float*, int64_t, double, double);
 int64_t qm_lsq_forward(const LsqItem*, int64_t, int64_t);
 int64_t qm_lsq_backward(const LsqItem*, int64_t, int64_t);
 int64_t qm_dls_forward(const DlsItem*, int64_t, int64_t);
@@ -195,6 +196,7 @@ void quantizers(int64_t rows, int64_t cols, bool odd) {
   LsqItem plain = lsq;
   plain.offset = nullptr, plain.d_offset = nullptr, plain.params = 1, plain.floor = -1;
   const LsqItem both[] = {lsq, plain};
+  if (qm_any_equal(x.data(), n, x[n - 1], 1e30) != (x[n - 1] == x[n - 1])) std::abort();
   if (qm_lsq_forward(both, 2, 1) || qm_lsq_backward(both, 2, 1)) std::abort();
   const Buffer w = {.1f, .4f, 0, 0}, v = {-1, 0, 0, 0};
   const DlsItem dls = {x.data(), grad.data(), y.data(), dx.data(), w.data(), v.data(), stats.data(), grid.data(), dw.data(),
