@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from . import constants
 from .files import write_bytes
 from .layers.declared import transform_keys, with_increments
-from .layers.sites import for_each_channel, quantizer_keys
+from .layers.sites import for_each_channel, other_quantizers, quantizer_keys
 from .pickled import foreign_global
 
 _LISTED = 20  # keys shown per kind of mismatch
@@ -283,6 +283,25 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathL
     _refuse(net, path, problems, "The file is damaged: use another copy." if changed and not shapes else hint)
     net.load_state_dict(dict(state), strict=strict)
     return [f"not in the file: {key}" for key in missing] + [f"not in the network: {key}" for key in unexpected]
+
+
+def with_own_quantizers(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike) -> dict[str, Tensor]:
+    """A state in which quantizers that it has of another kind than the network are the network's own. The log names them.
+
+    Args:
+        net: bare network.
+        state: names to tensors, of a network with other quantizers at some sites.
+        path: where it came from, for the log.
+    """
+    others = other_quantizers(net, state)
+    if not others:
+        return dict(state)
+    listed = ", ".join(list(others)[:3]) + (" ..." if len(others) > 3 else "")
+    message = "%s: %d quantizers are of another kind than in the file and start anew: %s"
+    logging.getLogger("basicsr").warning(message, path, len(others), listed)
+    dropped = set().union(*others.values())
+    own = {key: t for key, t in net.state_dict().items() if key.startswith(tuple(f"{name}." for name in others))}
+    return {key: tensor for key, tensor in state.items() if key not in dropped} | own
 
 
 def load_fp_state(net: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike = "(in memory)") -> list[str]:

@@ -226,7 +226,8 @@ def test_safetensors_files_are_state_dicts_and_packed_ones_are_named(tmp_path, n
 
 def test_a_value_for_the_tensor_is_taken_for_each_channel(caplog):
     coarse = {"weight": {"type": "RFA", "bits": 4}, "act": {"type": "LSQOffset", "bits": 4}}
-    fine = {"preset": "plus", "bits": 4}
+    fine = {"weight": {"type": "RFA", "bits": 4, "granularity": "channel"}}
+    fine["act"] = {"type": "LSQOffset", "bits": 4, "offsets": "channel"}
     options = {"embed_dim": 30, "depths": [1], "d_state": 2, "upscale": 2, "upsampler": "pixelshuffledirect"}
     scan = {"scan": {"type": "DLS", "bits": 4, "init": {"search": "none"}}}
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,10 @@ def evaluation(net: nn.Module) -> Iterator[None]:
 
 
 def calibrate(
-    net: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
+    net: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    only: Collection[str] | None = None,
 ) -> nn.Module:
     """Run batches through the network in evaluation mode and set the initial values of every quantizer from them.
 
@@ -42,6 +45,7 @@ def calibrate(
         net (nn.Module): Network made by ``prepare``.
         batches (Iterable): Calibration batches, at least one.
         forward (Callable | None): ``forward(net, batch)``; default ``net(batch)``.
+        only (Collection[str] | None): Names of the quantizers to initialise; the others quantize as they are. None: all.
 
     Returns:
         nn.Module: The same object.
@@ -50,7 +54,7 @@ def calibrate(
         ValueError: No batches, or a batch that leads to NaN or infinity at a quantizer.
         UncalibratedError: A quantizer that no batch reached.
     """
-    quantizers = quantizers_of(net)
+    quantizers = {name: q for name, q in quantizers_of(net).items() if only is None or name in only}
     count = 0
     for quantizer in quantizers.values():
         quantizer.observed.zero_()

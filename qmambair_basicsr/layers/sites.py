@@ -127,6 +127,18 @@ def for_each_channel(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
     }
 
 
+def other_quantizers(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, set[str]]:
+    """Quantizers of a network that a state has of another kind, or not at all: name -> the state's keys of them."""
+    own = net.state_dict()
+    found = {}
+    for name in quantizers_of(net):
+        kept = {key for key in own if key.startswith(f"{name}.")}
+        given = {key for key in state if key.startswith(f"{name}.")}
+        if kept != given:
+            found[name] = given
+    return found
+
+
 def uncalibrated(net: nn.Module) -> list[str]:
     """Names of the quantizers whose parameters mean nothing yet."""
     return [name for name, quantizer in quantizers_of(net).items() if not quantizer.is_initialized()]

@@ -212,9 +212,13 @@ class MambaIRModel(SteppedTraining):
         logger.info(f"Loading {type(net).__name__} from {load_path}, key {param_key}")
         state = checkpoints.select_params(checkpoints.read_file(load_path), load_path, param_key, self.stage_bits)
         if net is self.get_bare_model(self.net_g):
-            state = self._without_skipped(state, load_path)
+            state = self.matching_state(net, self._without_skipped(state, load_path), load_path)
         for line in checkpoints.load_state(net, state, load_path, strict):
             logger.warning(f"strict_load_g is false, skipped: {line}")
+
+    def matching_state(self, net: nn.Module, state: dict[str, Tensor], load_path: str) -> dict[str, Tensor]:
+        """What is loaded of a file's weights."""
+        return state
 
     def _without_skipped(self, state: Mapping[str, Tensor], load_path: str) -> dict[str, Tensor]:
         """The weights without those ``path: skip_keys_g`` leaves as they were initialised."""

@@ -39,7 +39,10 @@ class PTQOptions:
             if key not in KEYS:
                 raise SpecError(unknown("ptq", "key", key, KEYS))
         build_method(section["method"], "ptq.method")
-        calibration = calibration_options(section.get("calibration") or {}, "ptq: calibration")
+        images = section.get("calibration") or {}
+        if isinstance(images, Mapping) and "changed" in images:
+            raise SpecError(unknown("ptq: calibration", "key", "changed", ("batches", "batch_size", "seed")))
+        calibration = calibration_options(images, "ptq: calibration")
         return cls(dict(section["method"]), calibration)
 
     def build(self) -> PTQMethod:

@@ -84,8 +84,13 @@ class QATModel(PhasedTraining):
         else:
             super().load_network(net, load_path, strict, param_key)
 
+    def matching_state(self, net: nn.Module, state: dict, load_path: str) -> dict:
+        """A quantized file's state, for the sites whose quantizers are others now (``calibration: changed``)."""
+        changes = self.is_train and self.quant.calibration.changed
+        return checkpoints.with_own_quantizers(net, state, load_path) if changes else state
+
     def calibrate(self, start: StartOptions | None = None) -> None:
-        """Initialise every quantizer on rank 0, save the result, and give it to the other ranks.
+        """Initialise the quantizers on rank 0, save the result, and give it to the other ranks.
 
         Args:
             start: a post-training method that does it; None for the quantizers' own initial values.
@@ -99,7 +104,7 @@ class QATModel(PhasedTraining):
             batches = calibration_batches(data, options.batches, size, seed)
             batches = (batch.to(self.device) for batch in batches)
             if start is None:
-                calibrate(self.net_g, batches)
+                calibrate(self.net_g, batches, only=uncalibrated(self.net_g))
             else:
                 apply_method(self.net_g, start, list(batches))
         if self.opt["dist"]:

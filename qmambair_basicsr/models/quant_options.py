@@ -18,11 +18,13 @@ class CalibrationOptions:
         batches: training batches shown to the network, at least 1.
         batch_size: images per batch; 0 takes the training batch size of one process.
         seed: which images and crops they are; -1 takes ``manual_seed``.
+        changed: from a quantized network, quantizers of another kind than in its file start anew and are calibrated alone.
     """
 
     batches: int = 8
     batch_size: int = 0
     seed: int = -1
+    changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ def calibration_options(section: object, where: str) -> CalibrationOptions:
     _number(f"{where}: batches", calibration.batches, 1)
     _number(f"{where}: batch_size", calibration.batch_size, 0)
     _number(f"{where}: seed", calibration.seed, -1)
+    if not isinstance(calibration.changed, bool):
+        raise ValueError(f"{where}: changed must be true or false; got {calibration.changed!r}")
     return calibration
 
 

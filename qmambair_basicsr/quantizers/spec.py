@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..strict import unknown
-from .presets import PRESETS, expanded
+from .presets import PRESETS, expanded, expanded_overrides
 from .registry import QUANTIZER_REGISTRY
 from .site import KINDS, Site
 from .transform_spec import TransformSpec, read_transforms, transform_mistakes
@@ -176,7 +176,7 @@ class QuantSpec:
             (see ``layers/policy.py``).
         conv: ``fp`` leaves the convolution behind each group of blocks in full precision, as 2DQuant, CondiQuant and SPR2Q
             do in SwinIR.
-        preset: kinds that the network may lack, as they come from a preset (``presets.py``).
+        preset: kinds and patterns of overrides that the network may lack, as they come from a preset (``presets.py``).
         overrides: (pattern, {kind: QuantizerSpec}) pairs; the pattern (``fnmatch``) is tried on the dotted name of a
             site's part and on that of its owner, and of several that match the last one decides.
         transforms: what inputs and weights go through first (``transform_spec.py``).
@@ -220,10 +220,11 @@ class QuantSpec:
             SpecError: on anything unknown or impossible, all mistakes at once, each with its path.
         """
         refuse(filter(None, [_no_mapping(config, "quant")]))
-        preset = {}
+        preset, fine = {}, {}
         if "preset" in config:
             refuse(_preset_mistakes(config))
             preset = expanded(config["preset"], config["bits"])
+            fine = expanded_overrides(config["preset"], config["bits"], config)
             config = preset | {key: value for key, value in config.items() if key not in ("preset", "bits")}
             preset = {kind: value for kind, value in preset.items() if config[kind] is value}
         others = {"act_policy": "code", "conv": "quantized", "overrides": {}, "transforms": {}}
@@ -237,13 +238,12 @@ class QuantSpec:
         if wrong := _no_mapping(others["overrides"], "quant.overrides"):
             mistakes.append(wrong)
         else:
-            for pattern, entry in others["overrides"].items():
+            for pattern, entry in (*fine.items(), *others["overrides"].items()):
                 where = f"quant.overrides[{pattern!r}]"
                 overrides.append((str(pattern), _read_kinds(entry, where, mistakes, KINDS)))
+        named = tuple(preset) + tuple(fine)
         try:
-            spec = cls(
-                **chosen, **{**others, "overrides": tuple(overrides), "transforms": transforms}, preset=tuple(preset)
-            )
+            spec = cls(**chosen, **{**others, "overrides": tuple(overrides), "transforms": transforms}, preset=named)
         except SpecError as error:
             mistakes.append(str(error))
         refuse(mistakes)

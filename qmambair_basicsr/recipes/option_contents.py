@@ -8,7 +8,7 @@ import yaml
 
 from .option_data import DATA
 from .option_networks import NETS, TASK_KEYS, USUAL_TASK_KEYS, WEIGHTS, WITHOUT_SCAN, net_key
-from .option_table import CONV_FP, DISTILL, PLUS, TASKS, Task, begins_distilled, recipe_of
+from .option_table import CONV_FP, DISTILL, PLUS, ROTATED, TASKS, Task, begins_distilled, recipe_of
 from .recipe import Recipe
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
@@ -34,6 +34,8 @@ REMARKS = {
     "val.pbar": "progress bar over the images",
 }
 
+
+ROTATION = {"Hadamard": {"block": 32}}
 
 Bits = int | tuple[int, int]  # of weights and activations; one number for both; 32 = full precision
 
@@ -89,7 +91,7 @@ def network_options(family: str, task: Task, bits: Bits, method: str = "") -> di
 def _quant(family: str, bits: Bits, method: str) -> dict:
     weight, act = widths(bits)
     if PLUS in method.split("_") and weight == act and CONV_FP not in method.split("_"):
-        return {"preset": PLUS, "bits": weight}
+        return {"preset": PLUS, "bits": weight} | ({"transforms": ROTATION} if weight in ROTATED else {})
     sites = dict(zip(("weight", "act", "scan"), zip(quantizers(method), (weight, act, act), strict=True), strict=True))
     if family in WITHOUT_SCAN:
         del sites["scan"]
@@ -193,7 +195,7 @@ def train_options(family: str, task: Task, bits: Bits, method: str = "") -> dict
         distilled = begins_distilled(family, task, widths(bits)[0], method)
         start = _weights(family, task, bits, DISTILL) if distilled else teacher
         opt["path"] = {"pretrain_network_g": start, "strict_load_g": True, "resume_state": None}
-        opt["quant_train"] = {"calibration": {"batches": recipe.calibration}}
+        opt["quant_train"] = {"calibration": {"batches": recipe.calibration} | ({"changed": True} if distilled else {})}
         if recipe.distill:
             opt["quant_train"]["teacher"] = {"path": teacher}
     opt["train"] = {

@@ -26,6 +26,7 @@ from .option_data import CAR_SETS, COLOUR_QUALITIES, DN_SETS, QUALITIES, SIGMAS,
 from .option_networks import NETS, net_key
 from .recipe import Recipe
 
+ROTATED = (4,)  # widths at which ``plus`` rotates: at four bits it helps, at two it costs (quantizers/plus.md)
 PLUS = "plus"  # the method, or the last part of one, that is the preset of quantizers of this name; with a teacher
 
 # -- recipes -------------------------------------------------------------------------------------------------
@@ -156,8 +157,8 @@ QAT = {
         )
         for bits, lr in ((4, 5e-4), (2, 1e-3))
     },
-    # the preset, on a GPU: more steps, not more pixels, bring it on; at x2 from where the recipe above ends, and without the
-    # features, which hold a trained network back (quantizers/plus.md)
+    # the preset, on a GPU: more steps, not more pixels, bring it on; at x2 without the features, which hold a trained network
+    # back (quantizers/plus.md), and at two bits from where the recipe above ends
     **{
         ("MambaIRv2Light", f"lightSRx{scale}", bits, PLUS): Recipe(
             3000,
@@ -174,7 +175,7 @@ QAT = {
             distill=1.0,
             feature=feature,
         )
-        for scale, bits, lr, feature in ((2, 4, 2e-4, 0), (2, 2, 5e-4, 0), (4, 4, 5e-4, 0.02), (4, 2, 1e-3, 0.02))
+        for scale, bits, lr, feature in ((2, 4, 4e-4, 0), (2, 2, 5e-4, 0), (4, 4, 5e-4, 0.02), (4, 2, 1e-3, 0.02))
     },
     # `make demo`: minutes on two CPU cores
     "demo": Recipe(
@@ -334,8 +335,11 @@ def recipe_of(family: str, task: Task, bits: int, method: str = "") -> Recipe:
 
 
 def begins_distilled(family: str, task: Task, bits: int, method: str) -> bool:
-    """Whether training goes on from the network that ``distill`` trained, and not from full precision."""
-    return PLUS in method.split("_") and (family, task.name, bits) in QAT
+    """Whether training goes on from the network that ``distill`` trained, and not from full precision.
+
+    A network whose inputs are rotated has to begin so.
+    """
+    return PLUS in method.split("_") and bits not in ROTATED and (family, task.name, bits) in QAT
 
 
 def _usual(table: dict, family: str, task: Task) -> Recipe:

@@ -7,16 +7,14 @@ from typing import Any
 
 from .problems import UNREADABLE, Problem, join, show
 from .registered import NETWORK
-from .rules import Choice, List, Number, Rule, Section, Text, optional, readable
+from .rules import Choice, Flag, List, Number, Rule, Section, Text, optional, readable
 
-_CALIBRATION = Section(
-    {
-        "batches": Number(1, 10**9, whole=True),
-        "batch_size": Number(0, 1_000_000, whole=True),
-        "seed": Number(-1, 2**32 - 1, whole=True),
-    },
-    title="calibration",
-)
+_IMAGES = {
+    "batches": Number(1, 10**9, whole=True),
+    "batch_size": Number(0, 1_000_000, whole=True),
+    "seed": Number(-1, 2**32 - 1, whole=True),
+}
+_CALIBRATION = Section(_IMAGES | {"changed": Flag()}, title="calibration")
 _TEACHER = Section(
     {"path": Text(called="the path of a checkpoint"), "param_key": optional(Text()), "network": optional(NETWORK)},
     ("path",),
@@ -149,4 +147,6 @@ QUANT_TRAIN = optional(
         title="quant_train",
     )
 )
-PTQ = Section({"method": Method(), "calibration": optional(_CALIBRATION)}, ("method",), title="ptq")
+PTQ = Section(
+    {"method": Method(), "calibration": optional(Section(_IMAGES, title="calibration"))}, ("method",), title="ptq"
+)

@@ -160,12 +160,13 @@ def variant_options(opt: Mapping, variant: Quantizers, bits: int, seed: int) -> 
     opt = copy.deepcopy(dict(opt))
     variant = dict(variant)
     merge(opt, variant.pop("options", lambda opt: {})(opt))
-    quant = dict(opt["network_g"]["quant"])
+    quant = copy.deepcopy(dict(opt["network_g"]["quant"]))
     for site, chosen in (Q_MAMBAIR | {"act_policy": "code"} | variant).items():
         quant[site] = copy.deepcopy(chosen)
-    for site in KINDS:
-        if site in quant:
-            quant[site] = {**quant[site], "bits": bits}
+    for block in (quant, *quant.get("overrides", {}).values()):
+        for site in KINDS:
+            if site in block:
+                block[site] = {**block[site], "bits": bits}
     opt["network_g"]["quant"] = quant
     opt["manual_seed"] = seed
     opt["name"] = f"w{bits}a{bits}_seed{seed}_{digest(opt)}"

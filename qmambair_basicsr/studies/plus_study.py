@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..quantizers.presets import PRESETS
+from ..quantizers.presets import PRESET_OVERRIDES, PRESETS
 
 Variant = dict[str, object]
 
-PLUS = PRESETS["plus"]
+PLUS = {**PRESETS["plus"], "overrides": {}, "transforms": {}}  # grids of weights and inputs; the scan as published
+IN_SCAN = PRESET_OVERRIDES["plus"]  # the preset's other grids
 PUBLISHED = {"weight": {"type": "RFA"}, "act": {"type": "LSQOffset"}, "scan": {"type": "DLS"}}
 GROUP = {"granularity": "group16"}
 SEQ = {"type": "SEQ", "granularity": "channel"}
@@ -120,6 +121,8 @@ def plus_variants() -> dict[str, Variant]:
         "weights in groups of 16": variant(weight={**PLUS["weight"], **GROUP}),
         "inputs in groups of 16": variant(act={"type": "LSQOffset", **GROUP}),
         "rotation of 32 channels": variant(transforms=ROTATION),
+        "offsets in and behind the scan": variant(overrides=IN_SCAN),
+        "rotation, offsets in and behind the scan": variant(overrides=IN_SCAN, transforms=ROTATION),
         "low-rank increments": variant(transforms=LOW_RANK),
         "SEQ, rotation, average": variant(average, weight=SEQ, transforms=ROTATION),
         "rotation, weights SEQ": variant(weight=SEQ, transforms=ROTATION),

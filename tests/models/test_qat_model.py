@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -119,6 +120,34 @@ def test_quantized_checkpoint_is_not_calibrated_again(parsed, qat_options):
     assert all(torch.equal(expected[key], value) for key, value in second.net_g.state_dict().items())
     with pytest.raises(checkpoints.CheckpointError, match="does not exist"):
         checkpoints.read_file(saved_file(second))
+
+
+def test_quantizers_of_another_kind_start_anew(parsed, qat_options, caplog):
+    first = build_model(parsed(qat_options))
+    step(first)
+    first.save(0, 1)
+    qat_options["path"]["pretrain_network_g"] = path = saved_file(first, 1)
+    other = {"scan": {"type": "LSQOffset", "bits": 4, "offsets": "channel"}}
+    qat_options["network_g"]["quant"]["overrides"] = {"*.u": other}
+    with pytest.raises(checkpoints.CheckpointMismatchError, match="missing in the file"):
+        build_model(parsed(qat_options))
+    qat_options["quant_train"]["calibration"]["changed"] = True
+    logger = logging.getLogger("basicsr")
+    logger.addHandler(caplog.handler)
+    try:
+        model = build_model(parsed(qat_options))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "of another kind than in the file and start anew" in caplog.text and ".u" in caplog.text
+    assert uncalibrated(model.net_g) == []
+    kept, state = checkpoints.read_file(path)["params"], model.net_g.state_dict()
+    new = {key for key in state if ".u." in key}
+    assert new and state.keys() - new == {key for key in kept if ".u." not in key}
+    assert all(torch.equal(state[key], kept[key]) for key in state.keys() - new)  # nothing else was calibrated again
+    assert step(model)["l_pix"] > 0
+    qat_options["quant_train"]["calibration"]["changed"] = "yes"
+    with pytest.raises(ValueError, match="calibration: changed must be true or false"):
+        build_model(parsed(qat_options))
 
 
 @pytest.mark.parametrize("damage", ["missing", "unknown", "shape", "some quantizer keys"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 
 import pytest
+from basicsr.archs import build_network
 from torch import nn
 
 from qmambair_basicsr.layers.info import NetworkInfo
 from qmambair_basicsr.layers.prepare import prepare
+from qmambair_basicsr.layers.sites import network_sites
 from qmambair_basicsr.quantizers import QUANTIZER_REGISTRY, QuantizerSpec, QuantSpec, Site, SpecError, build_quantizer
 
 CONFIG = {
@@ -115,7 +117,8 @@ def test_a_preset_stands_for_quantizers_and_gives_way_to_what_is_written_out():
     assert spec.weight == QuantizerSpec("RFA", 2, {"granularity": "channel"})
     assert spec.act == QuantizerSpec("LSQOffset", 2, {"offsets": "channel"})
     assert spec.scan == QuantizerSpec("LSQ", 4)
-    assert spec.preset == ("weight", "act")
+    assert spec.preset == ("weight", "act", "*out_proj")  # the file's scan quantizer is u's and A's as well
+    assert spec.overrides == (("*out_proj", {"act": spec.act}),)
     again = QuantSpec.from_dict(spec.to_dict())
     assert (again.weight, again.act, again.scan) == (spec.weight, spec.act, spec.scan)
 
@@ -133,6 +136,25 @@ def test_mistakes_in_a_preset(config, parts):
     with pytest.raises(SpecError) as error:
         QuantSpec.from_dict(config)
     assert all(part in str(error.value) for part in parts)
+
+
+def test_a_preset_has_grids_of_its_own_for_operands_of_the_scan():
+    net = build_network(
+        {
+            "type": "QMambaIR",
+            "embed_dim": 30,
+            "depths": [1],
+            "d_state": 3,
+            "quant": {"preset": "plus", "bits": 4, "overrides": {"*.u": {"scan": {"type": "LSQ", "bits": 8}}}},
+        }
+    )
+    found = {place.site.name.rpartition(".")[2]: place.quantizer for place in network_sites(net)}
+    offset = found["A"]
+    assert type(offset).__name__ == "LSQOffset" and offset.scale.shape == offset.offset.shape == (3,)
+    assert type(found["B"]).__name__ == type(found["delta"]).__name__ == "DLS"
+    assert (type(found["u"]).__name__, found["u"].bits) == ("LSQ", 8)  # the file's override comes last
+    behind = [p.quantizer for p in network_sites(net) if p.site.owner.endswith("out_proj") and p.site.kind == "act"]
+    assert behind and all(type(q).__name__ == "LSQOffset" and q.offset.numel() > 1 for q in behind)
 
 
 def test_a_preset_leaves_out_kinds_that_a_network_has_not():
