@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import device_for
 from instruction_sets import with_instruction_sets
 
 from qmambair_basicsr.archs.windows import relative_position_index
@@ -44,6 +45,10 @@ def make(batch, windows, size, heads, dim, masked=True):
     }
 
 
+def placed(tensors, device):
+    return {name: tensor if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
+
+
 def in_the_open(qkv, table, index, order, regions, scale, change):
     (batch, _, channels), (windows, tokens), heads = qkv.shape, order.shape, table.shape[1]
     cut = qkv[:, order.flatten()].view(batch, windows, tokens, 3, heads, channels // 3 // heads)
@@ -56,14 +61,15 @@ def in_the_open(qkv, table, index, order, regions, scale, change):
     return out[:, order.flatten().argsort()]
 
 
-def evaluate(inputs, rounding, weight, dtype, opened):
+def evaluate(inputs, rounding, weight, dtype, opened, device="cpu"):
     """Output and gradients by name, how far the nearest probability is from a border of the grid, and what gradients add up to."""
     grid = {n: t for n, t in zip(GRID, rounding.tensors, strict=True) if t is not None}
     leaves = {
-        n: t.to(dtype).requires_grad_() for n, t in {"qkv": inputs["qkv"], "table": inputs["table"], **grid}.items()
+        n: t.to(device, dtype).requires_grad_()
+        for n, t in {"qkv": inputs["qkv"], "table": inputs["table"], **grid}.items()
     }
     rounding = Rounding(leaves["scale"], leaves.get("offset"), *rounding[2:4], leaves.get("lower"), leaves.get("upper"))
-    others = {name: inputs[name] for name in ("index", "order", "regions")}
+    others = placed({name: inputs[name] for name in ("index", "order", "regions")}, device)
     kept = []
 
     def change(p):
@@ -78,8 +84,10 @@ def evaluate(inputs, rounding, weight, dtype, opened):
     else:
         out = window_attention_rounded(**given, scale=0.3, rounding=rounding)
     wanted = [*leaves.values(), *kept[1:]]
-    grads = torch.autograd.grad((out * weight.to(dtype)).sum(), wanted, allow_unused=True, materialize_grads=True)
-    return dict(zip(("out", *leaves), (out.detach(), *grads), strict=False)), kept[0] if kept else None, grads[-1]
+    loss = (out * weight.to(device, dtype)).sum()
+    found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+    found = [tensor.cpu() for tensor in (out.detach(), *found)]
+    return dict(zip(("out", *leaves), found, strict=False)), kept[0].cpu() if kept else None, found[-1]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -91,7 +99,7 @@ def test_parity(backend, shape, grid, use_backend, nan_memory):
     batch, length, channels = inputs["qkv"].shape
     weight = torch.randn(batch, length, channels // 3)
     want, probabilities, through = evaluate(inputs, rounding, weight, torch.float64, True)
-    got, *_ = evaluate(inputs, rounding, weight, torch.float32, False)
+    got, *_ = evaluate(inputs, rounding, weight, torch.float32, False, device_for(backend))
     v = probabilities if rounding.offset is None else probabilities + rounding.offset.double()
     v = v / rounding.scale.double()
     borders = torch.arange(rounding.qmin, rounding.qmax + 1).double()
@@ -117,7 +125,7 @@ def test_probabilities_that_vanish_are_on_a_bound_of_zero(backend, use_backend):
     inputs["qkv"] *= 30
     rounding = Rounding(0.07 * ONE, -0.56 * ONE, -8, 7, 0 * ONE, 1.05 * ONE)
     weight = torch.randn(1, 32, 24)
-    got, *_ = evaluate(inputs, rounding, weight, torch.float32, False)
+    got, *_ = evaluate(inputs, rounding, weight, torch.float32, False, device_for(backend))
     want, p, _ = evaluate(inputs, rounding, weight, torch.float32, True)
     assert (p == 0).any()
     torch.testing.assert_close(got["lower"], want["lower"], rtol=1e-3, atol=1e-3)
@@ -127,8 +135,9 @@ def test_probabilities_that_vanish_are_on_a_bound_of_zero(backend, use_backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_fine_grid_changes_nothing(backend, use_backend):
     use_backend("window_attention", backend)
-    inputs = make(*SHAPES["light_small"])
-    rounding = Rounding(1e-6 * ONE, None, 0, 2**20)
+    device = device_for(backend)
+    inputs = placed(make(*SHAPES["light_small"]), device)
+    rounding = Rounding(1e-6 * ONE.to(device), None, 0, 2**20)
     got = window_attention_rounded(**inputs, scale=0.3, rounding=rounding)
     torch.testing.assert_close(got, window_attention(**inputs, scale=0.3), rtol=0, atol=5e-5)
 
