@@ -85,8 +85,11 @@ class QATModel(PhasedTraining):
             super().load_network(net, load_path, strict, param_key)
 
     def matching_state(self, net: nn.Module, state: dict, load_path: str) -> dict:
-        """A quantized file's state, for the sites whose quantizers are others now (``calibration: changed``)."""
-        changes = self.is_train and self.quant.calibration.changed
+        """A quantized file's state, for the sites whose quantizers are others now (``calibration: changed``).
+
+        A resumed run has quantizers of its own kinds in its file; others there are a changed option file.
+        """
+        changes = self.is_train and self.quant.calibration.changed and not self.resumes()
         return checkpoints.with_own_quantizers(net, state, load_path) if changes else state
 
     def calibrate(self, start: StartOptions | None = None) -> None:

@@ -145,6 +145,10 @@ class QuantTrainOptions:
         read = {key: reader(values.pop(key)) for key, reader in readers.items() if values.get(key)}
         values = {key: value for key, value in values.items() if key not in readers}
         options = cls(calibration=calibration, teacher=teacher, **read, **values)
+        if calibration.changed and options.start is not None:
+            raise ValueError(
+                "quant_train: start sets every quantizer, calibration: changed leaves those of the file; use one of them"
+            )
         _number("quant_train: health_freq", options.health_freq, 0)
         _number("quant_train: lr_factor", options.lr_factor, 0, whole=False)
         return options

@@ -145,8 +145,29 @@ def test_quantizers_of_another_kind_start_anew(parsed, qat_options, caplog):
     assert new and state.keys() - new == {key for key in kept if ".u." not in key}
     assert all(torch.equal(state[key], kept[key]) for key in state.keys() - new)  # nothing else was calibrated again
     assert step(model)["l_pix"] > 0
+    qat_options["quant_train"]["start"] = {"method": {"type": "Percentile"}}
+    with pytest.raises(ValueError, match="start sets every quantizer, calibration: changed leaves those of the file"):
+        build_model(parsed(qat_options))
+    del qat_options["quant_train"]["start"]
     qat_options["quant_train"]["calibration"]["changed"] = "yes"
     with pytest.raises(ValueError, match="calibration: changed must be true or false"):
+        build_model(parsed(qat_options))
+
+
+def test_a_resumed_run_keeps_the_quantizers_of_its_file(parsed, qat_options):
+    """Whatever ``calibration: changed`` says: moments and averages are of those."""
+    qat_options["quant_train"]["calibration"]["changed"] = True
+    qat_options["train"]["ema_decay"] = 0
+    first = build_model(parsed(qat_options))
+    step(first)
+    first.save(0, 1)
+    state = f"{first.opt['path']['training_states']}/1.state"
+    qat_options["path"] |= {"resume_state": state, "pretrain_network_g": saved_file(first, 1)}
+    resumed = build_model(parsed(qat_options))
+    assert all(torch.equal(first.net_g.state_dict()[key], t) for key, t in resumed.net_g.state_dict().items())
+    other = {"scan": {"type": "LSQOffset", "bits": 4, "offsets": "channel"}}
+    qat_options["network_g"]["quant"]["overrides"] = {"*.u": other}
+    with pytest.raises(checkpoints.CheckpointMismatchError, match="missing in the file"):
         build_model(parsed(qat_options))
 
 

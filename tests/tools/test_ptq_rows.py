@@ -6,10 +6,6 @@ import copy
 import csv
 import json
 import shutil
-import signal
-import time
-from collections import deque
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -30,7 +26,7 @@ from qmambair_basicsr.recipes.ptq_contents import METHODS, ptq_options, ptq_test
 from qmambair_basicsr.studies import ptq_rows, ptq_rows_quantize
 from qmambair_basicsr.studies.benchmark_table import read_published
 from qmambair_basicsr.studies.ptq_rows_report import Reported, markdown, write_report
-from qmambair_basicsr.studies.time_limit import OutOfTime, TimeLimit
+from qmambair_basicsr.studies.time_limit import OutOfTime
 from qmambair_basicsr.tools import ptq_rows as tool
 
 TINY = {
@@ -81,42 +77,6 @@ def test_one_bit_is_for_spr2q():
         (4, 4, "SPR2Q"),
         (4, 1, "SPR2Q"),
     ]
-
-
-class Clock:
-    """A method whose steps take what it says."""
-
-    total, at_first, each, time = 100, 0.0, 1.0, 0.0
-
-    def __init__(self):
-        self.steps = []
-
-    def step(self, iteration, images):
-        self.steps.append(iteration)
-        Clock.time += self.each + (self.at_first if len(self.steps) == 1 else 0)
-
-
-class Blocks(Clock, ptq_rows_quantize.BlockReconstruction):
-    units = ("a", "b", "c")
-
-
-@pytest.mark.parametrize(
-    ("kind", "at_first", "seconds", "most", "expected"),
-    [
-        (Clock, 0.0, 10.5, 100, 10),
-        (Clock, 0.0, 10.5, 7, 7),
-        (Clock, 4.0, 10.5, 100, 6),
-        (Clock, 0.0, -1.0, 100, 2),
-        (Blocks, 2.0, 10.5, 100, 4),
-        (Blocks, 2.0, 1.0, 100, 3),
-    ],
-)
-def test_iterations_that_fit(kind, at_first, seconds, most, expected, monkeypatch):
-    monkeypatch.setattr(ptq_rows_quantize.time, "process_time", lambda: Clock.time)
-    method = kind()
-    method.at_first = at_first
-    assert ptq_rows_quantize.iterations_that_fit(method, torch.zeros(1), seconds, most) == expected
-    assert method.steps == []  # a copy took them
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
@@ -243,33 +203,6 @@ def test_end_to_end_methods_are_recorded_where_a_device_can(tiny, recorders):
     assert record["images"]["training"] == 50 and all(loss > 0 for loss in record["losses"].values())
 
 
-class Plan:
-    """A method that trains by itself, whose last ten iterations are of another stage."""
-
-    settings: ClassVar = {}
-    grouped = 90
-    total = 100
-
-    def plan(self, total):
-        self.total, self.grouped = total, total - 10
-
-
-@pytest.mark.parametrize(
-    ("done", "end", "times", "total"),
-    [
-        (20, 80.0, [0.0, 10.0, 20.0], 80),  # a second each
-        (20, 500.0, [0.0, 10.0, 20.0], 100),  # no more than there were to be
-        (20, 50.0, [0.0, 10.0, 10.5], 95),  # as the last ones went
-        (90, 91.0, [0.0, 10.0, 90.0], 100),  # the last stage has begun
-        (20, 0.0, [0.0, 10.0, 20.0], 21),  # the time is over
-    ],
-)
-def test_the_plan_follows_the_time(done, end, times, total):
-    method = Plan()
-    ptq_rows_quantize.follow(method, done, 100, end, deque(times))
-    assert method.total == total
-
-
 def test_one_process_quantizes_and_another_one_tests(tiny, capsys, monkeypatch):
     assert call("--methods", "MinMax", "--only", "test") == 0 and "lack figures" in capsys.readouterr().out
     assert call("--methods", "MinMax", "--only", "quantize") == 0
@@ -358,16 +291,6 @@ def test_rows_that_do_not_fit_any_more_are_not_begun(tiny, capsys, caplog):
     assert "w2a2_MinMax: not begun: 500 s are left, it takes 1000 s" in caplog.text.replace("499 s", "500 s")
     printed = capsys.readouterr().out
     assert "* x4, MinMax, 2/2: Set5" in printed and "| x4 | Percentile | 2/2 |" in printed
-
-
-def test_a_limit_ends_what_is_running():
-    limit = TimeLimit(0.05)
-    with pytest.raises(OutOfTime), limit.enforced():
-        while True:
-            time.sleep(0.01)
-    assert limit.left() < 0 and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-    with TimeLimit(None).enforced():
-        assert TimeLimit(None).left() == float("inf")
 
 
 def test_figures_hold_wherever_the_images_lie(tiny, capsys, monkeypatch):
