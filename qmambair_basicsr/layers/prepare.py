@@ -134,7 +134,7 @@ def _unmet(net: nn.Module, spec: QuantSpec, info: NetworkInfo, sites: Sequence[S
         yield f"quant.conv: {type(net).__name__} has no convolutions behind groups of blocks; leave the key out."
     for pattern, kinds in spec.overrides:
         for kind in kinds:
-            if pattern in spec.preset or any(site.kind == kind and site.matches(pattern) for site in sites):
+            if f"{pattern}.{kind}" in spec.preset or any(site.kind == kind and site.matches(pattern) for site in sites):
                 continue
             candidates = sorted(
                 {re.sub(r"\.\d+(?=\.|$)", ".*", n) for n in names[kind]}

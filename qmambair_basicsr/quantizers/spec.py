@@ -176,7 +176,7 @@ class QuantSpec:
             (see ``layers/policy.py``).
         conv: ``fp`` leaves the convolution behind each group of blocks in full precision, as 2DQuant, CondiQuant and SPR2Q
             do in SwinIR.
-        preset: kinds and patterns of overrides that the network may lack, as they come from a preset (``presets.py``).
+        preset: kinds, and overrides as ``pattern.kind``, that the network may lack, as they come from a preset (``presets.py``).
         overrides: (pattern, {kind: QuantizerSpec}) pairs; the pattern (``fnmatch``) is tried on the dotted name of a
             site's part and on that of its owner, and of several that match the last one decides.
         transforms: what inputs and weights go through first (``transform_spec.py``).
@@ -241,7 +241,7 @@ class QuantSpec:
             for pattern, entry in (*fine.items(), *others["overrides"].items()):
                 where = f"quant.overrides[{pattern!r}]"
                 overrides.append((str(pattern), _read_kinds(entry, where, mistakes, KINDS)))
-        named = tuple(preset) + tuple(fine)
+        named = (*preset, *(f"{pattern}.{kind}" for pattern, kinds in fine.items() for kind in kinds))
         try:
             spec = cls(**chosen, **{**others, "overrides": tuple(overrides), "transforms": transforms}, preset=named)
         except SpecError as error:

@@ -26,7 +26,8 @@ from .option_data import CAR_SETS, COLOUR_QUALITIES, DN_SETS, QUALITIES, SIGMAS,
 from .option_networks import NETS, net_key
 from .recipe import Recipe
 
-ROTATED = (4,)  # widths at which ``plus`` rotates: at four bits it helps, at two it costs (quantizers/plus.md)
+# widths at which ``plus`` rotates: at four bits it helps, at two it does not (quantizers/plus_ablation.md)
+ROTATED = (4,)
 PLUS = "plus"  # the method, or the last part of one, that is the preset of quantizers of this name; with a teacher
 
 # -- recipes -------------------------------------------------------------------------------------------------

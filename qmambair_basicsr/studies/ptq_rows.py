@@ -122,7 +122,9 @@ def run(args: argparse.Namespace) -> int:
             with limit.enforced():
                 if args.rerun and not args.read_only:
                     for made, _ in works.values():
-                        forget(made, store, training=True)
+                        with store.claimed(made) as mine:  # not below another process that is at work on it
+                            if mine:
+                                forget(made, store, training=True)
                 if not args.read_only:
                     maker.make_all(args.sets)
         except OutOfTime:

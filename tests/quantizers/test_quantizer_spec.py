@@ -117,7 +117,7 @@ def test_a_preset_stands_for_quantizers_and_gives_way_to_what_is_written_out():
     assert spec.weight == QuantizerSpec("RFA", 2, {"granularity": "channel"})
     assert spec.act == QuantizerSpec("LSQOffset", 2, {"offsets": "channel"})
     assert spec.scan == QuantizerSpec("LSQ", 4)
-    assert spec.preset == ("weight", "act", "*out_proj")  # the file's scan quantizer is u's and A's as well
+    assert spec.preset == ("weight", "act", "*out_proj.act")  # the file's scan quantizer is u's and A's as well
     assert spec.overrides == (("*out_proj", {"act": spec.act}),)
     again = QuantSpec.from_dict(spec.to_dict())
     assert (again.weight, again.act, again.scan) == (spec.weight, spec.act, spec.scan)
@@ -162,4 +162,9 @@ def test_a_preset_leaves_out_kinds_that_a_network_has_not():
     assert net[0].weight_quantizer.scale.shape == (4,) and net[0].act_quantizer.offset.shape == (4,)
     with pytest.raises(SpecError, match="has no such sites"):
         settings = {"preset": "plus", "bits": 4, "scan": {"type": "DLS", "bits": 4}}
+        prepare(nn.Sequential(nn.Linear(4, 4)), QuantSpec.from_dict(settings), NetworkInfo())
+    with pytest.raises(
+        SpecError, match=r"overrides\['\*\.u'\]\.act: no quantized site"
+    ):  # a pattern of the preset's, another kind
+        settings = {"preset": "plus", "bits": 4, "overrides": {"*.u": {"act": {"type": "LSQ", "bits": 4}}}}
         prepare(nn.Sequential(nn.Linear(4, 4)), QuantSpec.from_dict(settings), NetworkInfo())

@@ -256,6 +256,11 @@ def test_a_row_that_another_process_has_is_left_to_it(tiny, capsys):
         assert call("--methods", "MinMax", "Percentile") == 0
     printed = capsys.readouterr().out
     assert "* x4, MinMax, 4/4: Set5" in printed and "| x4 | Percentile |" in printed
+    assert call("--methods", "MinMax") == 0
+    kept = record_of(tiny, "MinMax")
+    with ptq_rows.Store(tiny / "out").claimed(made):  # to make all again takes away nothing that it works with
+        assert call("--methods", "MinMax", "--rerun") == 0
+    assert record_of(tiny, "MinMax") == kept
 
 
 def test_when_the_time_is_over_what_is_done_stays(tiny, capsys, monkeypatch):
