@@ -49,7 +49,7 @@ def grid_for(states, bits, symmetric=False, bounds=False):
     best = None
     for stretch in torch.linspace(0.9, 1.1, 101, dtype=torch.float64):
         upper = high * stretch + 1e-3
-        lower = -upper if symmetric else low - 1e-3
+        lower = -upper if symmetric else low * stretch - 1e-3
         scale = ((upper - lower) / (qmax - qmin)).float()
         offset = None if symmetric else (qmin * scale - lower.float())
         v = (states + (0 if offset is None else offset.double())) / scale.double()
