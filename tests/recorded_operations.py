@@ -9,6 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from qmambair_basicsr.models import cuda_graph
+
 ASKS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
 
 
@@ -84,3 +86,16 @@ class RecordedOperations(TorchDispatchMode):
                 key = tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape)
                 if key not in self._before:
                     self._before[key] = (tensor.detach(), tensor.detach().clone())
+
+
+def remembered(monkeypatch) -> list[RecordedOperations]:
+    """Recorders of this kind take the place of CUDA graphs on the CPU; every one that is made gets into the list."""
+    made: list[RecordedOperations] = []
+
+    class Remembered(RecordedOperations):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__(device)
+            made.append(self)
+
+    monkeypatch.setitem(cuda_graph.RECORDERS, "cpu", Remembered)
+    return made

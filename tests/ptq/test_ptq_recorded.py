@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from recorded_operations import RecordedOperations
+from recorded_operations import RecordedOperations, remembered
 from test_every_method import QUICK, network
 
 from qmambair_basicsr.archs.routing import EvaluationTapes, RoutingNoise, evaluation_noise_on, shared_routing_noise
@@ -133,15 +133,7 @@ def test_noise_of_an_evaluation_on_tapes_is_the_noise_without():
 @pytest.fixture
 def recorders(monkeypatch):
     """Every recorder that is made."""
-    made = []
-
-    class Remembered(RecordedOperations):
-        def __init__(self, device):
-            super().__init__(device)
-            made.append(self)
-
-    monkeypatch.setitem(cuda_graph.RECORDERS, "cpu", Remembered)
-    return made
+    return remembered(monkeypatch)
 
 
 @pytest.fixture

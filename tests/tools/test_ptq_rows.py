@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
-from recorded_operations import RecordedOperations
+from recorded_operations import remembered
 
 from qmambair_basicsr import checkpoints
 from qmambair_basicsr.command_lines.ptq_rows import build_parser
 from qmambair_basicsr.layers.info import full_precision_twin
-from qmambair_basicsr.models import cuda_graph
 from qmambair_basicsr.models.mambair_model import MambaIRModel
 from qmambair_basicsr.ops.backend import ENV
 from qmambair_basicsr.quantizers import ste
@@ -177,14 +176,7 @@ def test_a_row_that_fails_is_named_and_the_next_one_is_made(tiny, capsys, monkey
 @pytest.fixture
 def recorders(monkeypatch):
     """Recorders that stand in for CUDA graphs; every one that is made."""
-    made = []
-
-    class Remembered(RecordedOperations):
-        def __init__(self, device):
-            super().__init__(device)
-            made.append(self)
-
-    monkeypatch.setitem(cuda_graph.RECORDERS, "cpu", Remembered)
+    made = remembered(monkeypatch)
     monkeypatch.setenv(ENV, "reference")  # the stand-in sees PyTorch's operators
     monkeypatch.setattr(ste, "asking_is_free", lambda x: False)
     return made
