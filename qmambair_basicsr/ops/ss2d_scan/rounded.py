@@ -83,62 +83,33 @@ _INPUTS = (
 _CODES = "int qmin, int qmax"
 
 
+def _read(given: Sequence) -> tuple:
+    """Arguments in the order of the schema -> x to delta_bias, the rounding, order, and what stands behind the codes."""
+    scale, offset, lower, upper, order, qmin, qmax, *others = given[7:]
+    return *given[:7], Rounding(scale, offset, qmin, qmax, lower, upper), order, *others
+
+
 @torch.library.custom_op(
     "qmambair::ss2d_scan_rounded",
     mutates_args=(),
     schema=f"({_INPUTS}, {_CODES}, bool softplus, int[] directions, bool merge, bool save_states) -> (Tensor, Tensor)",
 )
-def _forward(
-    x,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    delta_bias,
-    scale,
-    offset,
-    lower,
-    upper,
-    order,
-    qmin,
-    qmax,
-    softplus,
-    directions,
-    merge,
-    save_states,
-):
-    rounding = Rounding(scale, offset, qmin, qmax, lower, upper)
-    _check(x, delta, A, B, C, D, delta_bias, rounding, order, directions)
+def _forward(*given):
+    *inputs, rounding, order, softplus, directions, merge, save_states = _read(given)
+    _check(*inputs, rounding, order, directions)
+    x, _, A, *_ = inputs
     module = choose("ss2d_scan", BACKENDS, x)
-    given = (x, delta, A, B, C, D, delta_bias, rounding, softplus, paths_of(x, A, order, directions), merge)
+    given = (*inputs, rounding, softplus, paths_of(x, A, order, directions), merge)
     if hasattr(module, "rounded_forward"):
         return module.rounded_forward(*given, save_states)
     return open_states.forward(module, *given), x.new_empty(0, dtype=_work(x))
 
 
 @_forward.register_fake
-def _forward_fake(
-    x,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    delta_bias,
-    scale,
-    offset,
-    lower,
-    upper,
-    order,
-    qmin,
-    qmax,
-    softplus,
-    directions,
-    merge,
-    save_states,
-):
-    _check(x, delta, A, B, C, D, delta_bias, Rounding(scale, offset, qmin, qmax, lower, upper), order, directions)
+def _forward_fake(*given):
+    *inputs, rounding, order, _, directions, merge, save_states = _read(given)
+    _check(*inputs, rounding, order, directions)
+    x, _, A, *_ = inputs
     return x.new_empty(output_shape(x, A, merge)), x.new_empty(_states(x, A, save_states), dtype=_work(x))
 
 
@@ -149,66 +120,26 @@ def _forward_fake(
     + ", ".join(["Tensor"] * 11)
     + ")",
 )
-def _backward(
-    dy,
-    x,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    delta_bias,
-    scale,
-    offset,
-    lower,
-    upper,
-    order,
-    states,
-    qmin,
-    qmax,
-    softplus,
-    directions,
-    merge,
-):
-    rounding = Rounding(scale, offset, qmin, qmax, lower, upper)
-    _check(x, delta, A, B, C, D, delta_bias, rounding, order, directions)
-    given, expected = (dy.shape, states.shape), (output_shape(x, A, merge), _states(x, A, True))
-    if given != expected:
-        raise ValueError(f"ss2d_scan: dy and states must have shapes {expected}, got {tuple(map(tuple, given))}")
+def _backward(dy, *given):
+    *given, states, qmin, qmax, softplus, directions, merge = given
+    *inputs, rounding, order = _read((*given, qmin, qmax))
+    _check(*inputs, rounding, order, directions)
+    x, _, A, *_ = inputs
+    shapes, expected = (dy.shape, states.shape), (output_shape(x, A, merge), _states(x, A, True))
+    if shapes != expected:
+        raise ValueError(f"ss2d_scan: dy and states must have shapes {expected}, got {tuple(map(tuple, shapes))}")
     module = choose("ss2d_scan", BACKENDS, x)
     paths = paths_of(x, A, order, directions)
-    inputs = (dy, x, delta, A, B, C, D, delta_bias)
     if hasattr(module, "rounded_backward"):
-        grads = module.rounded_backward(*inputs, states, rounding, softplus, paths)
+        grads = module.rounded_backward(dy, *inputs, states, rounding, softplus, paths)
     else:
-        grads = open_states.backward(module, *inputs, rounding, softplus, paths)
+        grads = open_states.backward(module, dy, *inputs, rounding, softplus, paths)
     return tuple(x.new_empty(0) if g is None else g for g in grads)  # an operator returns tensors only
 
 
 @_backward.register_fake
-def _backward_fake(
-    dy,
-    x,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    delta_bias,
-    scale,
-    offset,
-    lower,
-    upper,
-    order,
-    states,
-    qmin,
-    qmax,
-    softplus,
-    directions,
-    merge,
-):
-    inputs = (x, delta, A, B, C, D, delta_bias, scale, offset, lower, upper)
-    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs)
+def _backward_fake(_, x, *others):
+    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in (x, *others[:10]))
 
 
 def _setup_context(ctx, inputs, output):
