@@ -106,10 +106,9 @@ class WindowAttention(nn.Module):
             (B, L, C) in raster order.
         """
         given = qkv, self.relative_position_bias_table, relative_index, plan.windows
-        rounding = self.map_rounding(qkv, relative_index.shape[0])
         if self.full_precision():
             out = window_attention(*given, plan.regions, scale=self.scale, kinds=plan.kinds)
-        elif rounding is not None:
+        elif (rounding := self.map_rounding(qkv, relative_index.shape[0])) is not None:
             q, k, v = qkv.chunk(3, dim=-1)
             products = self.qk_matmul, self.av_matmul
             operands = quantize_together(

@@ -7,7 +7,7 @@ is to be in its place. :func:`network_sites` walks a network; nothing else needs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -129,13 +129,19 @@ def for_each_channel(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
 
 def other_quantizers(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, set[str]]:
     """Quantizers of a network that a state has of another kind, or not at all: name -> the state's keys of them."""
-    own = net.state_dict()
-    found = {}
-    for name in quantizers_of(net):
-        kept = {key for key in own if key.startswith(f"{name}.")}
-        given = {key for key in state if key.startswith(f"{name}.")}
-        if kept != given:
-            found[name] = given
+    names = quantizers_of(net).keys()
+    kept, given = (_by_owner(names, keys) for keys in (net.state_dict(), state))
+    return {name: given[name] for name in names if kept[name] != given[name]}
+
+
+def _by_owner(names: Collection[str], keys: Iterable[str]) -> dict[str, set[str]]:
+    """Of every module the keys that begin with its name."""
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for key in keys:
+        parts = key.split(".")
+        for name in (".".join(parts[:n]) for n in range(1, len(parts))):
+            if name in found:
+                found[name].add(key)
     return found
 
 

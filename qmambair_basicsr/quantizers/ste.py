@@ -81,11 +81,12 @@ class _OnBounds(torch.autograd.Function):
         shape = [1] * x.ndim
         if ctx.dim is not None:
             shape[ctx.dim] = -1
-        if ctx.dim is None and asking_is_free(x) and not any_equal(x, lower, upper):
+        asked = ctx.dim is None and asking_is_free(x)
+        if asked and not any_equal(x, lower, upper):
             return grad, None, None, None, None
         below, above = x == lower.view(shape), x == upper.view(shape)
         on = below | above
-        if asking_is_free(on) and not bool(on.any()):
+        if not asked and asking_is_free(on) and not bool(on.any()):
             return grad, None, None, None, None
         direct = torch.where(on, grad, 0.0)
 

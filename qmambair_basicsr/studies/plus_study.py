@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..quantizers.presets import PRESET_OVERRIDES, PRESETS
+from ..recipes.option_contents import ROTATION
 
 Variant = dict[str, object]
 
@@ -17,7 +18,6 @@ IN_SCAN = PRESET_OVERRIDES["plus"]  # the preset's other grids
 PUBLISHED = {"weight": {"type": "RFA"}, "act": {"type": "LSQOffset"}, "scan": {"type": "DLS"}}
 GROUP = {"granularity": "group16"}
 SEQ = {"type": "SEQ", "granularity": "channel"}
-ROTATION = {"Hadamard": {"block": 32}}
 LOW_RANK = {"LowRank": {"rank": 8}}
 
 
