@@ -41,7 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--until", type=duration, metavar="SECONDS", help="end by itself, finished or not; what is done stays"
     )
-    parser.add_argument("--only", choices=("quantize", "test"), help="one half of the work; default: both")
+    parser.add_argument(
+        "--only",
+        choices=("calibrate", "quantize", "test"),
+        help="a part of the work: where methods that train end to end begin, the weights, the figures; default: all",
+    )
     add(parser, "--iterations", "default: the recipe's, or what the minutes allow")
     parser.add_argument(
         "--batch", type=positive, default=8, metavar="N", help="images of an iteration, end to end (default: 8)"

@@ -24,7 +24,8 @@ from ..recipes.option_table import TASKS
 from ..recipes.ptq_contents import ptq_options, ptq_test_options
 from .ablation_studies import Run
 from .generality import working_in
-from .ptq_rows_quantize import quantize_row
+from .ptq_rows_calibrated import calibrated_file
+from .ptq_rows_quantize import calibrate_row, goes_end_to_end, quantize_row
 from .ptq_rows_report import Reported, write_report
 from .study_runs import (
     Store,
@@ -38,6 +39,7 @@ from .study_runs import (
     weights_file,
 )
 from .time_limit import OutOfTime, TimeLimit
+from .training_patches import patches_kept
 
 __all__ = ["run"]
 
@@ -117,7 +119,13 @@ def run(args: argparse.Namespace) -> int:
         _check_files(works.values(), training=args.only != "test")
     store = Store(args.out.resolve(), args.any_code)
     maker = Maker(works, store, limit, args.only)
-    with working_in(store.root), images_in_memory(IMAGE_MEMORY), recorded_passes(), exact_convolutions():
+    with (
+        working_in(store.root),
+        images_in_memory(IMAGE_MEMORY),
+        patches_kept(),
+        recorded_passes(),
+        exact_convolutions(),
+    ):
         try:
             with limit.enforced():
                 if args.rerun and not args.read_only:
@@ -125,6 +133,8 @@ def run(args: argparse.Namespace) -> int:
                         with store.claimed(made) as mine:  # not below another process that is at work on it
                             if mine:
                                 forget(made, store, training=True)
+                                if args.only in (None, "calibrate"):
+                                    calibrated_file(made, store).unlink(missing_ok=True)
                 if not args.read_only:
                     maker.make_all(args.sets)
         except OutOfTime:
@@ -156,7 +166,7 @@ class Maker:
         works: rows with their options.
         store: of all processes.
         limit: of this one.
-        only: ``quantize``, ``test``, or None for both.
+        only: ``calibrate``, ``quantize``, ``test``, or None for the last two.
 
     Attributes:
         failed: names of rows that failed here.
@@ -209,6 +219,9 @@ class Maker:
             if reason := stale_results(made, test, self.store):
                 logger.info("%s: done again: %s", made.name, reason)
             try:
+                if self.only == "calibrate":
+                    logger.info("%s: calibrated (%.0f s)", made.name, calibrate_row(made, self.store))
+                    return True
                 if self.only != "test":
                     if not self._fits(made):
                         return False
@@ -229,6 +242,8 @@ class Maker:
         if self.only:  # another process may have had another budget
             made = as_quantized(made, self.store)
         trained = not training_due(made, self.store) and weights_file(made, self.store).is_file()
+        if self.only == "calibrate":
+            return not trained and goes_end_to_end(made) and not calibrated_file(made, self.store).is_file()
         if self.only == "quantize":
             return not trained
         if self.only == "test":

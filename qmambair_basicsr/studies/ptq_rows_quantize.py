@@ -16,16 +16,19 @@ from .. import checkpoints
 from ..inference.networks import load_full_precision
 from ..models.calibration_data import calibration_batches
 from ..models.cuda_graph import RECORDERS
+from ..models.ptq_model import cpu_state
 from ..models.ptq_step_graph import RecordedSteps
 from ..ptq import build_method
 from ..ptq.blockwise import BlockReconstruction
-from ..ptq.method import require_ordinary
+from ..ptq.method import PTQ_METHODS, PTQMethod, require_ordinary
 from ..ptq.training import OptimizedMethod, TrainedMethod
 from .ablation_studies import Run
+from .ptq_rows_calibrated import load_calibration, save_calibration
 from .study_runs import Store, weights_file
 from .time_limit import TimeLimit
+from .training_patches import shared_patches
 
-__all__ = ["clock", "iterations_that_fit", "quantize_row"]
+__all__ = ["calibrate_row", "clock", "goes_end_to_end", "iterations_that_fit", "quantize_row"]
 
 ROUTING = 500 / 12_500  # of the iterations: SPR2Q's last ones, which train the routing alone, as in its paper
 CHECK_EVERY = 10  # recorded iterations between two looks at losses and clock
@@ -84,33 +87,62 @@ def quantize_row(run: Run, store: Store, limit: TimeLimit) -> dict:
     Raises:
         ValueError: a loss is not finite.
     """
-    opt, device = run.opt, torch.device("cuda" if run.opt["num_gpu"] else "cpu")
+    opt, device = run.opt, device_of_row(run)
     begun = clock(device)
-    net = build_network(copy.deepcopy(opt["network_g"])).eval()
-    load_full_precision(net, opt["path"]["pretrain_network_g"]).to(device)
+    net, method, batches = _begin(opt, device)
     shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
-    method = build_method(opt["ptq"]["method"])
-    data, seed, calibration = training_data(opt), opt["manual_seed"], opt["ptq"]["calibration"]
-    drawn = calibration_batches(data, calibration["batches"], calibration["batch_size"], seed)
-    batches = [batch.to(device) for batch in drawn]
-    trained = {"iterations": 0, "losses": {}}
+    trained = {"iterations": 0, "losses": {}, "seconds_elsewhere": 0.0}
     if method.trains:
-        trained = _train(method, net, batches, opt, begun, limit)
+        trained = _train(method, net, batches, run, store, begun, limit)
     else:
         method.apply(net, batches)
     require_ordinary(net, type(method).__name__, shapes)
-    end_to_end = method.trains and not isinstance(method, BlockReconstruction)
+    end_to_end = isinstance(method, OptimizedMethod)
     checkpoints.write_file({"params": net.cpu().state_dict()}, weights_file(run, store))
     return {
         "method": {"type": type(method).__name__, **method.settings},
         **trained,
         "images": {
             "calibration": sum(map(len, batches)),
-            "training": trained["iterations"] * data["batch_size_per_gpu"] if end_to_end else 0,
+            "training": trained["iterations"] * opt["datasets"]["train"]["batch_size_per_gpu"] if end_to_end else 0,
         },
-        "seconds": round(clock(device) - begun, 3),
+        "seconds": round(clock(device) - begun + trained["seconds_elsewhere"], 3),
         "threads": torch.get_num_threads(),
     }
+
+
+def device_of_row(run: Run) -> torch.device:
+    """Where a row is quantized."""
+    return torch.device("cuda" if run.opt["num_gpu"] else "cpu")
+
+
+def goes_end_to_end(run: Run) -> bool:
+    """Whether a row's method trains all of the network at once: one whose starting values can be kept."""
+    return issubclass(PTQ_METHODS[run.opt["ptq"]["method"]["type"]], OptimizedMethod)
+
+
+def calibrate_row(run: Run, store: Store) -> float:
+    """Work out where the training of a row begins, and keep it; returns the seconds (:func:`clock`) that took."""
+    device = device_of_row(run)
+    begun = clock(device)
+    net, method, batches = _begin(run.opt, device)
+    method.open(net)
+    before = cpu_state(net)
+    method.calibrate(batches)
+    seconds = clock(device) - begun
+    save_calibration(method, before, batches, run, store, seconds)
+    return seconds
+
+
+def _begin(opt: Mapping, device: torch.device) -> tuple[nn.Module, PTQMethod, list[Tensor]]:
+    """A row's network in full precision, its method, and the images for calibration."""
+    net = build_network(copy.deepcopy(opt["network_g"])).eval()
+    load_full_precision(net, opt["path"]["pretrain_network_g"]).to(device)
+    calibration = opt["ptq"]["calibration"]
+    drawn = calibration_batches(
+        training_data(opt), calibration["batches"], calibration["batch_size"], opt["manual_seed"]
+    )
+    return net, build_method(opt["ptq"]["method"]), [batch.to(device) for batch in drawn]
 
 
 def training_data(opt: Mapping) -> dict:
@@ -119,22 +151,34 @@ def training_data(opt: Mapping) -> dict:
 
 
 def _train(
-    method: TrainedMethod, net: nn.Module, batches: list[Tensor], opt: Mapping, begun: float, limit: TimeLimit
+    method: TrainedMethod,
+    net: nn.Module,
+    batches: list[Tensor],
+    run: Run,
+    store: Store,
+    begun: float,
+    limit: TimeLimit,
 ) -> dict:
     """From beginning to end; returns what the record holds of it."""
-    device, most = batches[0].device, int(opt["train"]["total_iter"])
+    opt, device, elsewhere = run.opt, batches[0].device, 0.0
+    most = int(opt["train"]["total_iter"])
     method.open(net)
-    method.calibrate(batches)
+    if isinstance(method, OptimizedMethod):
+        elsewhere, reason = load_calibration(method, batches, run, store)
+        if reason:
+            logger.info("%s: starting values that are there do not count: %s", run.name, reason)
+    if not elsewhere:
+        method.calibrate(batches)
     most = max(most, least_iterations(method))
     plan(method, most)
-    before = clock(device) - begun
+    before = clock(device) - begun + elsewhere
     left = min(60 * opt["train"]["minutes"] - before, limit.left() - FINISHING)
     if isinstance(method, OptimizedMethod) and device.type in RECORDERS:
         found = _paced(method, opt, device, most, left)
     else:
         found = _counted(method, opt, device, most, left)
     method.finish(net)
-    return {**found, "seconds_before": round(before, 3)}
+    return {**found, "seconds_before": round(before, 3), "seconds_elsewhere": round(elsewhere, 3)}
 
 
 def _counted(method: TrainedMethod, opt: Mapping, device: torch.device, most: int, left: float) -> dict:
@@ -161,10 +205,9 @@ def _paced(method: OptimizedMethod, opt: Mapping, device: torch.device, most: in
     steps, end, i = RecordedSteps(method, device), clock(device) + left, 0
     times: deque[float] = deque(maxlen=4)  # from the first look on: what comes before is recorded
     kept: list[dict[str, float]] = []
-    for i, images in enumerate(calibration_batches(data, most, batch, seed), start=1):
-        if device.type == "cuda":
-            images = images.pin_memory()  # else the copy waits for the iteration before
-        losses = steps.step(i - 1, images.to(device, non_blocking=True))
+    patches = shared_patches(data, batch, seed, most, device)
+    for i in range(1, most + 1):
+        losses = steps.step(i - 1, patches[i - 1])
         if i % CHECK_EVERY == 0 or i == method.total:
             found = {name: loss.item() for name, loss in losses.items()}
             _check(found, i - 1)
@@ -215,4 +258,9 @@ def _check(losses: Mapping[str, float], iteration: int) -> None:
 
 
 def _means(kept: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(entry[name] for entry in kept) / len(kept) for name in kept[-1]}
+    """Of each loss over the iterations that have it: one begins where a block's warm-up ends."""
+    values: dict[str, list[float]] = {}
+    for losses in kept:
+        for name, loss in losses.items():
+            values.setdefault(name, []).append(loss)
+    return {name: sum(some) / len(some) for name, some in values.items()}

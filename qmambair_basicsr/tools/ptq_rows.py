@@ -17,7 +17,8 @@ printed. What is finished is not repeated unless what it was made from has chang
 other versions of the code do not count), and after a kill the row at hand begins again, unless it is quantized.
 
 Several such commands share one ``--out``, each on a device of its own choice: a row belongs to the process that has begun it. ``--only
-quantize`` leaves the tests to another one, which ``--only test --until SECONDS`` has wait for more. After ``--until`` seconds a command
+quantize`` leaves the tests to another one, which ``--only test --until SECONDS`` has wait for more. ``--only calibrate`` works out
+where methods that train end to end begin, and keeps it (``OUT/calibrated``) for whoever trains them, such as a GPU that is lent by the minute. After ``--until`` seconds a command
 ends by itself: rows that cannot be finished any more are not begun, weights of a row whose test is cut off stay, and so do
 figures of its finished sets.
 """

@@ -19,6 +19,7 @@ from qmambair_basicsr.command_lines.ptq_rows import build_parser
 from qmambair_basicsr.layers.info import full_precision_twin
 from qmambair_basicsr.models.mambair_model import MambaIRModel
 from qmambair_basicsr.ops.backend import ENV
+from qmambair_basicsr.ptq.two_d_quant import TwoDQuant
 from qmambair_basicsr.quantizers import ste
 from qmambair_basicsr.recipes.option_table import TASKS
 from qmambair_basicsr.recipes.ptq_contents import METHODS, ptq_options, ptq_test_options
@@ -168,6 +169,47 @@ def test_a_row_that_fails_is_named_and_the_next_one_is_made(tiny, capsys, monkey
     assert call("--methods", "Percentile", "MinMax") == 1
     printed = capsys.readouterr().out
     assert "* x4, Percentile, 4/4: ValueError: no such luck" in printed and "| x4 | MinMax |" in printed
+
+
+def weights_of(folder, method):
+    return torch.load(folder / f"experiments/QMambaIRv2Light_lightSRx4_w4a4_{method}/models/net_g_latest.pth")["params"]
+
+
+@pytest.mark.parametrize("method", ["SPR2Q", "MambaQuantScan"])
+def test_starting_values_can_be_worked_out_before(tiny, monkeypatch, method):
+    assert call("--methods", method, "--only", "quantize") == 0
+    assert call("--methods", method, "MinMax", "--only", "calibrate", "--out", "apart") == 0
+    assert not (tiny / "apart/experiments").exists()  # neither weights, nor anything of a method without iterations
+    monkeypatch.setattr(TwoDQuant, "calibrate", never)
+    assert call("--methods", method, "--only", "calibrate", "--out", "apart") == 0  # they are there
+    assert call("--methods", method, "--only", "quantize", "--out", "apart") == 0
+    first, second = weights_of(tiny / "out", method), weights_of(tiny / "apart", method)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    record = json.loads((tiny / f"apart/finished/QMambaIRv2Light_lightSRx4_w4a4_{method}.json").read_text())
+    assert 0 < record["seconds_elsewhere"] < record["seconds_before"] < record["seconds"]
+
+
+@pytest.mark.parametrize("change", ["samples", "images", "damage"])
+def test_starting_values_of_something_else_do_not_count(tiny, capsys, caplog, change):
+    caplog.set_level("INFO")
+    assert call("--methods", "SPR2Q", "--only", "calibrate") == 0
+    (file,) = (tiny / "out/calibrated").iterdir()
+    if change == "damage":
+        file.write_bytes(file.read_bytes()[:1000])
+    if change == "images":
+        for photograph in (tiny / "datasets/BSDS400T91/LR_bicubic/X4").iterdir():
+            cv2.imwrite(str(photograph), 255 - cv2.imread(str(photograph)))
+    failed = call("--methods", "SPR2Q", "--only", "quantize", *(["--samples", "64"] if change == "samples" else []))
+    assert failed == (change == "damage")
+    if change == "damage":
+        assert str(file) in capsys.readouterr().out
+    else:
+        said = {"samples": "other options or weights", "images": "other images"}[change]
+        assert f"starting values that are there do not count: {said}" in caplog.text
+
+
+def test_losses_that_begin_late_are_averaged_over_what_there_is():
+    assert ptq_rows_quantize._means([{"a": 1.0}, {"a": 2.0, "b": 4.0}, {"a": 3.0}]) == {"a": 2.0, "b": 4.0}
 
 
 # -- several processes, and little time ------------------------------------------------------------------------------
