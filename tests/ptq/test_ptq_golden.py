@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from basicsr.archs import build_network
 from golden_cases import cases, far
 
-from qmambair_basicsr import checkpoints
-from qmambair_basicsr.layers.transforms import Layout, transforms_of
+from qmambair_basicsr.layers.transforms import Layout
 from qmambair_basicsr.ptq import build_method
 from qmambair_basicsr.ptq.adaround import AdaRound, beta, inverse, rectified, regulariser, rounded
 from qmambair_basicsr.ptq.aphq_vit import perturbed_importance
@@ -18,7 +17,7 @@ from qmambair_basicsr.ptq.fima_q import FisherLoss
 from qmambair_basicsr.ptq.gptq import RowGrid, gptq
 from qmambair_basicsr.ptq.search import dobi
 from qmambair_basicsr.ptq.spr2q import Rectifiers
-from qmambair_basicsr.ptq.two_d_quant import released_feature_loss, released_pixel_loss
+from qmambair_basicsr.ptq.two_d_quant import released_feature_loss
 from qmambair_basicsr.quantizers import MinMax
 from qmambair_basicsr.quantizers.site import Site
 
@@ -56,6 +55,23 @@ def test_crossed_bounds_give_a_constant(shared_dir):
     assert far(quantizer.ordinary()(case["x"]).detach(), case["y"]) < NEAR
 
 
+def test_linear_of_queries_keys_and_values(shared_dir):
+    """Three pairs of bounds for the weight's rows; one of the input, which all three of the release start from."""
+    (case,) = cases(shared_dir, "ptq_2dquant.pt", "qkv_linear")
+    weight, x = case["weight"], case["x"]
+    w = TrainedBounds(MinMax(case["bits"], Site.of_weight(len(weight)), granularity="channel"), parts=3)
+    w.set_bounds(*dobi(weight.reshape(3, -1), case["bits"]))
+    a = TrainedBounds(MinMax(case["bits"]))
+    a.set_bounds(*dobi(x.reshape(1, -1), case["bits"]))
+    for part, name in enumerate("qkv"):
+        bounds = case["bounds"][name]
+        assert far(torch.stack((w.lower[part], w.upper[part])).detach(), bounds["w"]) < NEAR
+        assert far(torch.cat((a.lower, a.upper)).detach(), bounds["a"]) < NEAR
+    assert far(F.linear(x, weight, case["bias"]), case["y_calibration"]) < NEAR
+    for weights, inputs in ((w, a), (w.ordinary(), a.ordinary())):
+        assert far(F.linear(inputs(x), weights(weight), case["bias"]).detach(), case["y"]) < NEAR
+
+
 def test_feature_loss_as_released(shared_dir):
     (case,) = cases(shared_dir, "ptq_2dquant.pt", "feature_loss")
     features = [f.clone().requires_grad_() for f in case["features_q"]]
@@ -64,12 +80,6 @@ def test_feature_loss_as_released(shared_dir):
     assert abs(loss.item() / case["loss_as_code"] - 1) < NEAR
     for feature, grad in zip(features, case["grads_as_code"], strict=True):
         assert far(feature.grad, grad) < NEAR * grad.abs().max()
-
-
-def test_pixel_loss_as_released(shared_dir):
-    case = torch.load(shared_dir / "golden/ptq/ptq_2dquant_swinir_4b.pt", weights_only=True)
-    loss = released_pixel_loss(case["output_q"], case["output_fp"])
-    assert abs(loss.item() / case["loss_log"]["l_pix"] - 1) < NEAR
 
 
 def test_rectified_linear(shared_dir):
@@ -99,60 +109,12 @@ def test_rectified_linear(shared_dir):
             assert far(value.detach(), wanted) < NEAR * max(1, wanted.abs().max().item()), (case["name"], name)
 
 
-def test_spr2q_end_to_end(shared_dir):
-    """Bounds, output and gradients of a whole network by the authors' code, which a Paddle run computed."""
-    case = torch.load(shared_dir / "golden/ptq/ptq_spr2q_mambairv2_4b.pt", weights_only=True)
-    plain, off = {"type": "MinMax", "bits": case["bits"]}, {"type": "Identity"}
-    quant = dict.fromkeys(("weight", "act", "scan", "attention", "routing", "state"), plain) | {
-        "overrides": {
-            "*.D": {"scan": off},
-            "layers.?.conv": {"weight": off, "act": off},
-            "*.wqkv": {"weight": {**plain, "granularity": "channel"}},
-        }
-    }
-    net = build_network({"type": "QMambaIRv2Light", **case["config"], "eval_routing": "argmax", "quant": quant})
-    checkpoints.load_fp_state(net, case["params"])
-    method = build_method({"type": "SPR2Q", "samples": 0})
-    method.open(net)
-    method.calibrate([case["calib"]])
-    assert far(method.full(case["input"]), case["output_fp"]) < NEAR
-    for name, kept in case["rectifiers"].items():
-        place, _, part = name.rpartition(".")
-        place, part = (place, "qkv".index(part)) if part in "qkv" else (name, 0)
-        transform = transforms_of(net)[place]
-        with torch.no_grad():
-            for key in ("A", "B", "logits"):
-                getattr(transform, key)[part].copy_(kept[key])
-    block = "layers.0.residual_group.layers.0"
-    quantizers = {
-        f"{block}.wqkv.q.act_quantizer": f"{block}.wqkv.act_quantizer",
-        f"{block}.win_mhsa.mymodule_a": f"{block}.win_mhsa.av_matmul.left_quantizer",
-        f"{block}.assm.selectiveScan.mymodule_hs": f"{block}.assm.selectiveScan.quantizers.h",
-        f"{block}.assm.selectiveScan.mymodule_Cs": f"{block}.assm.selectiveScan.quantizers.C",
-        f"{block}.assm.fq_full_embedding_a": f"{block}.assm.prompt_matmul.right_quantizer",
-        f"{block}.convffn1.sg.conv.act_quantizer": f"{block}.convffn1.sg.conv.act_quantizer",
-    }
-    for theirs, ours in quantizers.items():
-        quantizer = net.get_submodule(ours)
-        assert far(torch.stack((quantizer.lower, quantizer.upper)).flatten().detach(), case["bounds"][theirs]) < NEAR
-    y = net(case["input"])
-    assert far(y.detach(), case["output_q"]) < NEAR
-    y.backward(case["grad_weight"])
-    for theirs, ours in quantizers.items():
-        if not theirs.endswith("wqkv.q.act_quantizer"):  # one pair of bounds here, three there
-            quantizer, wanted = net.get_submodule(ours), torch.tensor(case["bound_grads"][theirs])
-            grads = torch.stack((quantizer.lower.grad, quantizer.upper.grad)).flatten()
-            assert far(grads, wanted) < 1e-4 * max(1, wanted.abs().max().item()), theirs
-    wanted = case["logit_grads"][f"{block}.convffn1.fc1"]
-    assert far(transforms_of(net)[f"{block}.convffn1.fc1"].logits.grad[0], wanted) < 1e-4 * wanted.abs().max()
-
-
 def test_gptq(shared_dir):
     for case in cases(shared_dir, "ptq_gptq.pt"):
         grid = RowGrid(case["bits"], case["sym"]).refit(case["weight"])
-        assert (far(grid.scale, case["scale"][:, 0]) < NEAR and far(grid.zero, case["zero"][:, 0]) < NEAR) or (
-            case["groupsize"] > 0
-        )
+        for own, name in ((grid.scale, "scale"), (grid.zero, "zero")):  # of the whole matrix, of groups as well
+            assert far(own, case[name][:, 0]) < NEAR, (case["name"], name)
+        assert far(torch.stack([grid(column) for column in case["weight"].T], 1), case["rtn"]) < NEAR, case["name"]
         groups = max(case["groupsize"], 0)
         done = gptq(case["weight"], case["X"].T @ case["X"], grid, case["percdamp"], case["actorder"], groups)
         assert far(done, case["weight_q"]) < NEAR, case["name"]
@@ -164,6 +126,7 @@ def test_adaround(shared_dir):
         codes = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if case["sym"] else (0, 2**bits - 1)
         position = weight / case["scale"]
         assert far(inverse(position - position.floor()), case["V_init"]) < NEAR
+        assert far(rectified(case["V_init"]), case["h_init"]) < NEAR
         scale, v = case["scale"].clone().requires_grad_(), case["V"].clone().requires_grad_()
         soft = rounded(weight, scale, zero * scale, (codes[0], codes[1]), rectified(v) + zero - zero)
         soft.backward(case["grad_out"])
@@ -199,23 +162,30 @@ def test_schedule_of_the_regulariser(shared_dir):
         assert abs(beta(t, 20_000) - value) < NEAR
 
 
-def test_qdrop(shared_dir):
+def test_qdrop(shared_dir, monkeypatch):
+    """Values and gradients with the release's mask; its step is trained and its zero stays, here both bounds are."""
     (case,) = cases(shared_dir, "ptq_adaround_fima_aphq.pt", "qdrop")
-    quantized = ((case["x"] / case["scale"]).round() + case["zero"]).clamp(0, 2 ** case["bits"] - 1) - case["zero"]
-    mixed = torch.where(case["quantized_mask"], quantized * case["scale"], case["x"])
-    assert far(mixed, case["y"]) < NEAR
     net = build_network(
         {"type": "QMambaIR", "embed_dim": 30, "depths": [1], "d_state": 2, "upscale": 2,
          "quant": {"act": {"type": "MinMax", "bits": case["bits"]}}}
     )  # fmt: skip
-    quantizer = net.layers[0].conv.act_quantizer
-    lower = torch.tensor(-case["zero"] * case["scale"])
-    quantizer.set_bounds(lower, lower + 15 * case["scale"])
+    layer = net.layers[0].conv
+    layer.act_quantizer = bounds_of(case["bits"], -case["zero"] * case["scale"], (15 - case["zero"]) * case["scale"])
+    x = case["x"].clone().requires_grad_()
     with dropped(net, 0.5, torch.Generator().manual_seed(0)):
-        y = quantizer(case["x"])
+        y = layer.act_quantizer(x).detach()
     exact = y == case["x"]
     assert 0.2 < exact.float().mean() < 0.8
-    assert far(torch.where(exact, 0.0, y), torch.where(exact, 0.0, quantized * case["scale"])) < NEAR
+    grid = ((case["x"] / case["scale"]).round() + case["zero"]).clamp(0, 15) - case["zero"]
+    assert far(torch.where(exact, 0.0, y), torch.where(exact, 0.0, grid * case["scale"])) < NEAR
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: case["quantized_mask"].float())
+    with dropped(net, 0.5, torch.Generator()):
+        y = layer.act_quantizer(x)
+    y.backward(case["grad_out"])
+    bounds = layer.act_quantizer
+    step = (15 - case["zero"]) * bounds.upper.grad - case["zero"] * bounds.lower.grad
+    assert far(y.detach(), case["y"]) < NEAR and far(x.grad, case["grad_x"]) < NEAR
+    assert far(step, case["grad_scale"]) < NEAR
 
 
 def test_fisher_losses(shared_dir):
@@ -233,6 +203,18 @@ def test_fisher_losses(shared_dir):
             value.backward()
             assert far(value.detach(), case["later"][name]) < NEAR
             assert far(later.grad, case["grad_pred"][name]) < NEAR
+
+
+def test_squared_error_relative_to_its_first_value(shared_dir):
+    """What BRECQ reconstructs with, the ``mse`` of the releases."""
+    for case in cases(shared_dir, "ptq_adaround_fima_aphq.pt", "fima_loss"):
+        method = build_method({"type": "BRECQ"})
+        method.first, target = {}, case["target"]
+        assert far(method.reconstruction(0, 10, case["pred"], target), case["first"]["mse"]) < NEAR
+        later = (target + 0.7 * (case["pred"] - target)).requires_grad_()
+        value = method.reconstruction(1, 10, later, target)
+        value.backward()
+        assert far(value.detach(), case["later"]["mse"]) < NEAR and far(later.grad, case["grad_pred"]["mse"]) < NEAR
 
 
 def test_perturbation_importance(shared_dir):
