@@ -16,11 +16,13 @@ class CudaGraph:
 
     Args:
         device: of its tensors.
+        stream: to record on, where graphs run side by side: no other one may use it. cuBLAS's workspaces belong to streams, also
+            in a graph. None: any.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None = None) -> None:
         self._device = torch.cuda.current_device() if device.index is None else device.index
-        self._stream = torch.cuda.Stream(self._device)
+        self._stream = torch.cuda.Stream(self._device) if stream is None else stream
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @contextlib.contextmanager

@@ -17,6 +17,7 @@ from ..archs.routing import EvaluationTapes, evaluation_noise_on
 from ..ptq.training import OptimizedMethod
 from .cuda_graph import RECORDERS, reason_of
 from .step_settings import StepSettings
+from .turns import ALONE, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +28,21 @@ class RecordedSteps:
     Args:
         method: opened and planned; its optimizer is Adam or AdamW, which becomes the fused one: the others keep numbers on the CPU.
         device: of its network.
+        turn: of this thread, which others have while replays run.
 
     Attributes:
         reason: why all steps are eager; empty where they need not be.
     """
 
-    def __init__(self, method: OptimizedMethod, device: torch.device) -> None:
-        self.method, self.device, self.reason = method, device, ""
+    def __init__(self, method: OptimizedMethod, device: torch.device, turn: Turn = ALONE) -> None:
+        self.method, self.device, self.turn, self.reason = method, device, turn, ""
         self._settings: StepSettings | None = None
         self._recorded = False
         self._tapes = EvaluationTapes()
         self._losses: dict[str, Tensor] = {}
         kind = RECORDERS.get(device.type)
-        self._recorder = None if kind is None else kind(device)
+        own = () if turn.recording is None else (turn.recording,)
+        self._recorder = None if kind is None else kind(device, *own)
         if kind is None:
             self._give_up(f"{device.type} devices have no graphs")
         elif len(method.optimizers) != 1 or "fused" not in method.optimizers[0].defaults:
@@ -59,10 +62,14 @@ class RecordedSteps:
             Name -> loss, on the device, which has not been waited for.
         """
         self.method.schedule(iteration)
-        if self.reason:
-            return self.method.update(iteration, images)
-        if self._holds(images) and (self._recorded or self._record(iteration, images)):
-            return self._replay(images)
+        if not self.reason and self._holds(images):
+            if not self._recorded:
+                self.turn.take()
+                self._record(iteration, images)
+            if self._recorded:
+                self.turn.give()
+                return self._replay(images)
+        self.turn.take()
         if self.reason:
             return self.method.update(iteration, images)
         with self._recorder.warm_up(), evaluation_noise_on(self._tapes):
@@ -77,7 +84,7 @@ class RecordedSteps:
         self._settings, self._recorded = StepSettings(modules, batch, optimizer), False
         return False
 
-    def _record(self, iteration: int, images: Tensor) -> bool:
+    def _record(self, iteration: int, images: Tensor) -> None:
         (optimizer,) = self.method.optimizers
         self._images = images.clone()
         # float32 is what CUDA's fused optimizers read; that of CPUs reads the float64 that Python has
@@ -98,7 +105,6 @@ class RecordedSteps:
             for group, (rate, capturable) in zip(optimizer.param_groups, kept, strict=True):
                 group["lr"], group["capturable"] = rate, capturable
         self._recorded = not self.reason
-        return self._recorded
 
     def _compute(self, iteration: int) -> None:
         self._losses = self.method.update(iteration, self._images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import logging
 import sys
@@ -18,6 +19,7 @@ import torch
 from ..data.image_memory import images_in_memory
 from ..inference.backends import device_of
 from ..models.recorded_passes import recorded_passes
+from ..models.turns import ALONE, MOST, SharedTurn, Turn, in_turns
 from ..ptq.method import PTQ_METHODS
 from ..recipes.option_contents import stem
 from ..recipes.option_table import TASKS
@@ -25,7 +27,7 @@ from ..recipes.ptq_contents import ptq_options, ptq_test_options
 from .ablation_studies import Run
 from .generality import working_in
 from .ptq_rows_calibrated import calibrated_file
-from .ptq_rows_quantize import calibrate_row, goes_end_to_end, quantize_row
+from .ptq_rows_quantize import calibrate_row, device_of_row, goes_end_to_end, quantize_row
 from .ptq_rows_report import Reported, write_report
 from .study_runs import (
     Store,
@@ -105,20 +107,22 @@ def run(args: argparse.Namespace) -> int:
         How many failed.
 
     Raises:
-        ValueError: images, weights or the device are not there; one checkpoint for several scales.
+        ValueError: images, weights or the device are not there; one checkpoint for several scales; too many jobs.
     """
     limit, device = TimeLimit(args.until), device_of(args.device)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device {args.device}: rows are made on cpu or cuda")
     if device.index is not None:
         torch.cuda.set_device(device)
+    if args.jobs > MOST:
+        raise ValueError(f"--jobs {args.jobs}: at most {MOST} rows are quantized at a time")
     if args.checkpoint is not None and len(args.scales) > 1:
         raise ValueError(f"--checkpoint is of one scale, and --scales names {len(args.scales)}")
     works = {key: options_of(*key, args) for key in rows(args)}
     if not args.read_only:
         _check_files(works.values(), training=args.only != "test")
     store = Store(args.out.resolve(), args.any_code)
-    maker = Maker(works, store, limit, args.only)
+    maker = Maker(works, store, limit, args.only, args.jobs)
     with (
         working_in(store.root),
         images_in_memory(IMAGE_MEMORY),
@@ -167,13 +171,14 @@ class Maker:
         store: of all processes.
         limit: of this one.
         only: ``calibrate``, ``quantize``, ``test``, or None for the last two.
+        jobs: rows to quantize at a time.
 
     Attributes:
         failed: names of rows that failed here.
     """
 
-    def __init__(self, works: Works, store: Store, limit: TimeLimit, only: str | None = None) -> None:
-        self.works, self.store, self.limit, self.only = works, store, limit, only
+    def __init__(self, works: Works, store: Store, limit: TimeLimit, only: str | None = None, jobs: int = 1) -> None:
+        self.works, self.store, self.limit, self.only, self.jobs = works, store, limit, only, jobs
         self.failed: set[str] = set()
         self.begun = time.time()
 
@@ -181,8 +186,14 @@ class Maker:
         """Every row that is due: the first number of bits at all scales, then the next one.
 
         Tests within a limit go on as long as rows are missing that another process may be quantizing, and always take
-        the first one that is there.
+        the first one that is there. With several jobs, tests follow when all rows are quantized.
         """
+        if self.jobs > 1 and self.only in (None, "quantize"):
+            works = self._in_turn()
+            work, (first, _) = partial(self._quantize_some, iter(works), sets), works[0]
+            in_turns(min(self.jobs, len(works)), work, device_of_row(first))
+            if self.only == "quantize":
+                return
         if self.only != "test":
             for made, test in self._in_turn():
                 if self._make(made, test):
@@ -200,34 +211,46 @@ class Maker:
             else:
                 time.sleep(LOOK_AGAIN)
 
+    def _quantize_some(self, works: Iterator[tuple[Run, dict]], sets: list[str], turn: SharedTurn) -> None:
+        """A thread's share: always the next row that no other one has begun."""
+        more = True
+        while more:
+            with turn.mine():
+                made, test = next(works, (None, None))
+                more = made is not None
+                if more and self._make(made, test, turn):
+                    write_report(self.reported(), self.store.root, sets)
+                gc.collect()  # a recording holds gigabytes: nothing that refers to itself may keep it
+
     def _in_turn(self) -> list[tuple[Run, dict]]:
         bits = list(dict.fromkeys(key[1] for key in self.works))
         return [work for _, work in sorted(self.works.items(), key=lambda entry: bits.index(entry[0][1]))]
 
-    def _make(self, made: Run, test: dict) -> bool:
-        """One row, as far as it is due; returns whether anything was made."""
-        if self.only == "test":
+    def _make(self, made: Run, test: dict, turn: Turn = ALONE) -> bool:
+        """One row, as far as it is due, in a thread among others without its tests; returns whether anything was made."""
+        only = self.only if turn is ALONE else "quantize"
+        if only == "test":
             made = as_quantized(made, self.store)
-        if made.name in self.failed or not self._due(made, test) or self._failed_elsewhere(made):
+        if made.name in self.failed or not self._due(made, test, only) or self._failed_elsewhere(made):
             return False
         with self.store.claimed(made) as mine:
             if not mine:
                 logger.info("%s: another process is at work on it", made.name)
                 return False
-            if not self._due(made, test):  # another process has been faster
+            if not self._due(made, test, only):  # another process has been faster
                 return False
             if reason := stale_results(made, test, self.store):
                 logger.info("%s: done again: %s", made.name, reason)
             try:
-                if self.only == "calibrate":
+                if only == "calibrate":
                     logger.info("%s: calibrated (%.0f s)", made.name, calibrate_row(made, self.store))
                     return True
-                if self.only != "test":
+                if only != "test":
                     if not self._fits(made):
                         return False
-                    train_if_due(made, test, self.store, partial(quantize_row, limit=self.limit))
+                    train_if_due(made, test, self.store, partial(quantize_row, limit=self.limit, turn=turn))
                 record = self.store.read(made.name)
-                if self.only != "quantize":
+                if only != "quantize":
                     record = finish_tests(made, test, self.store)
             except Exception as err:
                 self.store.fail(made, err)
@@ -238,15 +261,15 @@ class Maker:
         logger.info("%s: %s (%.0f s to quantize)", made.name, shown or "quantized", record["seconds"])
         return True
 
-    def _due(self, made: Run, test: dict) -> bool:
+    def _due(self, made: Run, test: dict, only: str | None) -> bool:
         if self.only:  # another process may have had another budget
             made = as_quantized(made, self.store)
         trained = not training_due(made, self.store) and weights_file(made, self.store).is_file()
-        if self.only == "calibrate":
+        if only == "calibrate":
             return not trained and goes_end_to_end(made) and not calibrated_file(made, self.store).is_file()
-        if self.only == "quantize":
+        if only == "quantize":
             return not trained
-        if self.only == "test":
+        if only == "test":
             return trained and bool(missing_sets(self.store.read(made.name), test, self.store.any_code))
         return unfinished(made, test, self.store)
 

@@ -18,6 +18,7 @@ from ..models.calibration_data import calibration_batches
 from ..models.cuda_graph import RECORDERS
 from ..models.ptq_model import cpu_state
 from ..models.ptq_step_graph import RecordedSteps
+from ..models.turns import ALONE, Turn
 from ..ptq import build_method
 from ..ptq.blockwise import BlockReconstruction
 from ..ptq.method import PTQ_METHODS, PTQMethod, require_ordinary
@@ -31,8 +32,11 @@ from .training_patches import shared_patches
 __all__ = ["calibrate_row", "clock", "goes_end_to_end", "iterations_that_fit", "quantize_row"]
 
 ROUTING = 500 / 12_500  # of the iterations: SPR2Q's last ones, which train the routing alone, as in its paper
+AHEAD = 32  # batches that are drawn before they are needed, while nobody else has the turn
 CHECK_EVERY = 10  # recorded iterations between two looks at losses and clock
-FINISHING = 10.0  # seconds of a limit that are left for what comes behind the iterations
+FINISHING = (
+    10.0  # seconds of a limit that are left for what comes behind the iterations; half of it more for each other thread
+)
 
 logger = logging.getLogger("ptq_rows")
 
@@ -41,7 +45,7 @@ def clock(device: torch.device) -> float:
     """Seconds that budgets count in: of processor time, which other programs do not take; on a GPU, of time."""
     if device.type == "cpu":
         return time.process_time()
-    torch.cuda.synchronize(device)
+    torch.cuda.current_stream(device).synchronize()  # not the device: another thread may be recording
     return time.monotonic()
 
 
@@ -72,13 +76,14 @@ def least_iterations(method: TrainedMethod) -> int:
     return len(method.units) if isinstance(method, BlockReconstruction) else 2
 
 
-def quantize_row(run: Run, store: Store, limit: TimeLimit) -> dict:
+def quantize_row(run: Run, store: Store, limit: TimeLimit, turn: Turn = ALONE) -> dict:
     """Quantize a row's network and write its weights.
 
     Args:
         run: of ``ptq_rows.options_of``.
         store: see :class:`Store`.
         limit: of the command; iterations end in time.
+        turn: of this thread, which has it; others have it meanwhile.
 
     Returns:
         What its record holds of that: iterations, images, seconds (:func:`clock`), those before the first iteration, options of
@@ -93,7 +98,7 @@ def quantize_row(run: Run, store: Store, limit: TimeLimit) -> dict:
     shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
     trained = {"iterations": 0, "losses": {}, "seconds_elsewhere": 0.0}
     if method.trains:
-        trained = _train(method, net, batches, run, store, begun, limit)
+        trained = _train(method, net, batches, run, store, begun, limit, turn)
     else:
         method.apply(net, batches)
     require_ordinary(net, type(method).__name__, shapes)
@@ -158,6 +163,7 @@ def _train(
     store: Store,
     begun: float,
     limit: TimeLimit,
+    turn: Turn,
 ) -> dict:
     """From beginning to end; returns what the record holds of it."""
     opt, device, elsewhere = run.opt, batches[0].device, 0.0
@@ -172,9 +178,12 @@ def _train(
     most = max(most, least_iterations(method))
     plan(method, most)
     before = clock(device) - begun + elsewhere
-    left = min(60 * opt["train"]["minutes"] - before, limit.left() - FINISHING)
+    left = min(60 * opt["train"]["minutes"] - before, limit.left() - FINISHING * (1 + turn.count) / 2)
     if isinstance(method, OptimizedMethod) and device.type in RECORDERS:
-        found = _paced(method, opt, device, most, left)
+        try:
+            found = _paced(method, opt, device, most, left, turn)
+        finally:
+            turn.take()
     else:
         found = _counted(method, opt, device, most, left)
     method.finish(net)
@@ -196,17 +205,20 @@ def _counted(method: TrainedMethod, opt: Mapping, device: torch.device, most: in
     return {"iterations": total, "losses": _means(kept)}
 
 
-def _paced(method: OptimizedMethod, opt: Mapping, device: torch.device, most: int, left: float) -> dict:
+def _paced(method: OptimizedMethod, opt: Mapping, device: torch.device, most: int, left: float, turn: Turn) -> dict:
     """Recorded iterations, as many as the time allows with what the last ones took.
 
     Other work on a GPU comes and goes: the plan, and the schedule of the rate with it, follows until the last stage begins.
     """
     data, seed, batch = training_data(opt), opt["manual_seed"] + 1, opt["datasets"]["train"]["batch_size_per_gpu"]
-    steps, end, i = RecordedSteps(method, device), clock(device) + left, 0
+    steps, end, i = RecordedSteps(method, device, turn), clock(device) + left, 0
     times: deque[float] = deque(maxlen=4)  # from the first look on: what comes before is recorded
     kept: list[dict[str, float]] = []
     patches = shared_patches(data, batch, seed, most, device)
     for i in range(1, most + 1):
+        if len(patches) < i or (len(patches) < min(i + AHEAD, most) and turn.take_if_free()):
+            turn.take()  # the process has one state of random numbers
+            patches.draw(i + 2 * AHEAD)
         losses = steps.step(i - 1, patches[i - 1])
         if i % CHECK_EVERY == 0 or i == method.total:
             found = {name: loss.item() for name, loss in losses.items()}

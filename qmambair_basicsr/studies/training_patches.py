@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -30,10 +31,18 @@ class TrainingPatches:
         self._device = device
         self._kept: list[Tensor] = []
 
+    def __len__(self) -> int:
+        """Batches that have been drawn."""
+        return len(self._kept)
+
+    def draw(self, count: int) -> None:
+        """Have this many batches drawn, or all that can be asked for."""
+        for batch in itertools.islice(self._drawn, max(0, count - len(self._kept))):
+            self._kept.append(batch.to(self._device))
+
     def __getitem__(self, number: int) -> Tensor:
         """A batch, (size, C, h, w), on the device, from 0 on; not to be changed."""
-        while len(self._kept) <= number:
-            self._kept.append(next(self._drawn).to(self._device))
+        self.draw(number + 1)
         return self._kept[number]
 
 

@@ -21,6 +21,11 @@ quantize`` leaves the tests to another one, which ``--only test --until SECONDS`
 where methods that train end to end begin, and keeps it (``OUT/calibrated``) for whoever trains them, such as a GPU that is lent by the minute. After ``--until`` seconds a command
 ends by itself: rows that cannot be finished any more are not begun, weights of a row whose test is cut off stay, and so do
 figures of its finished sets.
+
+``--jobs N`` quantizes N rows at a time in one process, whose streams a GPU serves side by side; processes it serves one after the
+other. Only recorded iterations overlap: for all else threads take turns, so on a CPU, and with methods that train block by block,
+it gains nothing. A row's minutes go on while it waits for its turn. Weights are those of ``--jobs 1`` where the number of
+iterations is; tests stay one at a time, behind the last row.
 """
 
 from __future__ import annotations

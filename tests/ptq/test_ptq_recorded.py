@@ -15,6 +15,7 @@ from qmambair_basicsr.models import cuda_graph
 from qmambair_basicsr.models.mambair_model import MambaIRModel
 from qmambair_basicsr.models.ptq_step_graph import RecordedSteps
 from qmambair_basicsr.models.recorded_passes import MOST, OFTEN, recorded, recorded_passes
+from qmambair_basicsr.models.turns import Turn
 from qmambair_basicsr.ops.backend import ENV
 from qmambair_basicsr.ptq import PTQ_METHODS, build_method
 from qmambair_basicsr.ptq.training import OptimizedMethod
@@ -69,6 +70,46 @@ def test_replayed_iterations_are_eager_ones(name, more):
     assert steps._recorder.recordings == stages and steps._recorder.replays >= TOTAL - 3 * stages
     first, second = (m.net.state_dict() for m in (eager, replayed))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+class Watched(Turn):
+    """Knows who has the turn; its recordings have a stream of their own."""
+
+    recording, has = "a stream", True
+
+    def take(self):
+        self.has = True
+
+    def give(self):
+        self.has = False
+
+
+def test_others_have_the_turn_while_replays_run_and_only_then(monkeypatch):
+    turn, seen, made = Watched(), [], []
+
+    class OnStream(RecordedOperations):
+        def __init__(self, device, stream):
+            super().__init__(device)
+            made.append(stream)
+
+        def record(self, computation):
+            seen.append(("record", turn.has))
+            super().record(computation)
+
+        def replay(self):
+            seen.append(("replay", turn.has))
+            super().replay()
+
+    monkeypatch.setitem(cuda_graph.RECORDERS, "cpu", OnStream)
+    _, _, wanted = trained("SPR2Q", False)
+    method = opened("SPR2Q")
+    real, losses, steps = method.losses, [], RecordedSteps(method, CPU, turn)
+    monkeypatch.setattr(method, "losses", lambda *given: (seen.append(("computed", turn.has)), real(*given))[1])
+    for i, images in enumerate(batches(TOTAL)):
+        losses.append({key: float(loss) for key, loss in steps.step(i, images).items()})
+    assert losses == wanted and made == [turn.recording]
+    assert set(seen) == {("computed", True), ("record", True), ("replay", False)} and not turn.has
+    assert seen.count(("record", True)) == 2 and steps._recorder.replays >= TOTAL - 6
 
 
 def test_a_gating_network_is_replayed_too():
