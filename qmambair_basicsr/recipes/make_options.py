@@ -11,6 +11,7 @@ from ..files import write_text
 from . import option_names
 from .option_networks import WITH_ATTENTION
 from .option_table import CONV_FP
+from .ptq_contents import METHODS as POST_TRAINING
 
 
 def listing() -> str:
@@ -22,6 +23,8 @@ def listing() -> str:
             *names,
             "# _wNaM for other widths: N bits of weights and M of activations, from 1 to 8 where the quantizers have them",
             f"# _{CONV_FP} or _{CONV_FP}_METHOD: the placement of 2DQuant, CondiQuant and SPR2Q in {', '.join(WITH_ATTENTION)}",
+            "# ptq_Q{network}_{task}_w4a4_METHOD quantizes by a post-training method, test_Q... tests what it leaves: "
+            + ", ".join(POST_TRAINING),
             f"# _METHOD behind the widths for another method than Q-MambaIR: {ways}",
             "",
         ]

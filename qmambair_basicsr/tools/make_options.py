@@ -6,7 +6,8 @@ python -m qmambair_basicsr.tools.make_options                    # writes the fi
 python -m qmambair_basicsr.tools.make_options --check            # exit 1 when a file differs from the table
 
 Names: {train|test}_{network}_{task} in full precision, {train|test}_Q{network}_{task}_w{W}a{A}[_{method}] for W bits of
-weights and A bits of activations. Without a method it is Q-MambaIR; the tables are in recipes/option_table.py.
+weights and A bits of activations. Without a method it is Q-MambaIR; the tables are in recipes/option_table.py. Post-training
+methods: ptq_Q{network}_{task}_w{W}a{A}_{method} quantizes, test_Q... of the same method tests (ptq/README.md).
 """
 
 from __future__ import annotations

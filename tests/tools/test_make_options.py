@@ -89,6 +89,11 @@ def test_list_names_everything_that_can_be_made(capsys):
         )
         if b != "identity"
     } | {"distill", "plus", "distill_plus"}
+    (line,) = (line for line in lines if line.startswith("# ptq_Q{network}_{task}_w4a4_METHOD"))
+    for method in line.rpartition(": ")[2].split(", "):
+        for phase in ("ptq", "test"):
+            assert option_names.parse(f"{phase}_QMambaIRv2Light_lightSRx2_w4a4_{method}").method == method
+    assert {row.method for row in option_names.post_training()} == set(line.rpartition(": ")[2].split(", "))
 
 
 def test_a_name_means_one_file():
