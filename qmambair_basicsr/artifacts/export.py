@@ -10,7 +10,7 @@ from torch import nn
 from ..inference.image_sets import middles
 from ..inference.networks import is_packed, load_network, read_network
 from ..layers.info import network_info
-from ..layers.sites import quantizers_of
+from ..layers.sites import activation_sites
 from .packed import load_packed, save_packed
 
 
@@ -53,7 +53,7 @@ def write_onnx(net: nn.Module, args: argparse.Namespace, console: Console) -> No
     from ..layers.convert import freeze_dls
     from .onnx.file import ExportSettings, export_onnx
 
-    if args.dls == "frozen" and quantizers_of(net):
+    if args.dls == "frozen" and any(placed.quantizer.dynamic for placed in activation_sites(net)):
         if not args.calibration:
             raise ValueError("--dls frozen needs --calibration FOLDER (images the constants are taken from)")
         size = args.height, args.width, args.count

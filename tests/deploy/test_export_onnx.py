@@ -233,6 +233,17 @@ def test_command_writes_a_packed_checkpoint(tmp_path, capsys):
     assert "--calibration FOLDER" in capsys.readouterr().err
 
 
+def test_constant_grids_need_no_images(tmp_path):
+    """Post-training methods leave ranges that follow nothing: there is nothing to freeze."""
+    config = network(4)
+    config["quant"] = {kind: {"type": "MinMax", "bits": 4} for kind in ("weight", "act", "scan")}
+    torch.save({"params": calibrated(config).state_dict()}, tmp_path / "net.pth")
+    (tmp_path / "net.yml").write_text(json.dumps({"network_g": config}))
+    command = ["-opt", str(tmp_path / "net.yml"), "--checkpoint", str(tmp_path / "net.pth"), "--height", "8"]
+    assert tool.main([*command, "--width", "8", "--onnx", str(tmp_path / "net.onnx")]) == 0
+    assert onnx.load(tmp_path / "net.onnx").graph.node
+
+
 def test_command_writes_the_plugin_graph_and_its_fp64_form(tmp_path):
     torch.save({"params": calibrated(network(4)).state_dict()}, tmp_path / "net.pth")
     (tmp_path / "net.yml").write_text(json.dumps({"network_g": network(4)}))
