@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 
 def nearest(name: object, known: Iterable[object], count: int = 1, cutoff: float = 0.6) -> list[str]:
@@ -40,6 +40,11 @@ def unknown(where: str, kind: str, name: object, known: Iterable[object]) -> str
     """
     known = [str(entry) for entry in known]
     return f"{where}: unknown {kind} {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}"
+
+
+def is_one_of(name: object, known: Container[str]) -> bool:
+    """Whether a value of an option file is one of some names; a list or a section there is none, and no key to look up."""
+    return isinstance(name, str) and name in known
 
 
 def check_keys(where: str, keys: Iterable[object], known: Iterable[str], kind: str = "key") -> None:

@@ -12,7 +12,7 @@ from ..layers.convert import require_quantized
 from ..layers.declared import Hadamard
 from ..layers.transforms import transforms_of
 from ..quantizers.spec import Option, SpecError, refuse
-from ..strict import unknown
+from ..strict import is_one_of, unknown
 
 PTQ_METHODS: dict[str, type[PTQMethod]] = {}
 """Name in option files (``type``) -> class."""
@@ -78,7 +78,7 @@ def build_method(config: Mapping[str, Any], where: str = "ptq") -> PTQMethod:
         raise SpecError(f"{where}: expected a mapping with 'type', got {config!r}.")
     options = dict(config)
     kind = options.pop("type")
-    if kind not in PTQ_METHODS:
+    if not is_one_of(kind, PTQ_METHODS):
         raise SpecError(unknown(f"{where}.type", "post-training method", kind, PTQ_METHODS))
     known = PTQ_METHODS[kind].options
     mistakes = []

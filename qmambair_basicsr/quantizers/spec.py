@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..strict import unknown
+from ..strict import is_one_of, unknown
 from .presets import PRESETS, expanded, expanded_overrides
 from .registry import QUANTIZER_REGISTRY
 from .site import KINDS, Site
@@ -60,7 +60,7 @@ class Option:
     Attributes:
         default: value when the option is left out.
         help: one line for the documentation.
-        choices: allowed values; empty for a number.
+        choices: allowed values; empty for a number, a whole one where the default is an int.
         low, high: bounds of a number, both allowed values.
         keys: for an option that is itself a mapping, its options.
     """
@@ -92,6 +92,8 @@ class Option:
                 yield unknown(where, "value", value, self.choices)
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
             yield f"{where}: expected a number in [{self.low}, {self.high}], got {value!r}."
+        elif isinstance(self.default, int) and value != int(value):
+            yield f"{where}: expected a whole number, got {value!r}."
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class QuantizerSpec:
 
 def _quantizer_mistakes(kind: str, bits: Any, options: Mapping[str, Any], where: str) -> Iterator[str]:
     """The mistakes in the settings of one quantizer."""
-    if kind not in QUANTIZER_REGISTRY:
+    if not is_one_of(kind, QUANTIZER_REGISTRY):
         yield unknown(f"{where}.type", "quantizer", kind, QUANTIZER_REGISTRY)
         return
     cls = QUANTIZER_REGISTRY[kind]
@@ -270,7 +272,7 @@ class QuantSpec:
 def _preset_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
     """The mistakes in ``preset`` and ``bits``."""
     name = config["preset"]
-    if name not in PRESETS:
+    if not is_one_of(name, PRESETS):
         yield unknown("quant.preset", "preset", name, PRESETS)
     elif "bits" not in config:
         yield f"quant: no 'bits' given for the preset {name}; write {{preset: {name}, bits: 4}}."

@@ -94,12 +94,25 @@ def test_method_smoothed_and_stays_near_full_precision(quantized):
         ({"type": "ToySmooth", "alhpa": 0.5}, r"unknown key for ToySmooth 'alhpa' \(did you mean 'alpha'\?\)"),
         ({"type": "ToySmooth", "alpha": 2}, r"ptq\.alpha: expected a number in \[0, 1\], got 2"),
         ({"alpha": 0.5}, "expected a mapping with 'type'"),
+        ({"type": ["ToySmooth"]}, r"ptq\.type: unknown post-training method \['ToySmooth'\]"),
+        ({"type": {}}, r"ptq\.type: unknown post-training method \{\}"),
+        ({"type": "SPR2Q", "rank": 2.7}, r"ptq\.rank: expected a whole number, got 2\.7"),
     ],
-    ids=["method", "option", "value", "type"],
+    ids=["method", "option", "value", "type", "list", "section", "fraction"],
 )
 def test_mistakes_in_options_are_named(config, message):
     with pytest.raises(SpecError, match=message):
         build_method(config)
+
+
+@pytest.mark.parametrize("name", sorted(PTQ_METHODS))
+def test_numbers_that_count_are_whole(name):
+    for key, option in PTQ_METHODS[name].options.items():
+        if type(option.default) is not int:
+            continue
+        assert build_method({"type": name, key: float(option.default)}).settings[key] == option.default
+        with pytest.raises(SpecError, match=f"{key}: expected a whole number"):
+            build_method({"type": name, key: max(option.low, 1) + 0.5})
 
 
 def test_all_mistakes_are_named_at_once():

@@ -77,6 +77,8 @@ def test_sites_left_out_stay_full_precision():
         ({"overrides": {"a.*": {"wieght": {}}}}, ["quant.overrides['a.*']", "'wieght'", "'weight'"]),
         ({"overrides": {"a.*": {"act": {"type": "LSQ", "bits": 40}}}}, ["quant.overrides['a.*'].act.bits", "40"]),
         ({"overrides": ["a.*"]}, ["quant.overrides", "mapping"]),
+        ({"weight": {"type": ["LSQ"], "bits": 4}}, ["quant.weight.type: unknown quantizer ['LSQ']"]),
+        ({"act": {"type": {}, "bits": 4}}, ["quant.act.type: unknown quantizer {}"]),
         (4, ["quant", "mapping"]),
     ],
 )
@@ -128,6 +130,7 @@ def test_a_preset_stands_for_quantizers_and_gives_way_to_what_is_written_out():
     [
         ({"preset": "pluss", "bits": 4}, ["quant.preset", "'pluss'", "'plus'"]),
         ({"preset": "plus"}, ["no 'bits'", "plus"]),
+        ({"preset": ["plus"], "bits": 4}, ["quant.preset: unknown preset ['plus']"]),
         ({"preset": "plus", "bits": 1}, ["quant.bits", "got 1", "2, 3"]),
         ({"bits": 4}, ["quant", "'bits'"]),
     ],
