@@ -71,6 +71,7 @@ VOCABULARY = {
     "--backend": Flag("what computes", str, "NAME"),
     "--device": Flag("where it is computed: cpu, cuda, cuda:1, mps", str, "NAME"),
     "--threads": Flag("threads that compute", positive, "N"),
+    "--jobs": Flag("pieces of work at the same time", positive, "N"),
     "--seed": Flag("seed of random numbers", natural, "N"),
     "--force_yml": Flag("changes to the option file, as train and test take them", str, "KEY:KEY=VALUE"),
     # images

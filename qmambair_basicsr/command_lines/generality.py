@@ -30,9 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="trainings of each kind, which differ in the seed (default: 1)",
     )
-    parser.add_argument(
-        "--jobs", type=positive, default=1, metavar="N", help="trainings at the same time, one thread each (default: 1)"
-    )
+    add(parser, "--jobs", "trainings, one thread each", default=1)
     add(parser, "--device", default="cpu")
     add(parser, "--any-code", "generality.csv says which torch it was")
     add(parser, "--read-only")

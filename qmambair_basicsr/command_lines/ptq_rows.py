@@ -46,9 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("calibrate", "quantize", "test"),
         help="a part of the work: where methods that train end to end begin, the weights, the figures; default: all",
     )
-    parser.add_argument(
-        "--jobs", type=positive, default=1, metavar="N", help="rows quantized at the same time, in threads (default: 1)"
-    )
+    add(parser, "--jobs", "rows that are quantized, in threads", default=1)
     add(parser, "--iterations", "default: the recipe's, or what the minutes allow")
     parser.add_argument(
         "--batch", type=positive, default=8, metavar="N", help="images of an iteration, end to end (default: 8)"
