@@ -10,7 +10,8 @@ ICLR 2022. For one block after the other, in the order in which the network runs
 3. the next block.
 
 Only the captured inputs and targets of one block are in memory. A unit is a block that the network names
-(``NetworkInfo.blocks``), or a quantized layer outside of all of them.
+(``NetworkInfo.blocks``), or a quantized layer outside of all of them; of a method that is confined to some modules
+(``within.py``), one of these.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ class BlockReconstruction(TrainedMethod):
 
     def open(self, net: nn.Module) -> None:
         super().open(net)
-        self.units = list(units_of(net))
+        self.units = [name.rstrip(".") for name in self.within] if self.confined else list(units_of(net))
         self.unit: str | None = None
         self.optimizers: list[torch.optim.Optimizer] = []
 

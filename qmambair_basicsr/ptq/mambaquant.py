@@ -23,7 +23,7 @@ SiLU. Scaling B and C in the scan by the repository's way changes the recurrence
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -64,16 +64,16 @@ class MambaQuant(StaticMethod):
         "seed": SEED,
     }
 
-    def transform(self, net: nn.Module, batches: Sequence[Tensor], chosen: Callable[[str], bool]) -> None:
+    def transform(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
         if self.settings["smooth"]:
-            sources = {name: source for name, source in input_sources(net).items() if chosen(name)}
+            sources = {name: source for name, source in input_sources(net).items() if self.reaches(name)}
             scales = scales_of(net, batches, sources, 0.5, 1e-2)
             attach(net, {name: Smoothing(scale) for name, scale in scales.items()})
             merge(net, sources)
-        self._rotate(net, batches, chosen)
+        self._rotate(net, batches)
 
-    def _rotate(self, net: nn.Module, batches: Sequence[Tensor], chosen: Callable[[str], bool]) -> None:
-        sources = {name: source for name, source in inner_sources(net).items() if chosen(name)}
+    def _rotate(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
+        sources = {name: source for name, source in inner_sources(net).items() if self.reaches(name)}
         known = places(net)
         if not sources:
             return

@@ -30,6 +30,7 @@ class PTQMethod:
         trains: whether it has iterations (:class:`~.training.TrainedMethod`).
         options: name -> :class:`Option`; declared by the subclass, checked by :func:`build_method`.
         settings: name -> value, defaults filled in.
+        within: prefixes of the places and sites that it may change (``within.py``); everything as long as nobody sets it.
     """
 
     trains: ClassVar[bool] = False
@@ -37,6 +38,16 @@ class PTQMethod:
 
     def __init__(self, **options: Any) -> None:
         self.settings = {name: options.get(name, option.default) for name, option in self.options.items()}
+        self.within: tuple[str, ...] = ("",)
+
+    @property
+    def confined(self) -> bool:
+        """Whether it may change a part of a network alone."""
+        return self.within != ("",)
+
+    def reaches(self, name: str) -> bool:
+        """Whether a place, or the layer or part of a site, lies within what the method may change."""
+        return name.startswith(self.within)
 
     def apply(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
         """Choose the state of all quantizers, and the parameters, of a network, in place.

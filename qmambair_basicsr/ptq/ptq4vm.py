@@ -128,16 +128,18 @@ class PTQ4VM(BlockReconstruction):
             like = placed.quantizer.lower
             placed.replace(FixedZero(placed.quantizer).to(like.device, like.dtype))
 
-    @staticmethod
-    def norms(net: nn.Module) -> dict[str, Source]:
+    def sources(self, net: nn.Module) -> dict[str, Source]:
+        """Places whose input can take factors, and what computes it."""
+        return {name: source for name, source in input_sources(net).items() if self.reaches(name)}
+
+    def norms(self, net: nn.Module) -> dict[str, Source]:
         """Places whose input a LayerNorm computes for them alone."""
         modules = dict(net.named_modules())
-        sources = input_sources(net)
-        return {name: s for name, s in sources.items() if isinstance(modules.get(s.name), nn.LayerNorm)}
+        return {name: s for name, s in self.sources(net).items() if isinstance(modules.get(s.name), nn.LayerNorm)}
 
     def start(self, batches: Sequence[Tensor]) -> None:
         known, norms = places(self.net), self.norms(self.net)
-        sources = input_sources(self.net)
+        sources = self.sources(self.net)
         scales = scales_of(self.net, batches, sources, self.settings["alpha"], 1e-3)
         with torch.no_grad():
             for name in norms:

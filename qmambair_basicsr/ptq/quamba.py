@@ -20,7 +20,7 @@ the same magnitudes. ``weights: gptq`` is their option for 4 bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -57,11 +57,11 @@ class Quamba(StaticMethod):
         "seed": SEED,
     }
 
-    def transform(self, net: nn.Module, batches: Sequence[Tensor], chosen: Callable[[str], bool]) -> None:
+    def transform(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
         if not self.settings["rotate"]:
             return
         generator = torch.Generator().manual_seed(int(self.settings["seed"]))
-        sources = {name: source for name, source in inner_sources(net).items() if chosen(name)}
+        sources = {name: source for name, source in inner_sources(net).items() if self.reaches(name)}
         known = places(net)
         turned = {place: rotation(known[place].layout.channels, generator) for place in sources}
         attach(net, {place: Rotation(matrix.to(known[place].weight)) for place, matrix in turned.items()})

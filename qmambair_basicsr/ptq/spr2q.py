@@ -131,8 +131,9 @@ class SPR2Q(TwoDQuant):
             parts = 3 if name.rpartition(".")[2] in SPLIT and shape[0] % 3 == 0 else 1
             found[name] = Rectifiers(shape, rank, count, parts, network, generator)
         if not found:
+            beside = " outside of the modules around its scans" if self.held else ""
             raise SpecError(
-                f"SPR2Q rectifies linears, and {type(self.net).__name__} has none; TwoDQuant is what is left of it"
+                f"SPR2Q rectifies linears, and {type(self.net).__name__} has none{beside}; TwoDQuant is what is left of it"
             )
         attach(self.net, found)
         self.rectifiers = list(found.values())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..calibration import Sample
-from ..layers.sites import PlacedSite, network_sites
+from ..layers.sites import PlacedSite
 from ..quantizers.spec import Option
 from .bias_correction import correct_biases
 from .gptq import gptq_network
@@ -32,7 +32,7 @@ class StaticMethod(PTQMethod):
     def apply(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
         name = type(self).__name__
         quantized_sites(net, name)
-        self.transform(net, batches, everywhere)
+        self.transform(net, batches)
         corrected = self.settings["bias_correction"]
         full = full_precision(net) if corrected else None
         sites = quantized_sites(net, name)
@@ -43,25 +43,10 @@ class StaticMethod(PTQMethod):
         if corrected:
             correct_biases(net, full, batches)
 
-    def apply_within(self, net: nn.Module, batches: Sequence[Tensor], chosen: Callable[[str], bool]) -> None:
-        """Transform and set ranges of a part of a network alone; weights are rounded to nearest.
-
-        Args:
-            net: the quantizers of the part are MinMax.
-            batches: see :meth:`apply`.
-            chosen: whether a place, or the layer or part of a site, belongs to the part.
-        """
-        self.transform(net, batches, chosen)
-        sites = [p for p in network_sites(net) if p.quantizer.bits != 32 and chosen(p.site.name)]
-        self.observe(net, batches, sites)
-        set_ranges(net, batches, sites, self.choose, int(self.settings["samples"]))
-
-    def transform(self, net: nn.Module, batches: Sequence[Tensor], chosen: Callable[[str], bool]) -> None:
+    def transform(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
         """Change parameters so that the network returns the same and is easier to quantize; merged when it returns.
 
-        Args:
-            net, batches: see :meth:`apply`.
-            chosen: places that may be changed.
+        Only the inputs of places within :meth:`reaches`. Arguments as :meth:`apply`.
         """
 
     def observe(self, net: nn.Module, batches: Sequence[Tensor], sites: Sequence[PlacedSite]) -> None:
@@ -70,11 +55,6 @@ class StaticMethod(PTQMethod):
     def choose(self, placed: PlacedSite, sample: Sample) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of a site, one for each row of the sample."""
         raise NotImplementedError
-
-
-def everywhere(name: str) -> bool:
-    """Every place."""
-    return True
 
 
 def symmetric(placed: PlacedSite, sample: Sample, largest: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..layers.sites import network_sites
+from ..layers.sites import PlacedSite, network_sites
 from ..quantizers.identity import Identity
 from ..quantizers.spec import Option
 from .method import PTQMethod
@@ -32,12 +32,17 @@ SEED = Option(0, "seed of what the method draws", low=0, high=2**31)
 def full_precision(net: nn.Module) -> nn.Module:
     """A copy of a prepared network without quantization, in evaluation, that nothing trains."""
     full = copy.deepcopy(net)
-    for placed in network_sites(full):
+    leave_out(network_sites(full))
+    return full.requires_grad_(False).eval()
+
+
+def leave_out(sites: Sequence[PlacedSite]) -> None:
+    """Put some sites into full precision, in place."""
+    for placed in sites:
         if placed.site.kind == "state":
             del placed.owner.quantizers[placed.site.part]  # the fused scan, which keeps no states
         else:
             placed.replace(Identity(32, placed.quantizer.site))
-    return full.requires_grad_(False).eval()
 
 
 class TrainedMethod(PTQMethod):

@@ -21,8 +21,9 @@ weight (1e-3 of the pixel term and less). ``loss: formula`` is the paper's; the 
 ``bound_steps: relative`` is ours: a step moves a bound by a share of its range instead of by a length.
 
 MambaIR's scan inputs, projections and convolutions are sites like any other (our decision: the paper has no Mamba).
-``scan: Quamba`` and the like leave the modules around the scans to a static method: the setting of the other methods in
-SPR2Q's tables. Queries, keys and values are one layer here: their weights have bounds of their own where the weight's
+``scan: Quamba`` and the like leave the modules around the scans to another method, in calibration: the setting of the other
+methods in SPR2Q's tables. ``scan: {type: PTQ4VM, iterations: 200}`` gives it options; those iterations (200 unless said) are over all
+modules together, one after the other, with everything else in full precision. Queries, keys and values are one layer here: their weights have bounds of their own where the weight's
 quantizer is per channel; their common input has one pair of bounds, where the release trains three.
 """
 
@@ -37,16 +38,14 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.info import blocks_of
-from ..layers.sites import sites_of
 from ..losses.distillation_loss import FeatureAlignmentLoss
 from ..quantizers.spec import Option, SpecError
 from .bounds import BoundsTogether, bound_parameters, settle_bounds, train_bounds
-from .method import build_method, register_method
+from .method import register_method
 from .ranges import SAMPLES, quantized_sites, set_ranges
 from .search import dobi
 from .training import SEED, OptimizedMethod
-
-SCAN = ("own", "MinMax", "Percentile", "Quamba", "Quamba2", "MambaQuant")
+from .within import METHODS, OWN, MethodWithin, apply_within, method_within, scan_modules
 
 COMMON = {
     "loss": Option("released", "the release's loss or the paper's", choices=("released", "formula")),
@@ -60,7 +59,9 @@ COMMON = {
     ),
     "schedule": Option("constant", "of the learning rate", choices=("constant", "cosine")),
     "samples": Option(SAMPLES, "values of a tensor that the search looks at; 0: all", low=0, high=1e9),
-    "scan": Option("own", "static method that sets the ranges in the scan's modules, which then stay", choices=SCAN),
+    "scan": MethodWithin(
+        OWN, "method of the modules around the scans, which then stay; a name or a mapping", choices=(OWN, *METHODS)
+    ),
     "seed": SEED,
 }
 
@@ -112,16 +113,6 @@ def feature_modules(net: nn.Module, which: str) -> list[str]:
     return list(dict.fromkeys(groups))
 
 
-def scan_modules(net: nn.Module) -> tuple[str, ...]:
-    """Prefixes of what lies in the modules around the scans: projections, gates and norms beside it."""
-    found = []
-    for name, module in net.named_modules():
-        if any(site.kind == "scan" for site in sites_of(module)):
-            alone = not any(sites_of(child) for child in module.children())
-            found.append(name.rpartition(".")[0] if alone else name)
-    return tuple(f"{name}." for name in found if name)
-
-
 @torch.no_grad()
 def relative_steps(bounds: Sequence[nn.Parameter], before: Sequence[Tensor]) -> None:
     """Multiply what a step moved bounds by, by half of the range that each belonged to.
@@ -153,22 +144,26 @@ class TwoDQuant(OptimizedMethod):
     betas: ClassVar = (0.9, 0.99)
     default_iterations = 4000
 
+    def open(self, net: nn.Module) -> None:
+        scan = self.settings["scan"]
+        self.held = () if scan == OWN else scan_modules(net)
+        if scan != OWN and not self.held:
+            raise SpecError(f"ptq.method.scan: {type(net).__name__} has no scan that another method could quantize")
+        super().open(net)
+
     def attach(self) -> None:
-        if self.settings["scan"] != "own" and not scan_modules(self.net):
-            raise SpecError(f"ptq.method.scan: {self.settings['scan']}: {type(self.net).__name__} has no scan")
         train_bounds([p for p in quantized_sites(self.net, type(self).__name__) if not self.is_held(p.site.name)])
         self.together = BoundsTogether(self.net)
         self.compared = feature_modules(self.net, self.settings["features"])
 
     def is_held(self, name: str) -> bool:
         """Whether a place or a site belongs to what ``scan`` leaves to another method."""
-        return self.settings["scan"] != "own" and name.startswith(scan_modules(self.net))
+        return name.startswith(self.held)
 
     def calibrate(self, batches: Sequence[Tensor]) -> None:
-        name = type(self).__name__
-        if self.settings["scan"] != "own":
-            build_method({"type": self.settings["scan"]}).apply_within(self.net, batches, self.is_held)
-        sites = [p for p in quantized_sites(self.net, name) if not self.is_held(p.site.name)]
+        if self.held:
+            self._quantize_held(batches)
+        sites = [p for p in quantized_sites(self.net, type(self).__name__) if not self.is_held(p.site.name)]
 
         def choose(placed, sample):
             quantizer = placed.quantizer
@@ -178,6 +173,14 @@ class TwoDQuant(OptimizedMethod):
             return dobi(rows, quantizer.bits, ends=ends)
 
         set_ranges(self.net, batches, sites, choose, int(self.settings["samples"]))
+
+    def _quantize_held(self, batches: Sequence[Tensor]) -> None:
+        given = self.settings["scan"]
+        method, iterations = method_within(given, "ptq.method.scan")
+        for name in {"samples", "seed"} & method.options.keys():
+            if isinstance(given, str) or name not in given:
+                method.settings[name] = self.settings[name]
+        apply_within(method, self.net, batches, self.held, iterations)
 
     def build_optimizers(self) -> list[torch.optim.Optimizer]:
         return [torch.optim.Adam(self.trained(), self.settings["lr"], self.betas)]

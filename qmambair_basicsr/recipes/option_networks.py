@@ -201,6 +201,8 @@ WITHOUT_SCAN = ("SwinIR", "EDSR")
 WITH_ATTENTION = ("SwinIR",)
 # families without linears, which SPR2Q rectifies
 WITHOUT_LINEARS = ("VmambaIR", "EDSR")
+# families with scans that have linears outside of the modules around them
+LINEARS_BESIDE_SCANS = ("MambaIRv2", "MambaIRv2Light", "MaIR", "MaIRUNet")
 # families whose blocks come in groups with a convolution behind each
 WITH_GROUPS = ("MambaIR", "MambaIRv2", "MambaIRv2Light", "MaIR", "EAMambaSR", "SwinIR")
 # family -> name pattern of the modules around its scans

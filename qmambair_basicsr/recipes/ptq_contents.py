@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from .option_contents import network_options, stem, test_options, train_options, widths
 from .option_data import DATA
-from .option_networks import AROUND_SCANS, WITH_GROUPS, WITHOUT_LINEARS, WITHOUT_SCAN
+from .option_networks import AROUND_SCANS, LINEARS_BESIDE_SCANS, WITH_GROUPS, WITHOUT_LINEARS, WITHOUT_SCAN
 from .option_table import DISTILL, Task
 
 ROUTED = ("MambaIRv2", "MambaIRv2Light")  # window attention and token routing
@@ -45,12 +45,13 @@ class PTQ:
 # make up for and hundreds do not; weighted like this both terms of the paper's loss are about equal at two bits. Relative steps
 # of bounds are ours (ptq/README.md has what they give); ``absolute`` is the releases'
 _BALANCED = {"schedule": "cosine", "loss": "formula", "feature_weight": 0.002, "bound_steps": "relative"}
+_SPR2Q = {**_BALANCED, "routing": 41}
 _QUICK = {"lr": 0.02, "act_lr": 1e-3}  # 20 iterations of a block cannot move roundings at the releases' rates
 
 
-def _scan(method: str, **others) -> PTQ:
-    """A static method in the modules around the scans; bounds of the rest are searched and trained."""
-    return PTQ({**_BALANCED, "scan": method}, 300, type="TwoDQuant", **others)
+def _scan(method: str | dict, **others) -> PTQ:
+    """A method in the modules around the scans, the rest by SPR2Q as its own row: the setting of other methods in its tables."""
+    return PTQ({**_SPR2Q, "scan": method}, 1025, type="SPR2Q", **others)
 
 
 _LOADING = ("use_hflip", "use_rot", "dataset_enlarge_ratio", "prefetch_mode")
@@ -64,7 +65,7 @@ METHODS = {
     "MambaQuant": PTQ(weight=_ROWS),
     "PTQ4VM": PTQ(iterations=500, weight={**_ROWS, "symmetric": True}),
     "TwoDQuant": PTQ(_BALANCED, 600),
-    "SPR2Q": PTQ({**_BALANCED, "routing": 41}, 1025),
+    "SPR2Q": PTQ(_SPR2Q, 1025),
     "BRECQ": PTQ(_QUICK, 400, _ROWS),
     "FIMAQ": PTQ({**_QUICK, "images": 1, "rank": 2}, 300, _ROWS),
     "APHQViT": PTQ({**_QUICK, "images": 1}, 300, _ROWS),
@@ -75,6 +76,7 @@ METHODS = {
     "QuambaScan": _scan("Quamba"),
     "Quamba2Scan": _scan("Quamba2", grouped=("u", "x_proj")),
     "MambaQuantScan": _scan("MambaQuant", scan_weight=_ROWS),
+    "PTQ4VMScan": _scan({"type": "PTQ4VM", "iterations": 200}, scan_weight={**_ROWS, "symmetric": True}),
 }
 """Name of a row, most often of its method -> how it is run."""
 
@@ -85,6 +87,19 @@ def ptq_rows(family: str) -> list[str]:
     if family in WITHOUT_SCAN:
         absent |= {name for name, run in METHODS.items() if "scan" in run.options}
     return [name for name in METHODS if name not in absent]
+
+
+def method_options(family: str, method: str) -> dict:
+    """``ptq: method`` of a row.
+
+    Where there are linears within the modules around the scans alone, SPR2Q has nothing to rectify beside them: what is left of
+    it is 2DQuant.
+    """
+    run = METHODS[method]
+    options = {"type": run.type or method, **run.options}
+    if "scan" in options and family not in LINEARS_BESIDE_SCANS:
+        options = {key: value for key, value in options.items() if key != "routing"} | {"type": "TwoDQuant"}
+    return options
 
 
 def quant_options(family: str, bits: int | tuple[int, int], method: str) -> dict:
@@ -137,7 +152,7 @@ def ptq_options(family: str, task: Task, bits: int | tuple[int, int], method: st
         "network_g": network_options(family, task, 32)
         | {"type": f"Q{family}", "quant": quant_options(family, bits, method)},
         "path": {key: like["path"][key] for key in ("pretrain_network_g", "strict_load_g", "resume_state")},
-        "ptq": {"method": {"type": run.type or method, **run.options}, "calibration": dict(CALIBRATION)},
+        "ptq": {"method": method_options(family, method), "calibration": dict(CALIBRATION)},
         "train": {"total_iter": run.iterations},
         **{key: like[key] for key in ("val", "logger", "dist_params")},
     }

@@ -16,7 +16,6 @@ from qmambair_basicsr.lowering import lower
 from qmambair_basicsr.ptq import PTQ_METHODS, build_method, quantize
 from qmambair_basicsr.ptq.bounds import BoundsTogether, bound_parameters
 from qmambair_basicsr.ptq.training import full_precision
-from qmambair_basicsr.ptq.two_d_quant import scan_modules
 from qmambair_basicsr.quantizers import SpecError
 from qmambair_basicsr.recipes.option_networks import WITHOUT_SCAN
 from qmambair_basicsr.recipes.ptq_contents import METHODS, ptq_rows, quant_options
@@ -121,24 +120,6 @@ def test_options_of_spr2q_train(options):
     images = [torch.rand(2, 3, 8, 8)]
     quantize(net, build_method({"type": "SPR2Q", "routing": 2, **options}), images, iterations=6)
     assert net(images[0]).isfinite().all()
-
-
-@pytest.mark.parametrize("method", ["QuambaScan", "Quamba2Scan", "MambaQuantScan"])
-@pytest.mark.parametrize("family", ["MambaIR", "MambaIRv2Light"])
-def test_scans_are_left_to_a_static_method(family, method):
-    """Around the scans it is that method's network, whatever the iterations do to the rest."""
-    images, options = [torch.rand(1, 3, 8, 8) for _ in range(2)], METHODS[method].options
-    nets = []
-    for iterations in (1, 5):
-        nets.append(network(family, method))
-        quantize(nets[-1], build_method({"type": "TwoDQuant", **options}), images, iterations)
-    states, prefixes = [net.state_dict() for net in nets], scan_modules(nets[0])
-    bounds = [key for key in states[0] if key.endswith((".lower", ".upper"))]
-    held = {key for key in bounds if key.startswith(prefixes)}
-    moved = {key for key in bounds if not torch.equal(states[0][key], states[1][key])}
-    assert held and moved and not held & moved
-    with pytest.raises(SpecError, match="QSwinIR has no scan"):
-        quantize(network("SwinIR", "MinMax"), build_method({"type": "TwoDQuant", **options}), images, 1)
 
 
 @pytest.mark.parametrize("method", ["MinMax", "MambaQuant"])

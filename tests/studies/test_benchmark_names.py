@@ -44,11 +44,19 @@ def test_methods_of_a_network_without_a_scan(act, more, method):
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("SPR2Q", "SPR2Q"), ("PTQ4VM", "PTQ4VM"), ("TwoDQuant", "2DQuant"), ("QuambaScan", "Quamba (scan)")],
+    [
+        ("SPR2Q", "SPR2Q"),
+        ("PTQ4VM", "PTQ4VM"),
+        ("TwoDQuant", "2DQuant"),
+        ("QuambaScan", "Quamba (scan)"),
+        ("PTQ4VMScan", "PTQ4VM (scan)"),
+    ],
 )
 def test_rows_of_post_training_methods_stand_beside_published_ones(method, name):
     row = option_names.parse(f"test_QMambaIRv2Light_lightSRx2_w4a4_{method}")
     entry = library.describe(row.options())
     assert (entry.model, entry.task, entry.method, entry.bits) == ("MambaIRv2Light", "lightSRx2", name, (4, 4))
     paper = read_published().get(entry.key("Set5", "psnr"))
-    assert {"SPR2Q": "37.72", "PTQ4VM": "37.17", "QuambaScan": "37.07"}.get(method) == (paper and paper.value)
+    assert {"SPR2Q": "37.72", "PTQ4VM": "37.17", "QuambaScan": "37.07", "PTQ4VMScan": "37.17"}.get(method) == (
+        paper and paper.value
+    )
