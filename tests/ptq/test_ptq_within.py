@@ -97,8 +97,9 @@ def test_spr2q_rectifies_everything_beside_the_scans(row):
     assert not trained & {id(p) for name, p in net.named_parameters() if name.startswith(prefixes)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_ptq4vm_within_every_network(family):
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"MaIRUNet", "EAMamba", "MambaIRv2"}))
+def test_ptq4vm_within_every_kind_of_module(family):
+    """Those left out have modules of others."""
     images = images_of(8 if family in NETWORKS else 16, 1)
     net, before = held_part(family, "PTQ4VMScan", images=images)
     moved = {key for key, value in net.state_dict().items() if not torch.equal(value, before.state_dict()[key])}
