@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from qmambair_basicsr.models import turns as module
+from qmambair_basicsr.models.cuda_graph import RECORDERS
 from qmambair_basicsr.models.turns import ALONE, MOST, Ended, SharedTurn, Turns, in_turns, streams
 
 CPU = torch.device("cpu")
@@ -166,3 +167,39 @@ def test_the_turn_is_given_when_the_stream_is_done():
     turn.take()
     turn.give()
     assert waited == [turn] and turn.turns.owner is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_recordings_of_several_threads_replay_side_by_side():
+    """Products use cuBLAS's workspaces; the first thread replays while the others record."""
+    device, results, recorded = torch.device("cuda"), {}, threading.Semaphore(0)
+    names = itertools.count()
+
+    def step(x, weight):
+        for _ in range(50):
+            x.copy_(torch.nn.functional.normalize(x @ weight, dim=0))
+
+    def work(turn):
+        number = next(names)
+        with turn.mine():
+            generator = torch.Generator(device).manual_seed(number)
+            weight, start = (torch.randn(n, 384, device=device, generator=generator) for n in (384, 64))
+            wanted, x = start.clone(), start.clone()
+            for _ in range(40):
+                step(wanted, weight)
+            recorder = RECORDERS["cuda"](device, turn.recording)
+            with recorder.warm_up():
+                step(start.clone(), weight)
+            recorder.record(lambda: step(x, weight))
+            turn.give()
+            recorded.release()
+            for i in range(40):
+                if number == 0 and i == 20:
+                    assert all(recorded.acquire(timeout=LONG) for _ in range(3))
+                recorder.replay()
+            torch.cuda.current_stream().synchronize()
+            turn.take()
+            results[number] = torch.equal(x, wanted)
+
+    in_turns(3, work, device)
+    assert results == dict.fromkeys(range(3), True)
