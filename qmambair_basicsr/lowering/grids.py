@@ -108,7 +108,10 @@ class Unquantized(nn.Module):
 
 
 class Dequantized(nn.Module):
-    """The value on the grid itself, for floating-point operators (a scan, a layer with a full-precision weight)."""
+    """The value on the grid itself, for floating-point operators: a scan, a layer with a full-precision weight, a product
+    along channels that each have a step of their own."""
+
+    offset = 0.0
 
     def __init__(self, grid: nn.Module):
         super().__init__()
@@ -123,25 +126,20 @@ def grid_of(quantizer: Quantizer, products: bool, groups: bool = False) -> nn.Mo
 
     Args:
         quantizer: calibrated.
-        products: codes are multiplied and summed up, which takes one step for all.
+        products: codes are multiplied and summed up, which takes one step for all; with a step per channel, values are.
         groups: or one for each group of channels (``weights.py``).
 
     Raises:
-        LoweringError: a quantizer that has no form (``quantizers/forms.py``), or one with a step per channel where
-            products are summed up.
+        LoweringError: a quantizer that has no form (``quantizers/forms.py``).
     """
     if quantizer.bits == 32:
         return Unquantized()
     label, bound = quantizer.site.label or "an activation", 2 ** (quantizer.bits - 1)
     static, dynamic = quantizer.static_form(), quantizer.dynamic_form()
     if static is not None:
-        if products and static.step.numel() > 1 and not (groups and quantizer.cut is not None):
-            steps = "a step per channel" if quantizer.cut is None else "steps for groups of channels"
-            raise LoweringError(
-                f"{label}: {type(quantizer).__name__} has {steps}, which integer products cannot be summed up with here; "
-                "use granularity: tensor for activations"
-            )
-        return StaticGrid(static, bound, quantizer.site.quantizer_path)
+        grid = StaticGrid(static, bound, quantizer.site.quantizer_path)
+        apart = static.step.numel() > 1 and not (groups and quantizer.cut is not None)
+        return Dequantized(grid) if products and apart else grid
     if dynamic is not None:
         return DynamicGrid(dynamic, bound, quantizer.site.quantizer_path)
     mode = f" (mode: {quantizer.mode})" if quantizer.dynamic and hasattr(quantizer, "mode") else ""

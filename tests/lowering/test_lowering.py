@@ -210,6 +210,8 @@ def mixed(weight=4, act=4, **overrides):
         mixed(**{"*.u": {"scan": {"type": "LSQ", "bits": 32}}, "*.A": {"scan": {"type": "LSQ", "bits": 32}}}),
         mixed(**{"*.delta": {"scan": {"type": "LSQ", "bits": 4, "granularity": "channel"}}}),
         mixed(**{"*.in_proj": {"act": {"type": "QuantSR", "bits": 4}}}),
+        mixed(**{"*_proj*": {"act": {"type": "LSQ", "bits": 4, "granularity": "channel"}}}),
+        mixed(**{"*conv*": {"act": {"type": "MinMax", "bits": 4, "granularity": "channel"}}}),
         mixed(**{"*.conv2d": {"act": {"type": "MinMax", "bits": 8}, "weight": {"type": "LSQ", "bits": 8}}}),
     ],
 )
@@ -228,7 +230,6 @@ def test_parts_in_full_precision_and_other_quantizers(settings):
         ("*.u", {"scan": {"type": "DLS", "bits": 4, "mode": "official"}}, r"self_attention\.u.*DLS \(mode: official\)"),
         ("*.in_proj", {"act": {"type": "N2UQ", "bits": 4}}, r"self_attention\.in_proj.*N2UQ has neither"),
         ("*.in_proj", {"act": {"type": "RFA", "bits": 4}}, r"self_attention\.in_proj.*RFA has neither"),
-        ("*.in_proj", {"act": {"type": "LSQ", "bits": 4, "granularity": "channel"}}, "in_proj.*step per channel"),
         ("*.in_proj", {"weight": {"type": "DLS", "bits": 4, "mode": "official"}}, "in_proj.*clamped once more"),
         ("*.x_proj", {"weight": {"type": "DLS", "bits": 4, "mode": "official"}}, "x_proj.*clamped once more"),
     ],

@@ -11,8 +11,9 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from tiny_networks import QUANTIZED, tiny_options
 
+from qmambair_basicsr.artifacts.packed import load_packed, save_packed
 from qmambair_basicsr.layers.sites import network_sites
-from qmambair_basicsr.lowering import lower
+from qmambair_basicsr.lowering import frozen_copy, lower
 from qmambair_basicsr.ptq import PTQ_METHODS, build_method, quantize
 from qmambair_basicsr.ptq.bounds import BoundsTogether, bound_parameters
 from qmambair_basicsr.ptq.training import full_precision
@@ -151,6 +152,34 @@ def test_grids_worked_out_together_are_those_of_each(bits, monkeypatch):
     assert all(torch.equal(losses[key], alone[key]) for key in alone)
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+@pytest.mark.parametrize("row", ["MinMax", "Quamba2", "PTQ4VM", "BRECQ", "QuantDLLM", "MambaQuantScan"])
+def test_networks_of_every_row_run_on_integers(row, family, tmp_path):
+    """One row for each kind of ``quant:`` block; the packed file holds the same network."""
+    if row not in ptq_rows(family):
+        pytest.skip(f"{row} is of the modules around scans, and {family} has none")
+    routing = {"eval_routing": "argmax"} if family == "MambaIRv2Light" else {}
+    config = {"type": f"Q{family}", **copy.deepcopy(NETWORKS[family]), **routing}
+    config["quant"] = quant_options(family, 4, row)
+    torch.manual_seed(0)
+    net, x = build_network(copy.deepcopy(config)).eval(), torch.rand(1, 3, 8, 12)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    static = row in PTQ_METHODS and not PTQ_METHODS[row].trains
+    quantize(net, build_method({"type": row if static else "MinMax"}), [x])
+    pytest.importorskip("safetensors", reason="extra: export")
+    save_packed(net, config, tmp_path / "net.safetensors")
+    with torch.no_grad():
+        wanted = net(x)
+        assert torch.equal(load_packed(tmp_path / "net.safetensors")(x), wanted)
+        exact = frozen_copy(net, torch.float64)(x.double())
+        torch.testing.assert_close(lower(net, torch.float64)(x.double()), exact, atol=1e-9, rtol=1e-9)
+        assert (
+            native_network(net)(x) - wanted
+        ).square().mean() < 1e-3 * wanted.var()  # a code may fall to the other side
 
 
 @pytest.mark.parametrize("family", ["MambaIR", "MambaIRv2Light"])
