@@ -19,6 +19,8 @@ from .cuda_graph import RECORDERS, reason_of
 from .step_settings import StepSettings
 from .turns import ALONE, Turn
 
+LOOK_EVERY = 10  # replays of one stage: modules are looked at that often
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,6 +39,8 @@ class RecordedSteps:
     def __init__(self, method: OptimizedMethod, device: torch.device, turn: Turn = ALONE) -> None:
         self.method, self.device, self.turn, self.reason = method, device, turn, ""
         self._settings: StepSettings | None = None
+        self._stage: object = None
+        self._unseen = 0  # replays since all settings were looked at
         self._recorded = False
         self._tapes = EvaluationTapes()
         self._losses: dict[str, Tensor] = {}
@@ -62,7 +66,7 @@ class RecordedSteps:
             Name -> loss, on the device, which has not been waited for.
         """
         self.method.schedule(iteration)
-        if not self.reason and self._holds(images):
+        if not self.reason and self._holds(self.method.stage(iteration), images):
             if not self._recorded:
                 self.turn.take()
                 self._record(iteration, images)
@@ -75,9 +79,17 @@ class RecordedSteps:
         with self._recorder.warm_up(), evaluation_noise_on(self._tapes):
             return self.method.update(iteration, images)
 
-    def _holds(self, images: Tensor) -> bool:
-        """Whether a step with these settings has been made."""
+    def _holds(self, stage: object, images: Tensor) -> bool:
+        """Whether a step with these settings has been made.
+
+        Looking at thousands of modules takes as long as launching a recording: within a stage that is done now and then.
+        """
+        if self._recorded and stage is not None and stage == self._stage and images.shape == self._images.shape:
+            self._unseen += 1
+            if self._unseen < LOOK_EVERY:
+                return True
         batch, (optimizer,) = {"images": images}, self.method.optimizers
+        self._stage, self._unseen = stage, 0
         if self._settings is not None and self._settings.difference(batch, optimizer) is None:
             return True
         modules = {"net": self.method.net, "full": self.method.full}

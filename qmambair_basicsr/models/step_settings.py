@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,14 @@ class StepSettings:
         self._batch, self._groups = _shapes(batch), _settings(optimizer)
         self._moments = _moments(optimizer)
         self._modules = [(f"{root}.{name}", m) for root, net in modules.items() for name, m in net.named_modules()]
-        self._attributes = [_attributes(vars(module)) for _, module in self._modules]
+        self._own = [vars(module) for _, module in self._modules]
+        self._readers = [(_plain(own), own) for own in self._own]
+        self._keys, self._values = [set(own) for own in self._own], self._attributes()
         self._held = [vars(module)[kind] for _, module in self._modules for kind in _HELD]
-        self._before = self._parts()
+        self._holding = self._parts()
+        parameters = (module._parameters.values() for _, module in self._modules)
+        self._parameters = [p for p in itertools.chain.from_iterable(parameters) if p is not None]
+        self._trained = self._which_trained()
 
     def difference(self, batch: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> str | None:
         """What is not as it was, in words; None where nothing changed."""
@@ -50,18 +55,29 @@ class StepSettings:
             return "settings of the optimizer"
         if _moments(optimizer) is not self._moments:
             return "the optimizer's state was made or loaded"
-        for (where, _), (own, values_of, before, keys) in zip(self._modules, self._attributes, strict=True):
-            if own.keys() != keys or values_of(own) != before:
-                return f"attributes of {where}"
-        held, trained = self._parts()
-        if len(held) != len(self._before[0]) or not all(map(operator.is_, held, self._before[0])):
+        same_keys = list(map(operator.eq, map(dict.keys, self._own), self._keys))
+        if not all(same_keys):
+            return f"attributes of {self._modules[same_keys.index(False)][0]}"
+        if (values := self._attributes()) != self._values:
+            changed = next(i for i, pair in enumerate(zip(values, self._values, strict=True)) if operator.ne(*pair))
+            return f"attributes of {self._modules[changed][0]}"
+        held = self._parts()
+        if len(held) != len(self._holding) or not all(map(operator.is_, held, self._holding)):
             return "modules, parameters, buffers or hooks"
-        return None if trained == self._before[1] else "which parameters are trained"
+        return None if self._which_trained() == self._trained else "which parameters are trained"
 
-    def _parts(self) -> tuple[list[object], list[bool]]:
-        """Which objects the modules hold; which parameters are trained. Thousands: loops in Python would cost too much."""
-        held = list(itertools.chain.from_iterable(map(dict.values, self._held)))
-        return held, [p.requires_grad for _, m in self._modules for p in m._parameters.values() if p is not None]
+    # thousands of modules before each replay: loops in Python would cost too much
+
+    def _attributes(self) -> list:
+        """Values of the plain attributes of every module."""
+        return [read(own) for read, own in self._readers]
+
+    def _parts(self) -> list[object]:
+        """Which objects the modules hold."""
+        return list(itertools.chain.from_iterable(map(dict.values, self._held)))
+
+    def _which_trained(self) -> list[bool]:
+        return list(map(operator.attrgetter("requires_grad"), self._parameters))
 
 
 def _shapes(batch: Mapping[str, Tensor]) -> dict[str, str]:
@@ -78,6 +94,6 @@ def _moments(optimizer: torch.optim.Optimizer) -> Tensor | None:
     return next((value for value in first.values() if isinstance(value, Tensor)), None)
 
 
-def _attributes(own: dict) -> tuple[dict, Callable, tuple, set[str]]:
-    values_of = operator.itemgetter(*(key for key, value in own.items() if isinstance(value, _PLAIN)))
-    return own, values_of, values_of(own), set(own)
+def _plain(own: dict) -> operator.itemgetter:
+    """What reads a module's plain attributes from its ``vars``."""
+    return operator.itemgetter(*(key for key, value in own.items() if isinstance(value, _PLAIN)))

@@ -158,6 +158,9 @@ class SPR2Q(TwoDQuant):
             return iteration / self.grouped
         return (iteration - self.grouped) / max(1, self.total - self.grouped)
 
+    def stage(self, iteration: int) -> object:
+        return "rectifiers" if iteration < self.grouped else "routing"
+
     def schedule(self, iteration: int) -> None:
         super().schedule(iteration)
         routing = iteration >= self.grouped

@@ -162,6 +162,10 @@ class OptimizedMethod(TrainedMethod):
     def schedule(self, iteration: int) -> None:
         """Set learning rates, and what is trained, for an iteration."""
 
+    def stage(self, iteration: int) -> object:
+        """Two iterations of the same stage differ in their rates alone; None where nothing is known of that."""
+        return None
+
     def update(self, iteration: int, images: Tensor) -> dict[str, Tensor]:
         """What an iteration computes once rates are set; asks the device nothing, so that it can be recorded.
 

@@ -200,6 +200,9 @@ class TwoDQuant(OptimizedMethod):
             for group in optimizer.param_groups:
                 group["lr"] = self.settings["lr"] * share
 
+    def stage(self, iteration: int) -> object:
+        return "bounds"
+
     def progress(self, iteration: int) -> float:
         """Share of what a fall of the rate spans."""
         return iteration / self.total

@@ -11,10 +11,11 @@ from test_every_method import QUICK, network
 
 from qmambair_basicsr.archs.routing import EvaluationTapes, RoutingNoise, evaluation_noise_on, shared_routing_noise
 from qmambair_basicsr.inference.tiling import parse_tile_option, run_tiled
-from qmambair_basicsr.models import cuda_graph
+from qmambair_basicsr.models import cuda_graph, ptq_step_graph
 from qmambair_basicsr.models.mambair_model import MambaIRModel
 from qmambair_basicsr.models.ptq_step_graph import RecordedSteps
 from qmambair_basicsr.models.recorded_passes import MOST, OFTEN, recorded, recorded_passes
+from qmambair_basicsr.models.step_settings import StepSettings
 from qmambair_basicsr.models.turns import Turn
 from qmambair_basicsr.ops.backend import ENV
 from qmambair_basicsr.ptq import PTQ_METHODS, build_method
@@ -110,6 +111,36 @@ def test_others_have_the_turn_while_replays_run_and_only_then(monkeypatch):
     assert losses == wanted and made == [turn.recording]
     assert set(seen) == {("computed", True), ("record", True), ("replay", False)} and not turn.has
     assert seen.count(("record", True)) == 2 and steps._recorder.replays >= TOTAL - 6
+
+
+@pytest.mark.parametrize("name", END_TO_END)
+def test_iterations_of_a_stage_differ_in_their_rates_alone(name):
+    method = opened(name, **({"gating": "network"} if name == "SPR2Q" else {}))
+    batch, modules = {"images": batches(1)[0]}, {"net": method.net, "full": method.full}
+    known = {}
+    for i in range(TOTAL):
+        method.schedule(i)
+        for stage, settings in known.items():
+            assert (settings.difference(batch, method.optimizers[0]) is None) == (stage == method.stage(i)), stage
+        if method.stage(i) is not None:
+            known.setdefault(method.stage(i), StepSettings(modules, batch, method.optimizers[0]))
+    assert len(known) == (2 if name == "SPR2Q" else 1)
+
+
+def test_within_a_stage_modules_are_looked_at_now_and_then(monkeypatch):
+    looks = []
+    difference = StepSettings.difference
+    monkeypatch.setattr(StepSettings, "difference", lambda *args: looks.append(len(done)) or difference(*args))
+    monkeypatch.setattr(ptq_step_graph, "LOOK_EVERY", 3)
+    method, done = opened("TwoDQuant"), []
+    steps = RecordedSteps(method, CPU)
+    for i, images in enumerate(batches(11)):
+        if i == 6:
+            next(iter(method.net.modules())).training = True
+        steps.step(min(i, TOTAL - 1), images)
+        done.append(i)
+    # 0 and 1 are eager: moments are made; 2 is recorded; what changed at 6 is seen at 8, and 9 is recorded anew
+    assert looks == [1, 2, 5, 8, 9]
 
 
 def test_a_gating_network_is_replayed_too():
