@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--checkpoint is of one scale, and --scales names {len(args.scales)}")
     works = {key: options_of(*key, args) for key in rows(args)}
     if not args.read_only:
-        _check_files(works.values(), training=args.only != "test")
+        _check_files(works.values(), args.only)
     store = Store(args.out.resolve(), args.any_code)
     maker = Maker(works, store, limit, args.only, args.jobs)
     with (
@@ -305,11 +305,16 @@ class Maker:
         return True
 
 
-def _check_files(works: Iterable[tuple[Run, dict]], training: bool) -> None:
+def _check_files(works: Iterable[tuple[Run, dict]], only: str | None) -> None:
+    """What the part of the work that is asked for reads."""
     for made, test in works:
-        wanted = [made.opt["path"]["pretrain_network_g"]] if training else []
-        for section in (*([made.opt["datasets"]["train"]] if training else []), *test["datasets"].values()):
-            wanted += [section["dataroot_gt"], section["dataroot_lq"]]
+        wanted, sections = [], []
+        if only != "test":
+            wanted.append(made.opt["path"]["pretrain_network_g"])
+            sections.append(made.opt["datasets"]["train"])
+        if only in (None, "test"):
+            sections += test["datasets"].values()
+        wanted += [section[root] for section in sections for root in ("dataroot_gt", "dataroot_lq")]
         for path in wanted:
             if not Path(path).exists():
                 raise ValueError(f"{path} is not there; see --help for what is needed")

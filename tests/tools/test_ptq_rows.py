@@ -261,6 +261,12 @@ def test_tests_need_neither_photographs_nor_the_budget(tiny, capsys, monkeypatch
     assert "| x4 | SPR2Q |" in capsys.readouterr().out
 
 
+def test_a_quantization_needs_no_test_images(tiny, capsys):
+    shutil.rmtree(tiny / "datasets/Set5")
+    assert call("--methods", "MinMax", "--only", "quantize") == 0 and record_of(tiny, "MinMax")["results"] == {}
+    assert call("--methods", "MinMax") == 2 and "Set5/HR is not there" in capsys.readouterr().err
+
+
 def test_photographs_can_be_named(tiny):
     (tiny / "one.txt").write_text("1.png\n")
     run, _ = ptq_rows.options_of(4, 4, "MinMax", arguments("--photographs", "one.txt"))
