@@ -38,7 +38,7 @@ from ..quantizers.spec import Option
 from .gptq import input_grams
 from .method import register_method
 from .smoothing import scales_of
-from .static import COMMON, StaticMethod
+from .static import COMMON, MAPS, StaticMethod
 from .training import SEED
 
 
@@ -58,6 +58,7 @@ class MambaQuant(StaticMethod):
 
     options: ClassVar = {
         **COMMON,
+        **MAPS,
         "orientation": Option("correct", "side from which dt_projs' input is rotated", choices=("correct", "released")),
         "smooth": Option(True, "smoothing", choices=(True, False)),
         "percentile": Option(0.999999, "of activations", low=0.5, high=1),

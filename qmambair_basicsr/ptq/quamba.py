@@ -33,7 +33,7 @@ from ..layers.sites import PlacedSite
 from ..layers.transforms import Rotation, attach, places
 from ..quantizers.spec import Option
 from .method import register_method
-from .static import COMMON, StaticMethod, symmetric
+from .static import COMMON, MAPS, StaticMethod, symmetric
 from .training import SEED
 
 SCANNED = ("u", "h", "x_proj")
@@ -51,6 +51,7 @@ class Quamba(StaticMethod):
 
     options: ClassVar = {
         **COMMON,
+        **MAPS,
         "percentile": Option(0.9995, "alpha of the scan's input", low=0.5, high=1),
         "rate": Option(0.01, "sigma: how far a batch moves it", low=0, high=1),
         "rotate": Option(False, "rotate where the rotation can be merged", choices=(False, True)),

@@ -23,6 +23,12 @@ COMMON = {
     "samples": Option(SAMPLES, "values of a tensor that searches look at; 0: all", low=0, high=1e9),
 }
 
+MAPS = {
+    "map_percent": Option(
+        100.0, "upper percentile of attention maps, which the networks of the paper do not have", low=50, high=100
+    )
+}
+
 
 class StaticMethod(PTQMethod):
     """Base class: a subclass says how the network is changed first (:meth:`transform`) and what a range is (:meth:`choose`)."""
@@ -37,7 +43,7 @@ class StaticMethod(PTQMethod):
         full = full_precision(net) if corrected else None
         sites = quantized_sites(net, name)
         self.observe(net, batches, sites)
-        set_ranges(net, batches, sites, self.choose, int(self.settings["samples"]))
+        set_ranges(net, batches, sites, self._chosen, int(self.settings["samples"]))
         if self.settings["weights"] == "gptq":
             gptq_network(net, batches)
         if corrected:
@@ -51,6 +57,12 @@ class StaticMethod(PTQMethod):
 
     def observe(self, net: nn.Module, batches: Sequence[Tensor], sites: Sequence[PlacedSite]) -> None:
         """Collect further statistics for :meth:`choose`."""
+
+    def _chosen(self, placed: PlacedSite, sample: Sample) -> tuple[Tensor, Tensor]:
+        percent = self.settings.get("map_percent", 100)
+        if percent < 100 and placed.site.part == "map":
+            return sample.low, sample.quantiles(percent / 100)[0]
+        return self.choose(placed, sample)
 
     def choose(self, placed: PlacedSite, sample: Sample) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of a site, one for each row of the sample."""

@@ -15,6 +15,7 @@ from .option_networks import AROUND_SCANS, LINEARS_BESIDE_SCANS, WITH_GROUPS, WI
 from .option_table import DISTILL, Task
 
 ROUTED = ("MambaIRv2", "MambaIRv2Light")  # window attention and token routing
+WITH_MAPS = (*ROUTED, "SwinIR")  # attention maps
 CALIBRATION = {"batches": 4, "batch_size": 8}  # 32 patches, as 2DQuant and SPR2Q
 
 
@@ -56,13 +57,14 @@ def _scan(method: str | dict, **others) -> PTQ:
 
 _LOADING = ("use_hflip", "use_rot", "dataset_enlarge_ratio", "prefetch_mode")
 _ROWS = {"granularity": "channel"}
+_MAPS = {"map_percent": 99.9}  # as Percentile; ptq/README.md has what it gives
 
 METHODS = {
     "MinMax": PTQ(),
     "Percentile": PTQ(),
-    "Quamba": PTQ(),
-    "Quamba2": PTQ(grouped=("u", "x_proj")),
-    "MambaQuant": PTQ(weight=_ROWS),
+    "Quamba": PTQ(_MAPS),
+    "Quamba2": PTQ(_MAPS, grouped=("u", "x_proj")),
+    "MambaQuant": PTQ(_MAPS, weight=_ROWS),
     "PTQ4VM": PTQ(iterations=500, weight={**_ROWS, "symmetric": True}),
     "TwoDQuant": PTQ(_BALANCED, 600),
     "SPR2Q": PTQ(_SPR2Q, 1025),
@@ -99,6 +101,8 @@ def method_options(family: str, method: str) -> dict:
     options = {"type": run.type or method, **run.options}
     if "scan" in options and family not in LINEARS_BESIDE_SCANS:
         options = {key: value for key, value in options.items() if key != "routing"} | {"type": "TwoDQuant"}
+    if family not in WITH_MAPS:
+        options.pop("map_percent", None)
     return options
 
 
@@ -118,12 +122,12 @@ def quant_options(family: str, bits: int | tuple[int, int], method: str) -> dict
             overrides[f"*.{part}"] = {"scan" if part == "u" else "act": {**plain, **_ROWS}}
     if run.scan_weight:
         overrides[AROUND_SCANS[family]] = {"weight": {**rows, **run.scan_weight}}
+    if family in WITH_MAPS:
+        quant["attention"] = plain
     if family in ROUTED:
-        quant |= {"attention": plain, "routing": plain}
+        quant["routing"] = plain
         if run.kind == "MinMax" and not run.weight:
             overrides["*.wqkv"] = {"weight": {**rows, **_ROWS}}  # queries, keys and values have bounds of their own
-    if family == "SwinIR":
-        quant["attention"] = plain
     if family in WITH_GROUPS:
         quant["conv"] = "fp"
     return quant | ({"overrides": overrides} if overrides else {})

@@ -19,7 +19,7 @@ from qmambair_basicsr.ptq.bounds import BoundsTogether, bound_parameters
 from qmambair_basicsr.ptq.training import full_precision
 from qmambair_basicsr.quantizers import SpecError
 from qmambair_basicsr.recipes.option_networks import WITHOUT_SCAN
-from qmambair_basicsr.recipes.ptq_contents import METHODS, ptq_rows, quant_options
+from qmambair_basicsr.recipes.ptq_contents import METHODS, method_options, ptq_rows, quant_options
 from qmambair_basicsr.runtime import native_network
 
 V2 = {"embed_dim": 12, "d_state": 4, "depths": [1], "num_heads": [2], "window_size": 4, "inner_rank": 6, "num_tokens": 5,
@@ -121,6 +121,30 @@ def test_options_of_spr2q_train(options):
     images = [torch.rand(2, 3, 8, 8)]
     quantize(net, build_method({"type": "SPR2Q", "routing": 2, **options}), images, iterations=6)
     assert net(images[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["Quamba", "Quamba2", "MambaQuant"])
+def test_a_percentile_of_attention_maps_is_theirs_alone(method):
+    images, bounds = [torch.rand(1, 3, 8, 8)], []
+    for percent in (100, 90):
+        net = network("MambaIRv2Light", method)
+        quantize(net, build_method({"type": method, "map_percent": percent}), images)
+        placed = {p.site.label: p for p in network_sites(net) if p.quantizer.bits != 32}
+        bounds.append({label: p.quantizer.upper.detach() for label, p in placed.items()})
+    changed = {label for label in bounds[0] if not torch.equal(bounds[0][label], bounds[1][label])}
+    assert changed == {label for label in bounds[0] if label.endswith(".map")}
+    assert all((bounds[1][label] < bounds[0][label]).all() for label in changed)
+    with pytest.raises(SpecError, match="'map_percent'"):
+        build_method({"type": "MinMax", "map_percent": 90})
+
+
+def test_rows_cut_attention_maps_where_there_are_any():
+    for name in QUANTIZED:
+        family = name.removeprefix("Q")
+        with torch.device("meta"):
+            net = build_network({"type": name, **tiny_options(name), "quant": quant_options(family, 4, "Quamba")})
+        maps = any(p.site.part == "map" and p.quantizer.bits != 32 for p in network_sites(net))
+        assert maps == ("map_percent" in method_options(family, "Quamba"))
 
 
 @pytest.mark.parametrize("method", ["MinMax", "MambaQuant"])
