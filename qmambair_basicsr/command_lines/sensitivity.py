@@ -28,7 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--direct", action="store_true", help="measure as well: one site quantized at a time (slow)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="heat map of the scores, a .png")
-    parser.add_argument("--average", type=float, metavar="BITS", help="share bits out so that this is their average")
+    parser.add_argument(
+        "--average", type=float, metavar="BITS", help="share bits out so that their average is at most this"
+    )
     parser.add_argument(
         "--abmp", action="store_true", help="bits by Quant-dLLM's rule: 3 for the top 5 %%, 1 for the last"
     )

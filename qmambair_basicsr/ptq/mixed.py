@@ -181,6 +181,12 @@ def allocate(rated: Sequence[Rated], average: float) -> dict[str, int]:
         left -= price
 
 
+def average_bits(rated: Sequence[Rated], chosen: Mapping[str, int]) -> float:
+    """Bits of a value, over all values of the sites that have bits in ``chosen``."""
+    sizes = {r.label: r.size for r in rated if r.label in chosen}
+    return sum(chosen[label] * size for label, size in sizes.items()) / sum(sizes.values())
+
+
 def by_blocks(net: nn.Module, images: Sequence[Tensor], share: float = 0.05) -> dict[str, int]:
     """Label of a weight -> 3, 2 or 1 bits, by the sum of Quant-dLLM's Z.
 

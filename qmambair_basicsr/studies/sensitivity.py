@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib.util import find_spec
@@ -21,7 +22,7 @@ from ..inference.image_sets import middles
 from ..inference.networks import load_full_precision
 from ..layers.info import network_info
 from ..layers.policy import apply_policy
-from ..ptq.mixed import Rated, allocate, by_blocks, measured, scores, sites_to_rate
+from ..ptq.mixed import Rated, allocate, average_bits, by_blocks, measured, scores, sites_to_rate
 from ..quantizers import QuantSpec
 from ..recipes.option_contents import render
 from ..recipes.option_files import read_options
@@ -142,6 +143,9 @@ def run(args: argparse.Namespace) -> str:
         made = with_bits(opt, net, chosen, args.output.stem)
         QuantSpec.from_dict(made["network_g"]["quant"])  # a width that a quantizer cannot have is named here
         write_text(args.output, render(made))
+        reached = average_bits(rated, chosen)
+        asked = "" if args.average is None else f" of at most {args.average:g}"
+        sys.stderr.write(f"{args.output}: an average of {reached:.2f} bits{asked} at {len(chosen)} sites\n")
     if args.plot is not None:
         write_bytes(args.plot, heat_map(rated))
     return shown(table(rated, direct, chosen), args.form)

@@ -95,7 +95,8 @@ def test_file_with_overrides_builds_the_network(files, capsys):
     out = files / "mixed.yml"
     more = ("--average", "3.5", "--output", str(out), "--plot", str(files / "map.png"), "--csv")
     assert sensitivity.main(arguments(files, *more)) == 0
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
     opt = read_options(out)
     assert opt["name"] == "mixed" and cv2.imread(str(files / "map.png")) is not None
     net = build_network(opt["network_g"])
@@ -103,6 +104,7 @@ def test_file_with_overrides_builds_the_network(files, capsys):
     assert {p.site.label: str(p.quantizer.bits) for p in weights} == {row["site"]: row["bits"] for row in rows}
     sizes = [p.tensor().numel() for p in weights]
     average = sum(p.quantizer.bits * n for p, n in zip(weights, sizes, strict=True)) / sum(sizes)
+    assert f"an average of {average:.2f} bits of at most 3.5 at {len(weights)} sites" in printed.err
     assert 2.5 < average <= 3.5 and len({p.quantizer.bits for p in weights}) > 1
     assert all(p.quantizer.bits == 4 for p in network_sites(net) if p.site.kind == "act")
 
