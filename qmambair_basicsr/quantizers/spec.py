@@ -173,7 +173,8 @@ class QuantSpec:
         routing: token routing of MambaIRv2: weights and inputs of its linears, both factors of the prompt
             dictionary, the dictionary and the one-hot policy.
         state: states of the selective scan, as the read-out sees them (SPR2Q); the recurrence itself stays in full
-            precision, and all states are computed in memory.
+            precision. All states are in memory only where somebody looks at them (calibration), see
+            ``ops/ss2d_scan/rounded.py``.
         act_policy: ``code`` places DLS as the authors' release does, ``paper`` as the paper says
             (see ``layers/policy.py``).
         conv: ``fp`` leaves the convolution behind each group of blocks in full precision, as 2DQuant, CondiQuant and SPR2Q

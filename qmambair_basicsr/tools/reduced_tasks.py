@@ -22,7 +22,7 @@ from . import prepare_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns 0 when every result is better than its input, else 1."""
+    """Command line; returns 0 when every result is there and better than its input, else 1."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return reduced_tasks.run(args, prepare_data.main)

@@ -13,6 +13,7 @@ from qmambair_basicsr import checkpoints, schema
 from qmambair_basicsr.layers.merging import merge
 from qmambair_basicsr.layers.sites import uncalibrated
 from qmambair_basicsr.layers.transforms import transforms_of
+from qmambair_basicsr.ptq import PTQ_METHODS
 from qmambair_basicsr.ptq.method import require_ordinary
 from qmambair_basicsr.quantizers import SpecError
 
@@ -23,7 +24,7 @@ QUICK = {
     "FIMAQ": {"images": 1, "rank": 2},
     "APHQViT": {"images": 1},
 }
-TRAINED = ("SPR2Q", "TwoDQuant", "PTQ4VM", "BRECQ", "FIMAQ", "APHQViT")
+TRAINED = sorted(name for name, method in PTQ_METHODS.items() if method.trains)
 
 
 @pytest.fixture

@@ -76,8 +76,8 @@ def test_table():
     assert "| SRx2 | Set5 | 32/32 | 33.66 | 34.00 | +0.34 |" in reduced_tasks.table(rows)
 
 
-def _pretended_steps(monkeypatch, psnr):
-    """Trainings and tests that take no time; returns the list of what was run."""
+def _pretended_steps(monkeypatch, psnr, lost=()):
+    """Trainings and tests that take no time, without figures of the sets ``lost``; returns the list of what was run."""
     ran = []
 
     def run(work, module, *argv):
@@ -91,7 +91,8 @@ def _pretended_steps(monkeypatch, psnr):
             log = work / "results" / opt["name"] / f"test_{opt['name']}_{len(ran)}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             record = made_from.log_line(made_from.of_test(opt, work))
-            figures = "".join(f"Validation {s['name']}\n\t # psnr: {psnr}\n" for s in opt["datasets"].values())
+            names = [s["name"] for s in opt["datasets"].values() if s["name"] not in lost]
+            figures = "".join(f"Validation {name}\n\t # psnr: {psnr}\n" for name in names)
             log.write_text(f"INFO: {record}\n{figures}")
 
     monkeypatch.setattr(reduced_tasks, "_run", run)
@@ -132,6 +133,19 @@ def test_processes_share_the_tasks(tmp_path, monkeypatch, capsys):
     log.write_text(log.read_text().replace('"weights": "', '"weights": "other '))
     reduced = [*reduced_tasks.finished_rows(tmp_path, tmp_path, ["CARq10"], [32, 4], reduced_tasks.ALL_SETS)]
     assert [row[2] for row in reduced] == [32, 32], "figures of other weights are none"
+
+
+def test_a_table_without_all_rows_is_no_success(tmp_path, monkeypatch, caplog):
+    for name in reduced_tasks.ALL_SETS:
+        (tmp_path / "datasets" / name / "HR").mkdir(parents=True)
+    monkeypatch.setattr(reduced_tasks, "prepare", lambda *args: None)
+    monkeypatch.setattr(reduced_tasks, "input_quality", lambda section, opt: {"psnr": 20.0})
+    _pretended_steps(monkeypatch, 30.0, lost=("LIVE1",))
+    with caplog.at_level("INFO"):
+        assert (
+            command.main(["--source", str(tmp_path), "--out", str(tmp_path), "--tasks", "CARq10", "--bits", "32"]) == 1
+        )
+    assert "1 of 2 rows have no figures" in caplog.text
 
 
 def test_what_is_finished_is_repeated_for_other_inputs_only(tmp_path, monkeypatch, caplog):
