@@ -12,7 +12,9 @@ JLSS         training of all steps and s, loss 1 - cos of each token            
 
 Searches of both steps are the release's (``search.clip_search``, ``step_search``); zero points stay where they are in JLSS, as
 released. Weights: symmetric, per channel in their code (``quant: weight: {type: MinMax, symmetric: true, granularity:
-channel}``); asymmetric quantizers of weights get the search of activations.
+channel}``); asymmetric quantizers of weights get the search of activations. Parameters of the scan, which the release leaves in
+full precision, start from their smallest to their largest value: the search of activations extends a range to contain 0, which
+states of A, all of them negative, cannot spare levels for.
 
 A network of images has no fixed number of tokens, so steps for each token index (PTS) do not exist in an ordinary network:
 one step serves all tokens here (their per-tensor mode). s is learned where a LayerNorm computes the input, which takes it
@@ -44,9 +46,9 @@ from .training import SEED
 
 
 def stepped(x: Tensor, step: Tensor, zero: Tensor, lowest: float, highest: float, weight: bool = False) -> Tensor:
-    """``(clip(round(x / s) + z, lowest, highest) - z) s``, rounding straight through; z is a whole number.
+    """``(clip(round(x / s) + z, lowest, highest) - z) s``, rounding straight through; z is a whole number in the release.
 
-    As released, a weight exactly on the lowest or highest code counts as clipped, an activation there does not.
+    Of any other z, ``round(x / s + z)`` is taken: codes are whole numbers, and 0 need not be a value of the grid. As released, a weight exactly on the lowest or highest code counts as clipped, an activation there does not.
     """
     position = x / step + zero
     clipped = position.clamp(lowest, highest)
@@ -79,6 +81,16 @@ class FixedZero(Quantizer):
         else:
             for state, value in zip((self.step, self.zero), clip_search(rows, self.bits), strict=True):
                 state.copy_(value)
+        self.initialized.fill_(True)
+        self._ready = True
+
+    @torch.no_grad()
+    def span(self, rows: Tensor) -> None:
+        """Take the grid from the smallest to the largest of values (groups, M); zero need not be on it."""
+        low, high = rows.aminmax(dim=1)
+        highest = self.codes[1] - self.codes[0]
+        self.step.copy_((high - low).clamp_min(torch.finfo(low.dtype).eps) / highest)
+        self.zero.copy_(self.codes[0] - low / self.step)
         self.initialized.fill_(True)
         self._ready = True
 
@@ -152,7 +164,11 @@ class PTQ4VM(BlockReconstruction):
         for placed in sites:
             sample = seen.get(placed.site.label)
             rows = placed.quantizer.base._rows(placed.tensor()) if sample is None else sample.with_ends()
-            placed.quantizer.start(rows)
+            own = placed.site.parameter is not None and placed.site.operand != "weight"
+            if own and not placed.quantizer.base.symmetric:
+                placed.quantizer.span(rows)
+            else:
+                placed.quantizer.start(rows)
 
     def _fold(self, scales: dict[str, Tensor], sources: dict[str, Source]) -> None:
         """Fold factors for good, around the transforms that are learned."""

@@ -22,7 +22,7 @@ weight (1e-3 of the pixel term and less). ``loss: formula`` is the paper's; the 
 
 MambaIR's scan inputs, projections and convolutions are sites like any other (our decision: the paper has no Mamba).
 ``scan: Quamba`` and the like leave the modules around the scans to another method, in calibration: the setting of the other
-methods in SPR2Q's tables. ``scan: {type: PTQ4VM, iterations: 200}`` gives it options; those iterations (200 unless said) are over all
+methods in SPR2Q's tables. ``scan: {type: PTQ4VM, iterations: 1000}`` gives it options; those iterations (1000 unless said) are over all
 modules together, one after the other, with everything else in full precision. Queries, keys and values are one layer here: their weights have bounds of their own where the weight's
 quantizer is per channel; their common input has one pair of bounds, where the release trains three.
 """

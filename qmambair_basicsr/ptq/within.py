@@ -20,7 +20,7 @@ from .training import leave_out
 
 OWN = "own"
 METHODS = ("MinMax", "Percentile", "Quamba", "Quamba2", "MambaQuant", "PTQ4VM")
-ITERATIONS = 200
+ITERATIONS = 1000
 """Of a method that trains, where nothing else is said; shared out evenly among the modules."""
 
 

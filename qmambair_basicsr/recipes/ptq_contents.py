@@ -78,7 +78,7 @@ METHODS = {
     "QuambaScan": _scan("Quamba"),
     "Quamba2Scan": _scan("Quamba2", grouped=("u", "x_proj")),
     "MambaQuantScan": _scan("MambaQuant", scan_weight=_ROWS),
-    "PTQ4VMScan": _scan({"type": "PTQ4VM", "iterations": 200}, scan_weight={**_ROWS, "symmetric": True}),
+    "PTQ4VMScan": _scan({"type": "PTQ4VM", "iterations": 1000}, scan_weight={**_ROWS, "symmetric": True}),
 }
 """Name of a row, most often of its method -> how it is run."""
 

@@ -177,6 +177,26 @@ def test_training_within_brings_the_modules_nearer_to_full_precision():
     assert losses[1] < losses[0]
 
 
+def test_grids_of_scan_parameters_reach_from_end_to_end():
+    """The search of activations would spend levels on 0, which A has not."""
+    net = network(V2, "PTQ4VMScan", 2)
+    method = build_method({"type": "PTQ4VM", "samples": SAMPLES})
+    method.open(net)
+    method.calibrate(images_of())
+    found = [p for p in network_sites(net) if p.site.kind == "scan" and p.site.parameter and p.quantizer.bits != 32]
+    assert {p.site.part for p in found} >= {"A", "dt_bias"}
+    for placed in found:
+        value, rounded = placed.tensor(), placed.quantizer(placed.tensor())
+        step = (value.max() - value.min()) / 3
+        assert (rounded - value).abs().max() <= 0.51 * step
+        torch.testing.assert_close(torch.stack(rounded.aminmax()), torch.stack(value.aminmax()))
+    method.finish(net)
+    for placed in network_sites(net):
+        if placed.site.part == "A" and placed.site.kind == "scan":
+            value = placed.tensor()
+            torch.testing.assert_close(placed.quantizer(value).amin(), value.amin())
+
+
 def test_within_is_reproducible_by_its_seed():
     def state(seed):
         net = network(V2, "PTQ4VMScan")
