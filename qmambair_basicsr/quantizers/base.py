@@ -22,7 +22,7 @@ but makes DDP replicas differ, so calibrate first. Evaluating an uninitialised q
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -102,6 +102,11 @@ class Quantizer(nn.Module):
         self._ready = False
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("observed", torch.tensor(0, dtype=torch.int64))
+
+    @classmethod
+    def impossible(cls, bits: int, options: Mapping[str, Any]) -> str | None:
+        """Why options that are right by themselves do not go with so many bits; None where they do."""
+        return None
 
     @property
     def role(self) -> str:

@@ -22,7 +22,8 @@ zero length (a constant tensor) is widened to 1e-6 of its magnitude.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,11 @@ class MinMax(AffineQuantizer):
     }
     extremes: ClassVar = {"lower": torch.minimum, "upper": torch.maximum}
 
+    @classmethod
+    def impossible(cls, bits: int, options: Mapping[str, Any]) -> str | None:
+        alone = bits == 1 and options.get("symmetric", False)
+        return "one symmetric bit has the single level 0; use symmetric: false" if alone else None
+
     def __init__(
         self,
         bits: int,
@@ -66,8 +72,8 @@ class MinMax(AffineQuantizer):
         learnable: bool = False,
     ) -> None:
         super().__init__(bits, site, granularity=granularity)
-        if symmetric and bits == 1:
-            raise SpecError(f"{self._label()}: one symmetric bit has the single level 0; use symmetric: false")
+        if why := self.impossible(bits, {"symmetric": symmetric}):
+            raise SpecError(f"{self._label()}: {why}")
         self.symmetric = symmetric
         if symmetric:
             self.qmin = -self.qmax

@@ -154,7 +154,10 @@ def _quantizer_mistakes(kind: str, bits: Any, options: Mapping[str, Any], where:
         else:
             yield from cls.options[key].mistakes(value, f"{where}.{key}")
     allowed = cls.bit_widths if 32 in cls.bit_widths else (*cls.bit_widths, 32)
-    yield from _wrong_bits(bits, allowed, f"{where}.bits ({kind})")
+    wrong = list(_wrong_bits(bits, allowed, f"{where}.bits ({kind})"))
+    if not wrong and (why := cls.impossible(bits, options)):
+        wrong = [f"{where} ({kind}): {why}"]
+    yield from wrong
 
 
 def _no_quantization() -> QuantizerSpec:

@@ -72,6 +72,7 @@ def test_sites_left_out_stay_full_precision():
         ({"act": {"type": "DLS", "bits": 4, "init": "G1"}}, ["quant.act.init", "mapping"]),
         ({"weight": {"type": "RFA", "bits": 4, "min_gap": 0}}, ["quant.weight.min_gap", "0.001"]),
         ({"weight": {"type": "MinMax", "bits": 4, "symmetric": 1}}, ["quant.weight.symmetric", "False, True"]),
+        ({"weight": {"type": "MinMax", "bits": 1, "symmetric": True}}, ["quant.weight (MinMax): one symmetric bit"]),
         ({"act_policy": "Code"}, ["quant.act_policy", "'Code'", "code, paper"]),
         ({"conv": "FP"}, ["quant.conv", "'FP'", "quantized, fp"]),
         ({"overrides": {"a.*": {"wieght": {}}}}, ["quant.overrides['a.*']", "'wieght'", "'weight'"]),

@@ -117,6 +117,7 @@ def test_a_name_means_one_file():
         ("test_QMambaIR_SRx2_w32a4", "32 bits is full precision", "test_QMambaIR_SRx2_w4a4"),
         ("test_QMambaIR_SRx2", "network 'QMambaIR' is none of MambaIR", "test_MambaIR_SRx2"),
         ("test_MambaIR_SRx2_w4a4", "network 'MambaIR' is none of QMambaIR", "test_QMambaIR_SRx2_w4a4"),
+        ("ptq_QMambaIR_SRx2_w1a1_PTQ4VM", "one symmetric bit has the single level 0", "ptq_QMambaIR_SRx2_w"),
         ("tset_MambaIR_SRx2", "a name is", "test_MambaIR_SRx2"),
     ],
 )
