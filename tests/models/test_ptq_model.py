@@ -75,10 +75,17 @@ def test_increments_of_training_are_refused_and_rotations_kept(ptq_options, pars
         require_ordinary(model.net_g, "MinMax", model.shapes)
 
 
-@pytest.mark.parametrize("method", TRAINED)
-def test_run_resumes_to_the_same_bits(loop, ptq_options, method):
+SCAN = {"scan": {"type": "PTQ4VM", "iterations": 2, "samples": 1000}}
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [*((name, {}) for name in TRAINED), ("TwoDQuant", SCAN)],
+    ids=[*TRAINED, "TwoDQuant_scan"],
+)
+def test_run_resumes_to_the_same_bits(loop, ptq_options, method, more):
     """And it trains something, leaves full-precision weights alone where it should, and saves ordinary networks."""
-    opt = ptq_options(method)
+    opt = ptq_options(method, **more)
     loop.here(opt)
     folder = loop.models(opt["name"])
     wanted, start = (checkpoints.read_file(folder / f"net_g_{i}.pth")["params"] for i in ("latest", "calibrated"))
