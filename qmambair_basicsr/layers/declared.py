@@ -61,10 +61,16 @@ class Hadamard(ConstantBuffers, Transform):
     def change(self, weight: Tensor) -> Tensor:
         return self.rows(weight, self.layout.weight_dim)
 
+    def original(self, weight: Tensor) -> Tensor:
+        return weight if self.folded else self._turned(weight, self.layout.weight_dim, self.matrix)
+
     def rows(self, tensor: Tensor, dim: int) -> Tensor:
-        matrix, last = self.matrix.to(tensor.dtype), tensor.movedim(dim, -1)
+        return self._turned(tensor, dim, self.matrix.mT)
+
+    def _turned(self, tensor: Tensor, dim: int, matrix: Tensor) -> Tensor:
+        last = tensor.movedim(dim, -1)
         blocks = last if self.length == last.shape[-1] else last.unflatten(-1, (-1, self.length))
-        return (blocks @ matrix.mT).reshape(last.shape).movedim(-1, dim)
+        return (blocks @ matrix.to(tensor.dtype)).reshape(last.shape).movedim(-1, dim)
 
 
 def block_order(channels: int, block: int) -> int:

@@ -46,8 +46,7 @@ class PlacedSite(NamedTuple):
 
     def value(self) -> Tensor:
         """Input of a parameter's quantizer: the parameter, transformed, or the tensor that the site derives from it."""
-        parameter = getattr(self.owner, self.site.parameter)
-        transform = transform_of(self.owner, self.site.part) if self.site.operand == "weight" else None
+        parameter, transform = getattr(self.owner, self.site.parameter), self._transform()
         return self.site.value_of(parameter if transform is None else transform.on_weight(parameter))
 
     @torch.no_grad()
@@ -58,8 +57,12 @@ class PlacedSite(NamedTuple):
     @torch.no_grad()
     def set_tensor(self, value: Tensor) -> None:
         """Set the parameter so that :meth:`tensor` is ``value``."""
-        parameter = getattr(self.owner, self.site.parameter)
-        parameter.copy_(self.site.parameter_of(value).view(parameter.shape))
+        parameter, transform = getattr(self.owner, self.site.parameter), self._transform()
+        value = self.site.parameter_of(value).view(parameter.shape)
+        parameter.copy_(value if transform is None else transform.original(value))
+
+    def _transform(self) -> nn.Module | None:
+        return transform_of(self.owner, self.site.part) if self.site.operand == "weight" else None
 
     def replace(self, quantizer: Quantizer) -> None:
         """Put another quantizer in this place, in the training mode of the one that leaves."""

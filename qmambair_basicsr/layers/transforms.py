@@ -9,10 +9,9 @@ Smoothing   x / s                            W * s                   SmoothQuant
 Rotation    M x, M orthogonal                W M^T                   QuaRot, Quamba, MambaQuant
 Offset      x + o, and - o once quantized    W                       per-channel offsets (LSQ+)
 LowRank     x                                W + B A                 SPR2Q
-Chain       one after the other
 =========== ================================ ======================= ==========================================
 
-:func:`attach` puts transforms into a network, :func:`merge` (``merging.py``) takes them out again.
+:func:`attach` puts transforms (``Chain``: several) into a network, :func:`merge` (``merging.py``) takes them out again.
 """
 
 from __future__ import annotations
@@ -100,8 +99,12 @@ class Transform(nn.Module):
         """See :meth:`on_weight`, for a weight that nothing was folded into."""
         return weight
 
+    def original(self, weight: Tensor) -> Tensor:
+        """The weight that :meth:`on_weight` returns this one for; of transforms that stay in a network for good."""
+        raise TransformError(f"{self.layout.name}: the weight in front of {type(self).__name__} is not known")
+
     def fold_weight(self) -> None:
-        """From now on the weight is what :meth:`on_weight` returned; nothing here is trained any more."""
+        """From now on the weight is what :meth:`on_weight` returned, and nothing here is trained."""
         self.folded = True
         self.requires_grad_(False)
 

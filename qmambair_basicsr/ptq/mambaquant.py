@@ -36,7 +36,7 @@ from ..layers.sites import PlacedSite
 from ..layers.transforms import Rotation, Smoothing, attach, places
 from ..quantizers.spec import Option
 from .gptq import input_grams
-from .method import register_method
+from .method import register_method, require_no_transforms
 from .smoothing import scales_of
 from .static import COMMON, MAPS, StaticMethod
 from .training import SEED
@@ -66,6 +66,7 @@ class MambaQuant(StaticMethod):
     }
 
     def transform(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
+        require_no_transforms(net, self)
         if self.settings["smooth"]:
             sources = {name: source for name, source in input_sources(net).items() if self.reaches(name)}
             scales = scales_of(net, batches, sources, 0.5, 1e-2)

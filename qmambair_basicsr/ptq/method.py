@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.convert import require_quantized
 from ..layers.declared import Hadamard
+from ..layers.sites import network_sites
 from ..layers.transforms import transforms_of
 from ..quantizers.spec import Option, SpecError, refuse
 from ..strict import is_one_of, unknown
@@ -139,6 +140,19 @@ def quantize(
     return net
 
 
+def require_no_transforms(net: nn.Module, method: PTQMethod) -> None:
+    """See that a method which attaches and merges transforms begins with a network that has none.
+
+    Raises:
+        SpecError: it has rotations by its ``quant:`` block.
+    """
+    if transforms_of(net):
+        raise SpecError(
+            f"{type(method).__name__} has transforms of its own, which do not go with `quant: transforms:`; leave these "
+            "out, or take a method without (MinMax, Percentile, TwoDQuant, BRECQ)"
+        )
+
+
 def require_ordinary(net: nn.Module, method: str, before: Mapping[str, torch.Size]) -> None:
     """See that a method left an ordinary quantized network.
 
@@ -149,6 +163,7 @@ def require_ordinary(net: nn.Module, method: str, before: Mapping[str, torch.Siz
 
     Raises:
         ValueError: state or transforms that such a network does not have; rotations of its settings are part of it.
+        SpecError: all quantizers have 32 bits.
         UncalibratedError: a quantizer that the method left out.
     """
     left = [name for name, transform in transforms_of(net).items() if not isinstance(transform, Hadamard)]
@@ -160,6 +175,8 @@ def require_ordinary(net: nn.Module, method: str, before: Mapping[str, torch.Siz
             "leave them out, or take a method without transforms of its own (MinMax, Percentile)"
         )
     require_quantized(net)
+    if not any(placed.quantizer.bits != 32 for placed in network_sites(net)):
+        raise SpecError(f"{method} has nothing to quantize: everything that quant: names has 32 bits")
     after = {key: tensor.shape for key, tensor in net.eval().state_dict().items()}
     if after != before:
         changed = sorted(set(before.items()) ^ set(after.items()))

@@ -38,7 +38,7 @@ from ..quantizers.minmax import MinMax
 from ..quantizers.spec import Option
 from ..quantizers.ste import snap
 from .blockwise import BlockReconstruction
-from .method import register_method
+from .method import register_method, require_no_transforms
 from .ranges import SAMPLES, quantized_sites, samples_of
 from .search import clip_search, step_search
 from .smoothing import scales_of
@@ -131,6 +131,7 @@ class PTQ4VM(BlockReconstruction):
         super().open(net)
 
     def attach(self) -> None:
+        require_no_transforms(self.net, self)
         sites = quantized_sites(self.net, type(self).__name__)
         known = places(self.net)
         attach(

@@ -32,7 +32,7 @@ from ..layers.merging import inner_sources, merge
 from ..layers.sites import PlacedSite
 from ..layers.transforms import Rotation, attach, places
 from ..quantizers.spec import Option
-from .method import register_method
+from .method import register_method, require_no_transforms
 from .static import COMMON, MAPS, StaticMethod, symmetric
 from .training import SEED
 
@@ -61,6 +61,7 @@ class Quamba(StaticMethod):
     def transform(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
         if not self.settings["rotate"]:
             return
+        require_no_transforms(net, self)
         generator = torch.Generator().manual_seed(int(self.settings["seed"]))
         sources = {name: source for name, source in inner_sources(net).items() if self.reaches(name)}
         known = places(net)

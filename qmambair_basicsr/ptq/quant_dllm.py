@@ -62,8 +62,9 @@ def importance(z: Tensor, factor: float = 2.0) -> Tensor:
 
 
 def matrices_of(place: Place, gram: Gram) -> tuple[Tensor, Tensor]:
-    """A weight as matrices (G, O, C) with the X^T X of each, (G, C, C)."""
+    """A weight, as its quantizer gets it, as matrices (G, O, C) with the X^T X of each, (G, C, C)."""
     weight, s = place.weight.detach(), gram.gram
+    weight = weight if place.transform is None else place.transform.on_weight(weight).detach()
     parts = weight if weight.ndim == 3 else weight.flatten(1).unflatten(0, (place.layout.groups, -1))
     return parts, s.expand(len(parts), *s.shape[-2:])
 

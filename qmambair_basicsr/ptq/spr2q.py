@@ -37,7 +37,7 @@ from ..layers.merging import merge
 from ..layers.transforms import Layout, Place, Transform, TransformError, attach, places, transforms_of
 from ..quantizers.spec import Option, SpecError
 from .bounds import SPLIT, settle_bounds
-from .method import register_method
+from .method import register_method, require_no_transforms
 from .training import OptimizedMethod
 from .two_d_quant import COMMON, TwoDQuant
 
@@ -120,6 +120,7 @@ class SPR2Q(TwoDQuant):
     default_iterations = 12_500
 
     def attach(self) -> None:
+        require_no_transforms(self.net, self)
         generator = self.generator(0)
         rank, count = int(self.settings["rank"]), int(self.settings["rectifiers"])
         network = self.settings["gating"] == "network"
@@ -132,8 +133,10 @@ class SPR2Q(TwoDQuant):
             found[name] = Rectifiers(shape, rank, count, parts, network, generator)
         if not found:
             beside = " outside of the modules around its scans" if self.held else ""
+            any_linear = any(isinstance(place.owner, nn.Linear) for place in places(self.net).values())
+            lack = "quantizes none of its own" if any_linear and not beside else f"has none{beside}"
             raise SpecError(
-                f"SPR2Q rectifies linears, and {type(self.net).__name__} has none{beside}; TwoDQuant is what is left of it"
+                f"SPR2Q rectifies linears, and {type(self.net).__name__} {lack}; TwoDQuant is what is left of it"
             )
         attach(self.net, found)
         self.rectifiers = list(found.values())
