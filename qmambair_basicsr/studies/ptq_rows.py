@@ -149,8 +149,12 @@ def run(args: argparse.Namespace) -> int:
 
 def as_quantized(made: Run, store: Store) -> Run:
     """A row with the budget that it was quantized on, where that is nothing to the matter; as it is before that."""
-    train = store.read(made.name).get("options", {}).get("train", made.opt["train"])
-    return replace(made, opt={**made.opt, "train": train})
+    before = store.read(made.name).get("options")
+    if before is None:
+        return made
+    data = made.opt["datasets"]["train"] | {"batch_size_per_gpu": before["datasets"]["train"]["batch_size_per_gpu"]}
+    opt = {**made.opt, "train": before["train"], "datasets": {**made.opt["datasets"], "train": data}}
+    return replace(made, opt=opt)
 
 
 @contextmanager

@@ -257,7 +257,7 @@ def test_tests_need_neither_photographs_nor_the_budget(tiny, capsys, monkeypatch
         (tiny / folder).rename(tiny / "gone")
         shutil.rmtree(tiny / "gone")
     monkeypatch.setattr(ptq_rows, "quantize_row", never)
-    assert call("--methods", "SPR2Q", "--only", "test", "--iterations", "9") == 0
+    assert call("--methods", "SPR2Q", "--only", "test", "--iterations", "9", "--batch", "1") == 0
     assert "| x4 | SPR2Q |" in capsys.readouterr().out
 
 
