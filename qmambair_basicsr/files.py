@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import platform
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 __all__ = ["hash_file", "remove_leftovers", "replaced", "replaced_folder", "write_bytes", "write_text"]
@@ -161,6 +162,28 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview, durable: b
 def write_text(path: str | os.PathLike, text: str, durable: bool = False) -> None:
     """Write a text file, UTF-8 with the line ends of ``text``, whole or not at all; see :func:`replaced`."""
     write_bytes(path, text.encode("utf-8"), durable)
+
+
+def read_record(path: str | os.PathLike, mappings: Iterable[str] = ()) -> dict | None:
+    """What an earlier run wrote down about itself, a JSON mapping; None where there is no file.
+
+    Args:
+        path: the file.
+        mappings: keys that must hold mappings, too.
+
+    Raises:
+        ValueError: the file holds something else, or is cut off.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in mappings):
+        raise ValueError(f"{path} is damaged: it is no record of an earlier run; delete it, and the run is made again")
+    return record
 
 
 def hash_file(path: str | os.PathLike) -> str:

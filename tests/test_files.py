@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import resource
@@ -15,7 +16,16 @@ import pytest
 
 import qmambair_basicsr
 from qmambair_basicsr.cli import run_tool
-from qmambair_basicsr.files import hash_file, remove_leftovers, replaced, replaced_folder, write_bytes, write_text
+from qmambair_basicsr.files import (
+    hash_file,
+    read_record,
+    remove_leftovers,
+    replaced,
+    replaced_folder,
+    write_bytes,
+    write_text,
+)
+from qmambair_basicsr.studies.study_runs import Store
 
 PACKAGE = Path(qmambair_basicsr.__file__).parent
 
@@ -128,6 +138,21 @@ def test_hash_is_that_of_the_whole_content(tmp_path):
     content = os.urandom((1 << 20) + 17)
     write_bytes(tmp_path / "a", content)
     assert hash_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"results": {"Set5": ', b"[1]", b"null", b'{"results": null}', b"\xff\xfe{}"]
+)
+def test_damaged_records_are_named_with_the_way_out(content, tmp_path, capsys):
+    """One message of a command, not a traceback."""
+    store, wanted = Store(tmp_path), {"results": {"Set5": {}}}
+    assert store.read("run") == {"results": {}} and read_record(tmp_path / "none.json") is None
+    file = store.finished / "run.json"
+    write_text(file, json.dumps(wanted))
+    assert store.read("run") == wanted
+    file.write_bytes(content)
+    assert run_tool(lambda: store.read("run")) == 2
+    assert f"{file} is damaged: it is no record of an earlier run; delete it" in capsys.readouterr().err
 
 
 def test_nothing_else_renames_over_a_file():

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .. import made_from
 from ..checkpoints import write_file
 from ..data.matlab_resize import imresize
-from ..files import write_text
+from ..files import read_record, write_text
 from ..recipes.option_contents import stem, test_options, train_options
 from ..recipes.option_table import TASKS
 from ..recipes.reduced_table import ALL_SETS, REDUCED, Reduced
@@ -207,8 +207,7 @@ def _stale(experiment: Path, remembered: Path, made: Mapping) -> str | None:
     """Why a training that has begun must begin anew; None where it need not, or has not begun."""
     if not any(experiment.glob("*/*.pth")) and not any(experiment.glob("*/*.state")):
         return None
-    before = json.loads(remembered.read_text(encoding="utf-8")) if remembered.is_file() else None
-    changed = made_from.differences(before, made)
+    changed = made_from.differences(read_record(remembered), made)
     return made_from.reason(changed) if changed else None
 
 
@@ -246,8 +245,7 @@ def _input_file(section: Mapping, test: Mapping, work: Path) -> Path:
 
 
 def _remembered_input(section: Mapping, test: Mapping, work: Path) -> dict[str, float] | None:
-    file = _input_file(section, test, work)
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_record(_input_file(section, test, work))
 
 
 def measure_inputs(test: dict, work: Path) -> None:

@@ -23,7 +23,7 @@ from basicsr.utils import logger as basicsr_logger
 from basicsr.utils.options import ordered_yaml
 
 from .. import made_from
-from ..files import write_text
+from ..files import read_record, write_text
 from .ablation_studies import Run
 from .claims import claimed
 from .result_log import latest_log, read_results
@@ -69,8 +69,7 @@ class Store:
 
     def read(self, name: str) -> dict:
         """The record of a run; ``results`` is empty for a new one."""
-        file = self.finished / f"{name}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"results": {}}
+        return read_record(self.finished / f"{name}.json", ("results",)) or {"results": {}}
 
     def write(self, run: Run, record: Mapping) -> None:
         """Keep a run's record and forget an earlier failure."""
@@ -80,8 +79,7 @@ class Store:
 
     def made_from(self, run: Run) -> dict | None:
         """Record of the inputs of the run's training, finished or not; None before it."""
-        file = self.started / f"{run.name}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return read_record(self.started / f"{run.name}.json")
 
     def start(self, run: Run, record: Mapping) -> None:
         """Remember what a training is made from."""
