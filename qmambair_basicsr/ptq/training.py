@@ -3,8 +3,8 @@
 Life of such a method::
 
     method.open(net)            what it attaches, by shapes alone: a resumed run stops here and loads its state
-    method.calibrate(batches)   starting values, from images
     method.plan(total)          how many iterations there are
+    method.calibrate(batches)   starting values, from images
     method.step(i, images)      one iteration, i = 0, 1, ...
     method.finish(copy)         at any time: turns a copy of the network into an ordinary quantized one
 
@@ -78,6 +78,8 @@ class TrainedMethod(PTQMethod):
         Raises:
             ValueError: too few.
         """
+        if not isinstance(total, int) or isinstance(total, bool) or total < 0:
+            raise ValueError(f"{type(self).__name__}: iterations must be a whole number, at least 0; got {total!r}")
         self.total = total
 
     def step(self, iteration: int, images: Tensor) -> dict[str, float]:
@@ -127,8 +129,8 @@ class TrainedMethod(PTQMethod):
         """
         trained = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
         self.open(net)
-        self.calibrate(batches)
         self.plan(self.default_iterations if iterations is None else iterations)
+        self.calibrate(batches)
         for i in range(self.total):
             losses = self.step(i, batches[i % len(batches)])
             if report is not None:

@@ -115,6 +115,14 @@ def test_numbers_that_count_are_whole(name):
             build_method({"type": name, key: max(option.low, 1) + 0.5})
 
 
+@pytest.mark.parametrize("iterations", [-1, 2.5, True])
+@pytest.mark.parametrize("name", sorted(name for name, method in PTQ_METHODS.items() if method.trains))
+def test_iterations_that_are_none_are_refused_before_anything_is_calibrated(name, iterations, monkeypatch):
+    monkeypatch.setattr(PTQ_METHODS[name], "calibrate", None)
+    with pytest.raises(ValueError, match=f"{name}: iterations must be a whole number, at least 0; got {iterations}"):
+        quantize(network(), build_method({"type": name}), images(), iterations)
+
+
 def test_all_mistakes_are_named_at_once():
     with pytest.raises(SpecError, match=r"(?s)'alhpa'.*ptq\.percent"):
         build_method({"type": "ToySmooth", "alhpa": 0.5, "percent": 10})
