@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -165,6 +167,7 @@ class PTQModel(QATModel):
                 "full": cpu_state(self.method.full),
                 "network": cpu_state(self.net_g),
                 "method": self.method.training_state(),
+                "made_by": self._made_by(),
             }
         super()._write_state(path, state)
 
@@ -172,10 +175,11 @@ class PTQModel(QATModel):
         """Go on with the network, and with what the method keeps, of a training state.
 
         Raises:
-            checkpoints.CheckpointError: the state is of another method or network.
+            checkpoints.CheckpointError: the state is of another method, network or ``quant:`` block.
         """
+        kept = resume_state.get("ptq")
+        self._require_same(kept or {}, f"the training state of iteration {resume_state['iter']}")
         if self.method.trains:
-            kept = resume_state.get("ptq")
             if kept is None:
                 raise checkpoints.CheckpointError("the training state was not written by PTQModel; start the run anew")
             where = f"the training state of iteration {resume_state['iter']}"
@@ -184,6 +188,31 @@ class PTQModel(QATModel):
             method: TrainedMethod = self.method
             method.load_training_state(kept["method"])
         super().resume_training(resume_state)
+
+    def _made_by(self) -> dict[str, Any]:
+        """What a training state belongs to, as plain data."""
+        method = {"type": type(self.method).__name__, **self.method.settings}
+        # through JSON: the reader's mappings have an order, which means nothing
+        return json.loads(json.dumps({"method": method, "quant": self.opt["network_g"]["quant"]}))
+
+    def _require_same(self, kept: Mapping[str, Any], where: str) -> None:
+        """Refuse a state of another method or of other quantizers, and say which options of the method are others."""
+        before, now = kept.get("made_by"), self._made_by()
+        if kept and not self.method.trains:
+            raise checkpoints.CheckpointError(f"{where} is of a method that trains, {now['method']['type']} does not")
+        if before is None:
+            return
+        if before["method"]["type"] != now["method"]["type"]:
+            raise checkpoints.CheckpointError(
+                f"{where} is of {before['method']['type']}, not of {now['method']['type']}; start the run anew"
+            )
+        if before["quant"] != now["quant"]:
+            raise checkpoints.CheckpointError(f"{where} is of a network with another quant: block; start the run anew")
+        changed = [key for key, value in now["method"].items() if before["method"].get(key) != value]
+        for key in changed:
+            get_root_logger().warning(
+                f"ptq: method: {key} is now {now['method'][key]!r}, and was {before['method'].get(key)!r} up to here"
+            )
 
 
 def cpu_state(net: nn.Module) -> dict[str, Tensor]:

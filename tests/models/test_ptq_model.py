@@ -13,6 +13,7 @@ from qmambair_basicsr import checkpoints, schema
 from qmambair_basicsr.layers.merging import merge
 from qmambair_basicsr.layers.sites import uncalibrated
 from qmambair_basicsr.layers.transforms import transforms_of
+from qmambair_basicsr.models.qat_model import QATModel
 from qmambair_basicsr.ptq import PTQ_METHODS
 from qmambair_basicsr.ptq.method import require_ordinary
 from qmambair_basicsr.quantizers import SpecError
@@ -97,6 +98,37 @@ def test_run_resumes_to_the_same_bits(loop, ptq_options, method, more):
     opt["path"]["resume_state"] = str(folder.parent / "training_states" / "3.state")
     loop.here(opt)
     assert same(checkpoints.read_file(folder / "net_g_latest.pth")["params"], wanted) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "total", "options", "bits", "message"),
+    [
+        ("TwoDQuant", 8, {}, 4, "is of SPR2Q, not of TwoDQuant; start the run anew"),
+        ("MinMax", 1, {}, 4, "is of a method that trains, MinMax does not"),
+        ("SPR2Q", 8, {}, 2, "is of a network with another quant: block"),
+        ("SPR2Q", 8, {"lr": 0.5}, 4, None),
+    ],
+    ids=["method", "static", "bits", "rate"],
+)
+def test_a_state_of_something_else_is_refused(ptq_options, parsed, caplog, method, total, options, bits, message):
+    from qmambair_basicsr.models.ptq_model import PTQModel
+
+    opt = parsed(ptq_options("SPR2Q"))
+    written = {}
+    model = PTQModel(opt)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QATModel, "_write_state", lambda self, path, state: written.update(state))
+        model._write_state("state", {"iter": 3})
+    other = ptq_options(method, total=total, **options)
+    other["network_g"]["quant"]["weight"] = {**ROWS, "bits": bits}
+    model = PTQModel(parsed(other))
+    with caplog.at_level("WARNING"):
+        if message is None:
+            model._require_same(written["ptq"], "the state")
+            assert "ptq: method: lr is now 0.5, and was 0.01 up to here" in caplog.text
+        else:
+            with pytest.raises(checkpoints.CheckpointError, match=message):
+                model.resume_training(written)
 
 
 def test_killed_run_goes_on_to_the_same_bits(loop, ptq_options):
