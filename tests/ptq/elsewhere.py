@@ -6,12 +6,15 @@ what is moved or made with a device named: on the networks under test nothing na
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _python_dispatch
 from torch.utils._pytree import tree_leaves
+
+from qmambair_basicsr.layers.hadamard import hadamard
 
 # moves between devices, and indices, may be on the CPU
 _FREE = ("copy_", "_to_copy", "index", "index_put", "index_put_", "set_", "_local_scalar_dense")
@@ -77,8 +80,23 @@ class _Checked(_python_dispatch.TorchDispatchMode):
 @contextmanager
 def elsewhere(*modules: torch.nn.Module):
     """Inside, the states of some modules lie on the device, and tensors of two devices may not meet."""
+    forget_constants()
+    for order in range(1, 65):
+        hadamard(order)  # which says that it is on the CPU, whatever the device; that looks like any device named
     for module in modules:
         for state in (*module.parameters(), *module.buffers()):
             put(state.data)
-    with _Named(), _Checked():
-        yield
+    try:
+        with _Named(), _Checked():
+            yield
+    finally:
+        forget_constants()
+
+
+def forget_constants() -> None:
+    """Empty the caches of the package: what they keep was made on one of the two devices."""
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "qmambair_basicsr":
+            for value in vars(module).values():
+                if callable(getattr(value, "cache_clear", None)):
+                    value.cache_clear()
