@@ -34,9 +34,8 @@ __all__ = ["calibrate_row", "clock", "goes_end_to_end", "iterations_that_fit", "
 ROUTING = 500 / 12_500  # of the iterations: SPR2Q's last ones, which train the routing alone, as in its paper
 AHEAD = 32  # batches that are drawn before they are needed, while nobody else has the turn
 CHECK_EVERY = 10  # recorded iterations between two looks at losses and clock
-FINISHING = (
-    10.0  # seconds of a limit that are left for what comes behind the iterations; half of it more for each other thread
-)
+# seconds of a limit that are left for what comes behind the iterations; half of it more for each other thread
+FINISHING = 10.0
 
 logger = logging.getLogger("ptq_rows")
 
