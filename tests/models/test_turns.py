@@ -21,6 +21,14 @@ CPU = torch.device("cpu")
 LONG = 60.0  # seconds that nothing here takes unless it hangs
 
 
+def hang():
+    """Python at work, which another thread has to end."""
+    until = time.monotonic() + LONG
+    while time.monotonic() < until:
+        pass
+    raise AssertionError("nobody has ended this thread")
+
+
 def test_one_thread_at_a_time_has_the_turn_and_others_run_where_it_is_given():
     together, inside, most = threading.Barrier(3), [], []
 
@@ -87,8 +95,7 @@ def test_a_signal_ends_all_threads():
         try:
             with turn.mine():  # one has the turn, two wait for it
                 signal.raise_signal(signal.SIGINT)  # reaches the main thread
-                while True:
-                    pass
+                hang()
         except Ended:
             ended.append(turn)
             raise
@@ -107,8 +114,7 @@ def test_an_error_ends_all_threads():
             if number == 0:
                 turn.take()
                 here.wait(LONG)
-                while True:
-                    pass
+                hang()
             here.wait(LONG)
             if number == 1:
                 raise ArithmeticError("of one of them")
