@@ -177,12 +177,11 @@ class PTQModel(QATModel):
         Raises:
             checkpoints.CheckpointError: the state is of another method, network or ``quant:`` block.
         """
-        kept = resume_state.get("ptq")
-        self._require_same(kept or {}, f"the training state of iteration {resume_state['iter']}")
+        kept, where = resume_state.get("ptq"), f"the training state of iteration {resume_state['iter']}"
+        self._require_same(kept or {}, where)
         if self.method.trains:
             if kept is None:
                 raise checkpoints.CheckpointError("the training state was not written by PTQModel; start the run anew")
-            where = f"the training state of iteration {resume_state['iter']}"
             checkpoints.load_state(self.method.full, kept["full"], where)
             checkpoints.load_state(self.net_g, kept["network"], where)
             method: TrainedMethod = self.method

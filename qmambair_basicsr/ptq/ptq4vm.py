@@ -75,22 +75,21 @@ class FixedZero(Quantizer):
 
     @torch.no_grad()
     def start(self, rows: Tensor) -> None:
-        """Search step and zero for values (groups, M)."""
-        if self.base.symmetric:
-            self.step.copy_(step_search(rows, self.bits))
-        else:
-            for state, value in zip((self.step, self.zero), clip_search(rows, self.bits), strict=True):
-                state.copy_(value)
-        self.initialized.fill_(True)
-        self._ready = True
+        """Search step and zero for values (groups, M).
 
-    @torch.no_grad()
-    def span(self, rows: Tensor) -> None:
-        """Take the grid from the smallest to the largest of values (groups, M); zero need not be on it."""
-        low, high = rows.aminmax(dim=1)
-        highest = self.codes[1] - self.codes[0]
-        self.step.copy_((high - low).clamp_min(torch.finfo(low.dtype).eps) / highest)
-        self.zero.copy_(self.codes[0] - low / self.step)
+        The grid of a scan's parameter reaches from the smallest to the largest value; zero need not be on it.
+        """
+        if self.base.symmetric:
+            step, zero = step_search(rows, self.bits), self.zero
+        elif self.site.parameter is not None and self.site.operand != "weight":
+            low, high = rows.aminmax(dim=1)
+            lowest, highest = self.codes
+            step = (high - low).clamp_min(torch.finfo(low.dtype).eps) / (highest - lowest)
+            zero = lowest - low / step
+        else:
+            step, zero = clip_search(rows, self.bits)
+        self.step.copy_(step)
+        self.zero.copy_(zero)
         self.initialized.fill_(True)
         self._ready = True
 
@@ -165,11 +164,7 @@ class PTQ4VM(BlockReconstruction):
         for placed in sites:
             sample = seen.get(placed.site.label)
             rows = placed.quantizer.base._rows(placed.tensor()) if sample is None else sample.with_ends()
-            own = placed.site.parameter is not None and placed.site.operand != "weight"
-            if own and not placed.quantizer.base.symmetric:
-                placed.quantizer.span(rows)
-            else:
-                placed.quantizer.start(rows)
+            placed.quantizer.start(rows)
 
     def _fold(self, scales: dict[str, Tensor], sources: dict[str, Source]) -> None:
         """Fold factors for good, around the transforms that are learned."""
