@@ -36,7 +36,7 @@ class Rated:
         name: dotted name of its part, the pattern of an override.
         kind: of the site.
         size: values of one image at the site, or of the parameter.
-        costs: width -> squared change of the output, relative to the output's variance.
+        costs: width that its quantizer can have -> squared change of the output, relative to the output's variance.
     """
 
     label: str
@@ -49,6 +49,10 @@ class Rated:
 def sites_to_rate(net: nn.Module) -> list[PlacedSite]:
     """Quantized sites whose width an override can choose by itself."""
     return [p for p in network_sites(net) if p.quantizer.bits != 32 and p.site.kind not in ("routing", "state")]
+
+
+def _widths(placed: PlacedSite, widths: Sequence[int]) -> list[int]:
+    return [bits for bits in widths if bits in placed.quantizer.bit_widths]
 
 
 def _rows(placed: PlacedSite, x: Tensor) -> Tensor:
@@ -74,10 +78,10 @@ def scores(net: nn.Module, images: Sequence[Tensor], widths: Sequence[int], seed
     Args:
         net: made by ``prepare``, with full-precision weights.
         images: (1, C, H, W) each; one random direction for each.
-        widths: bits to rate.
+        widths: bits to rate; each site at those that its quantizer can have, without any it is left out.
         seed: of the directions.
     """
-    sites = {placed.site.label: placed for placed in sites_to_rate(net)}
+    sites = {placed.site.label: placed for placed in sites_to_rate(net) if _widths(placed, widths)}
     full = full_precision(net).requires_grad_(True)
     slots = {p.site.label: p.quantizer for p in network_sites(full) if p.site.label in sites}
     seen: dict[str, Tensor] = {}
@@ -91,7 +95,7 @@ def scores(net: nn.Module, images: Sequence[Tensor], widths: Sequence[int], seed
         return hook
 
     hooks = [slot.register_forward_hook(watch(label)) for label, slot in slots.items()]
-    totals = {label: dict.fromkeys(widths, 0.0) for label in sites}
+    totals = {label: dict.fromkeys(_widths(placed, widths), 0.0) for label, placed in sites.items()}
     sizes, generator = dict.fromkeys(sites, 0), torch.Generator().manual_seed(seed)
     try:
         for image in images:
@@ -105,7 +109,7 @@ def scores(net: nn.Module, images: Sequence[Tensor], widths: Sequence[int], seed
                 if x.grad is None:
                     continue
                 sizes[label] = x.numel()
-                for bits in widths:
+                for bits in totals[label]:
                     change = _rounded(sites[label], x.detach(), bits) - x.detach()
                     totals[label][bits] += (x.grad * change).sum().square().item() / spread / len(images)
     finally:
@@ -124,7 +128,7 @@ def measured(net: nn.Module, images: Sequence[Tensor], widths: Sequence[int]) ->
     for placed in sites_to_rate(net):
         sizes: list[int] = []
         costs = {}
-        for bits in widths:
+        for bits in _widths(placed, widths):
 
             def hook(_, given: tuple, result: Tensor, placed=placed, bits=bits, sizes=sizes) -> Tensor:
                 sizes.append(result.numel())
@@ -158,18 +162,25 @@ def allocate(rated: Sequence[Rated], average: float) -> dict[str, int]:
         average: bits of a value.
 
     Raises:
-        ValueError: the average lies below the smallest or above the largest width.
+        ValueError: the average lies below that of the smallest or above that of the largest widths.
     """
-    widths = sorted(rated[0].costs)
-    if not widths[0] <= average <= widths[-1]:
-        raise ValueError(f"an average of {average} bits cannot be made of {', '.join(map(str, widths))} bits")
-    chosen = {r.label: widths[0] for r in rated}
-    left = (average - widths[0]) * sum(r.size for r in rated)
+    values = sum(r.size for r in rated)
+    least, most = (sum(end(r.costs) * r.size for r in rated) / values for end in (min, max))
+    if not least <= average <= most:
+        widths = sorted({bits for r in rated for bits in r.costs})
+        reach = (
+            ""
+            if (least, most) == (widths[0], widths[-1])
+            else f", which reach from {least:.2f} to {most:.2f} at these sites"
+        )
+        raise ValueError(f"an average of {average} bits cannot be made of {', '.join(map(str, widths))} bits{reach}")
+    chosen = {r.label: min(r.costs) for r in rated}
+    left = (average - least) * values
     while True:
         steps = []
         for r in rated:
             here = chosen[r.label]
-            for bits in (b for b in widths if b > here):
+            for bits in (b for b in sorted(r.costs) if b > here):
                 price = (bits - here) * r.size
                 gain = r.costs[here] - r.costs[bits]
                 if price <= left and gain > 0:
@@ -194,9 +205,19 @@ def by_blocks(net: nn.Module, images: Sequence[Tensor], share: float = 0.05) -> 
         net: made by ``prepare``, with full-precision weights.
         images: calibration images.
         share: of the weights that get three bits, and of those that get one.
+
+    Raises:
+        ValueError: a weight's quantizer cannot have one of these widths.
     """
     known = places(net)
-    names = [p.site.name for p in sites_to_rate(net) if p.site.operand == "weight" and p.site.name in known]
+    weights = [p for p in sites_to_rate(net) if p.site.operand == "weight" and p.site.name in known]
+    for placed in weights:
+        if not {1, 2, 3} <= {*placed.quantizer.bit_widths}:
+            raise ValueError(
+                f"{placed.site.label}: {type(placed.quantizer).__name__} cannot have each of 1, 2 and 3 bits, which ABMP shares out; "
+                "AnyOrder and MinMax can"
+            )
+    names = [placed.site.name for placed in weights]
     sums = {
         f"{name}.weight": sensitivity(*matrices_of(known[name], gram)).sum().item()
         for name, gram in input_grams(net, images, names)

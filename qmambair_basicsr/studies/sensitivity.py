@@ -34,13 +34,16 @@ class SensitivityError(ValueError):
 
 def table(rated: Sequence[Rated], direct: Mapping[str, Rated], chosen: Mapping[str, int]) -> list[list[str]]:
     """Rows of text, the most sensitive site first; the head is the first one."""
-    widths = sorted(rated[0].costs)
+    widths = sorted({bits for r in rated for bits in r.costs})
+
+    def cells(costs: Mapping[int, float]) -> list[str]:
+        return [f"{costs[b]:.3e}" if b in costs else "-" for b in widths]
+
     head = ["site", "kind", "values", *(f"score {b}b" for b in widths)]
     head += [f"measured {b}b" for b in widths] if direct else []
     rows = [head + (["bits"] if chosen else [])]
-    for r in sorted(rated, key=lambda r: -r.costs[widths[0]]):
-        row = [r.label, r.kind, str(r.size), *(f"{r.costs[b]:.3e}" for b in widths)]
-        row += [f"{direct[r.label].costs[b]:.3e}" for b in widths] if direct else []
+    for r in sorted(rated, key=lambda r: -r.costs[min(r.costs)]):
+        row = [r.label, r.kind, str(r.size), *cells(r.costs), *(cells(direct[r.label].costs) if direct else [])]
         rows.append(row + ([str(chosen.get(r.label, "-"))] if chosen else []))
     return rows
 
@@ -65,14 +68,14 @@ def heat_map(rated: Sequence[Rated]) -> bytes:
     """PNG: kinds of sites against blocks, colour the logarithm of the score at the fewest bits."""
     from matplotlib.figure import Figure
 
-    bits = min(rated[0].costs)
+    bits = min(bits for r in rated for bits in r.costs)
     cells: dict[str, dict[str, float]] = {}
     for r in rated:
         numbers = re.findall(r"\.(\d+)(?=\.|$)", r.label)
         row = re.sub(r"\.\d+(?=\.|$)", "", r.label)
         for prefix in ("layers.residual_group.blocks.", "layers.residual_group.layers."):
             row = row.removeprefix(prefix)
-        cells.setdefault(row, {})[".".join(numbers[:2])] = math.log10(max(r.costs[bits], 1e-30))
+        cells.setdefault(row, {})[".".join(numbers[:2])] = math.log10(max(r.costs.get(bits, math.nan), 1e-30))
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     values = [[row.get(column, math.nan) for column in columns] for row in cells.values()]
     figure = Figure(figsize=(2 + 0.35 * len(columns), 1.5 + 0.2 * len(cells)), layout="constrained")
@@ -132,7 +135,10 @@ def run(args: argparse.Namespace) -> str:
     widths = sorted(set(args.bits))
     rated = [r for r in scores(net, images, widths, args.seed) if args.kind in ("all", r.kind)]
     if not rated:
-        raise SensitivityError(f"{args.opt}: nothing of kind {args.kind} is quantized; see tools.placement")
+        listed = ", ".join(map(str, widths))
+        raise SensitivityError(
+            f"{args.opt}: nothing of kind {args.kind} is quantized with a quantizer of {listed} bits; see tools.placement"
+        )
     direct = {r.label: r for r in measured(net, images, widths)} if args.direct else {}
     chosen: dict[str, int] = {}
     if args.average is not None:

@@ -69,11 +69,19 @@ def test_allocation_spends_bits_where_they_count():
     assert set(allocate(rated, 2).values()) == {2}
     with pytest.raises(ValueError, match="an average of 9 bits cannot be made of 2, 4, 8 bits"):
         allocate(rated, 9)
+    some = [Rated("a", "a", "weight", 30, {1: 2.0, 2: 1.0}), Rated("b", "b", "act", 10, {2: 2.0, 8: 0.0})]
+    assert allocate(some, 1.25) == {"a": 1, "b": 2} and allocate(some, 3.5) == {"a": 2, "b": 8}
+    with pytest.raises(
+        ValueError, match=r"cannot be made of 1, 2, 8 bits, which reach from 1\.25 to 3\.50 at these sites"
+    ):
+        allocate(some, 4)
 
 
 def test_blocks_of_quant_dllm(images):
     chosen = by_blocks(network(weight={"type": "AnyOrder", "bits": 2}), images[:1], 0.2)
     assert sorted(chosen.values()) == [1] * 2 + [2] * (len(chosen) - 4) + [3] * 2
+    with pytest.raises(ValueError, match="LSQ cannot have each of 1, 2 and 3 bits"):
+        by_blocks(network(weight={"type": "LSQ", "bits": 2}), images[:1])
 
 
 @pytest.fixture
@@ -139,6 +147,27 @@ def test_widths_of_the_preset_at_an_average(kind, files, images):
     )
 
 
+def test_sites_are_rated_at_the_widths_they_can_have(files, images, capsys):
+    """Sums of signs have at most four bits, LSQ at least two: the average counts what each can have."""
+    opt = read_options(files / "net.yml")
+    quant = {"weight": {"type": "AnyOrder", "bits": 2}, "scan": {"type": "LSQ", "bits": 4}}
+    opt["network_g"]["quant"] = opt["network_g"]["quant"] | quant
+    (files / "net.yml").write_text(yaml.safe_dump({"name": opt["name"], "network_g": opt["network_g"]}))
+    out = files / "mixed.yml"
+    more = ("--kind", "all", "--bits", "1", "2", "8", "--direct", "--csv", "--average", "3", "--output", str(out))
+    assert sensitivity.main(arguments(files, *more)) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    missing = {
+        kind: {b for r in rows if r["kind"] == kind for b in (1, 2, 8) if r[f"score {b}b"] == "-"}
+        for kind in ("weight", "scan")
+    }
+    assert missing == {"weight": {8}, "scan": {1}}
+    assert all((r[f"score {b}b"] == "-") == (r[f"measured {b}b"] == "-") for r in rows for b in (1, 2, 8))
+    made = build_network(read_options(out)["network_g"])
+    bits = {p.site.label: str(p.quantizer.bits) for p in network_sites(made)}
+    assert all(bits[r["site"]] == r["bits"] for r in rows) and {r["bits"] for r in rows} == {"1", "2", "8"}
+
+
 def test_direct_measurement_and_markdown(files, capsys):
     assert sensitivity.main(arguments(files, "--direct", "--markdown", "--kind", "scan", "--bits", "4")) == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
@@ -151,9 +180,10 @@ def test_direct_measurement_and_markdown(files, capsys):
         (("--average", "3"), "--average needs --output"),
         (("--abmp",), "--abmp needs --output"),
         (("--average", "1", "--output", "x.yml"), "an average of 1.0 bits cannot be made of 2, 4, 8 bits"),
+        (("--bits", "9"), "bits"),
         (("--kind", "attention"), "nothing of kind attention is quantized"),
     ],
-    ids=["output", "abmp", "average", "kind"],
+    ids=["output", "abmp", "average", "width", "kind"],
 )
 def test_what_cannot_be_done_is_said(files, capsys, more, message):
     assert sensitivity.main(arguments(files, *more)) == 2
