@@ -178,7 +178,7 @@ def _without_gradients(net: nn.Module) -> Callable[[Tensor], Tensor]:
     return network
 
 
-def with_rounding(net: nn.Module, size: float) -> Callable[[Tensor], Tensor]:
+def with_rounding(net: nn.Module, size: float, seed: int = 0) -> Callable[[Tensor], Tensor]:
     """A quantized network with noise as large as rounding at its input and at that of every activation quantizer.
 
     Other arithmetic of the same precision rounds in other places; this is how far its output may be off for that alone.
@@ -186,10 +186,11 @@ def with_rounding(net: nn.Module, size: float) -> Callable[[Tensor], Tensor]:
     Args:
         net: the network.
         size: standard deviation of the noise, in units of the largest absolute value of each tensor.
+        seed: of the noise; other ones end elsewhere, by decibels where few codes turn.
     """
 
     def network(x: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
 
         def moved(t: Tensor) -> Tensor:
             return t + size * t.abs().amax() * torch.randn(t.shape, generator=generator)
