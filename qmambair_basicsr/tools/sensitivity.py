@@ -6,7 +6,7 @@ python -m qmambair_basicsr.tools.sensitivity -opt FILE --checkpoint FILE --image
 
 A score estimates, from gradients, the squared change of the output (over its variance) that quantizing one site alone
 causes; --direct measures it. --average writes an option file whose overrides give every site its bits, and says what average came out: the last
-bits may be too few for the next width of any site. Token routing and states of a scan are not rated.
+bits may be too few for the next width of any site. Each site is rated at those widths that its quantizer can have. Token routing and states of a scan are not rated.
 """
 
 from __future__ import annotations
