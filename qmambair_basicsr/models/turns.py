@@ -214,9 +214,9 @@ def in_turns(count: int, work: Callable[[SharedTurn], None], device: torch.devic
                 for thread in waiting:
                     if thread.ident is None and not turns.ended:
                         thread.start()
-                    elif thread.ident is not None:
-                        thread.join(WAKE)
-                waiting = [thread for thread in waiting if thread.is_alive()]
+                time.sleep(WAKE)  # no join, which takes a thread for ended where a signal ends the join (Python 3.11)
+                there = set(threading.enumerate())
+                waiting = [thread for thread in waiting if thread in there]
                 if turns.ended and time.monotonic() > turns.said + AGAIN:
                     turns.end()
             except BaseException as error:  # of a signal, which reaches the main thread alone
