@@ -168,19 +168,17 @@ def allocate(rated: Sequence[Rated], average: float) -> dict[str, int]:
     least, most = (sum(end(r.costs) * r.size for r in rated) / values for end in (min, max))
     if not least <= average <= most:
         widths = sorted({bits for r in rated for bits in r.costs})
-        reach = (
-            ""
-            if (least, most) == (widths[0], widths[-1])
-            else f", which reach from {least:.2f} to {most:.2f} at these sites"
+        raise ValueError(
+            f"an average of {average} bits cannot be made of {', '.join(map(str, widths))} bits, "
+            f"which reach from {least:.2f} to {most:.2f} at these sites"
         )
-        raise ValueError(f"an average of {average} bits cannot be made of {', '.join(map(str, widths))} bits{reach}")
     chosen = {r.label: min(r.costs) for r in rated}
     left = (average - least) * values
     while True:
         steps = []
         for r in rated:
             here = chosen[r.label]
-            for bits in (b for b in sorted(r.costs) if b > here):
+            for bits in (b for b in r.costs if b > here):
                 price = (bits - here) * r.size
                 gain = r.costs[here] - r.costs[bits]
                 if price <= left and gain > 0:
